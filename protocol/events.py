@@ -1,0 +1,203 @@
+"""The facts of a run, as they are journaled and published.
+
+An event is numbered (`seq`, from 1, without holes) by the journal and stamped there; its `data` is
+one of the structs below, chosen by `kind`. `Raw` fields are user payloads: carried, never opened.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Raw, Struct
+
+__all__ = [
+    "DATA",
+    "KIND_OF",
+    "VALUE_FIELD",
+    "ErrorKind",
+    "Event",
+    "EventData",
+    "RunCancelled",
+    "RunCompleted",
+    "RunFailed",
+    "RunStarted",
+    "TaskCancelled",
+    "TaskCompleted",
+    "TaskEmitted",
+    "TaskError",
+    "TaskFailed",
+    "TaskLog",
+    "TaskProgress",
+    "TaskReady",
+    "TaskRetrying",
+    "TaskStarted",
+    "TaskUsage",
+]
+
+
+class ErrorKind(StrEnum):
+    """Why an attempt failed (DESIGN §7)."""
+
+    ERROR = "error"
+    INVALID_OUTPUT = "invalid_output"
+    TIMEOUT_START = "timeout.start"
+    TIMEOUT_WALL = "timeout.wall"
+    TIMEOUT_IDLE = "timeout.idle"
+    TIMEOUT_CPU = "timeout.cpu"
+    TIMEOUT_RUN = "timeout.run"
+    MEMORY = "memory"
+    PIDS = "pids"
+    DISK = "disk"
+    OUTPUT_LIMIT = "output_limit"
+    CRASH = "crash"
+    VIOLATION = "violation"
+    PROTOCOL = "protocol"
+    SETUP = "setup"
+    UPSTREAM_FAILED = "upstream_failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Peak memory in bytes, cpu in seconds, processes, bytes written; None where not measured."""
+
+    memory: int | None = None
+    cpu: float | None = None
+    pids: int | None = None
+    disk: int | None = None
+
+
+class TaskError(Struct, frozen=True, kw_only=True):
+    kind: ErrorKind
+    message: str
+    type: str | None = None
+    traceback: str | None = None
+    refused: tuple[str, ...] = ()
+    usage: Usage | None = None
+
+
+class RunStarted(Struct, frozen=True, kw_only=True):
+    pipeline: str
+    input: Raw
+    seed: int
+    spec: Raw  # the PipelineSpec
+
+
+class RunCompleted(Struct, frozen=True):
+    outputs: dict[str, Raw]  # sink task: output
+
+
+class RunFailed(Struct, frozen=True):
+    error: TaskError
+    tasks: tuple[str, ...]  # the tasks that failed for good, in id order
+
+
+class RunCancelled(Struct, frozen=True):
+    reason: str
+
+
+class TaskReady(Struct, frozen=True):
+    pass
+
+
+class TaskStarted(Struct, frozen=True):
+    pid: int
+    walls: dict[str, Any]  # ours, not the task's: see sandbox/plan.py
+
+
+class TaskEmitted(Struct, frozen=True):
+    item: Raw
+
+
+class TaskLog(Struct, frozen=True, kw_only=True):
+    stream: str  # stdout, stderr or log
+    text: str
+    fields: Raw = Raw(b"\x80")  # a map
+    dropped: int = 0  # bytes not kept
+
+
+class TaskProgress(Struct, frozen=True):
+    done: float
+    total: float | None = None
+
+
+class TaskUsage(Struct, frozen=True, kw_only=True):
+    memory: int | None = None
+    cpu: float | None = None
+    pids: int | None = None
+    disk: int | None = None
+
+
+class TaskCompleted(Struct, frozen=True):
+    output: Raw
+    seconds: float
+
+
+class TaskRetrying(Struct, frozen=True):
+    error: TaskError
+    delay: float
+
+
+class TaskFailed(Struct, frozen=True):
+    error: TaskError
+
+
+class TaskCancelled(Struct, frozen=True):
+    error: TaskError
+
+
+EventData = (
+    RunStarted
+    | RunCompleted
+    | RunFailed
+    | RunCancelled
+    | TaskReady
+    | TaskStarted
+    | TaskEmitted
+    | TaskLog
+    | TaskProgress
+    | TaskUsage
+    | TaskCompleted
+    | TaskRetrying
+    | TaskFailed
+    | TaskCancelled
+)
+
+DATA: dict[str, type[EventData]] = {
+    "run.started": RunStarted,
+    "run.completed": RunCompleted,
+    "run.failed": RunFailed,
+    "run.cancelled": RunCancelled,
+    "task.ready": TaskReady,
+    "task.started": TaskStarted,
+    "task.emitted": TaskEmitted,
+    "task.log": TaskLog,
+    "task.progress": TaskProgress,
+    "task.usage": TaskUsage,
+    "task.completed": TaskCompleted,
+    "task.retrying": TaskRetrying,
+    "task.failed": TaskFailed,
+    "task.cancelled": TaskCancelled,
+}
+KIND_OF: dict[type[EventData], str] = {data: kind for kind, data in DATA.items()}
+
+# The field that holds a user's value, kept by content outside the row when it is large.
+VALUE_FIELD: dict[str, str] = {
+    "run.started": "input",
+    "run.completed": "outputs",
+    "task.emitted": "item",
+    "task.completed": "output",
+}
+
+
+class Event(Struct, frozen=True):
+    """One numbered fact. `data` is the msgpack map of the struct that `kind` names."""
+
+    seq: int
+    run: str
+    task: str | None
+    attempt: int | None
+    kind: str
+    at: float  # wall clock, seconds since 1970: for people, never compared
+    data: Raw

@@ -1,0 +1,41 @@
+"""Every bound of the wire and of what a task may make us keep, each with its reason."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# One message of the link. Large enough for any sane item, small enough that a hundred guests with
+# one half-read message each cost 100 MiB. Larger outputs go through the outbox file.
+MESSAGE_SIZE = 1 * MIB
+
+# A value (run input, task output) that travels by file. The engine copies it once, off the loop.
+VALUE_SIZE = 64 * MIB
+
+# Values above this live in files named by their digest instead of journal rows: SQLite keeps rows
+# of this size in a handful of pages, and equal outputs of a chain are then stored once.
+INLINE_VALUE_SIZE = 16 * KIB
+
+# What one guest's endpoint may hold that the engine has not yet handled. Reading stops above it.
+LINK_BUFFER_SIZE = 2 * MESSAGE_SIZE
+
+# One read of a link: a power of two above the usual 208 KiB socket buffer's half.
+LINK_READ_SIZE = 128 * KIB
+
+# The READY command of ZMTP's NULL mechanism: ours is 40 bytes, pyzmq's under 100.
+ZMTP_COMMAND_SIZE = 512
+
+# One line of stdout or stderr becomes one task.log; longer lines are cut into pieces of this size.
+LOG_LINE_SIZE = 8 * KIB
+
+# Text a task may put into one error (message, traceback) before it is cut.
+ERROR_TEXT_SIZE = 16 * KIB
+
+# What may wait for the front. Beyond it frames are dropped; observers see the gap and ask for a
+# replay, so this costs no event, only memory: about 20 000 typical frames.
+FRONT_BUFFER_SIZE = 8 * MIB
+
+# A control request: a pipeline's data without its sources.
+CONTROL_REQUEST_SIZE = 4 * MIB
+
+LINK_VERSION = 1
+EVENT_VERSION = 1
+CONTROL_VERSION = 1

@@ -1,0 +1,128 @@
+"""A pipeline as pure data: what the loader produces, the engine runs and the journal keeps.
+
+Everything is resolved here: sizes are bytes, durations are seconds, defaults are filled in.
+What a person writes (files, the builder) is sparse and lives in `supervisor/`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Raw, Struct
+
+__all__ = [
+    "TASK_ID_PATTERN",
+    "CommandEntry",
+    "Edge",
+    "Entry",
+    "FileEntry",
+    "Limits",
+    "ModuleEntry",
+    "Network",
+    "PickleEntry",
+    "PipelineSpec",
+    "Retry",
+    "TaskSpec",
+    "Timeouts",
+]
+
+TASK_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+
+
+class Network(StrEnum):
+    NONE = "none"
+    HOST = "host"
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What one attempt may use, over its whole process tree. Sizes in bytes."""
+
+    memory: int
+    cpu: float | None  # cores; None: no ceiling
+    pids: int  # processes and threads
+    files: int  # open file descriptors of one process
+    tmp: int  # /tmp and /dev/shm together
+    disk: int  # the largest file, and the attempt's layer
+    output: int  # stdout and stderr and log and items together
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """Seconds; None: no limit."""
+
+    start: float
+    wall: float | None
+    idle: float | None
+    cpu: float | None
+    grace: float
+
+
+class Retry(Struct, frozen=True, kw_only=True):
+    """`attempts` counts the first try. The n-th retry waits delay * backoff**(n-1), at most
+    `max_delay`, plus or minus `jitter` of it."""
+
+    attempts: int
+    delay: float
+    backoff: float
+    max_delay: float
+    jitter: float
+    on: tuple[str, ...]  # error kinds; a prefix counts: "timeout" is every timeout.*
+
+
+class FileEntry(Struct, frozen=True, tag="file"):
+    """`agents.py:analyze`: a qualified name in a file of the snapshotted sources."""
+
+    file: str  # relative to the sources root
+    name: str
+
+
+class ModuleEntry(Struct, frozen=True, tag="module"):
+    """`package.module:function`, importable in the sandbox."""
+
+    module: str
+    name: str
+
+
+class PickleEntry(Struct, frozen=True, tag="pickle"):
+    """A function without a file, by cloudpickle; unpickled inside the sandbox alone."""
+
+    payload: bytes
+    name: str
+
+
+class CommandEntry(Struct, frozen=True, tag="command"):
+    """A program in any language."""
+
+    argv: tuple[str, ...]
+
+
+Entry = FileEntry | ModuleEntry | PickleEntry | CommandEntry
+
+
+class TaskSpec(Struct, frozen=True, kw_only=True):
+    id: str
+    execute: Entry
+    spec: Raw  # AgentSpec: the task's own data, closed
+    sources: tuple[str, ...]  # further files or folders, relative to the pipeline's folder
+    env: dict[str, str]
+    limits: Limits
+    timeouts: Timeouts
+    retry: Retry
+    network: Network = Network.NONE
+
+
+class Edge(Struct, frozen=True, order=True):
+    """`to` may see the output of `source`, after it completed."""
+
+    source: str
+    to: str
+
+
+class PipelineSpec(Struct, frozen=True, kw_only=True):
+    name: str
+    tasks: tuple[TaskSpec, ...]
+    edges: tuple[Edge, ...]
+    root: str  # the pipeline's folder on this host: sources resolve beneath it
+    workspace: str | None = None  # absolute, on this host
+    fail_fast: bool = False
+    timeout: float | None = None  # the whole run
+    max_parallel: int | None = None  # of this run

@@ -1,0 +1,1 @@
+"""The trusted side: deciding (`core/`) and doing."""
