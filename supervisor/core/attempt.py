@@ -1,0 +1,135 @@
+"""The life of one attempt, from spawn to the death of its tree: the volatile half of a task.
+
+The first cause wins. Once an attempt is doomed (a timeout, a cancel) or has told its result, later
+causes change nothing, and its clocks stand still but for the grace period. `Ended` comes last and
+from any phase: only then is the tree known to be dead.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, auto
+
+from msgspec import Raw
+
+from ...protocol.events import ErrorKind, TaskError
+from ...protocol.pipeline import TaskSpec
+from .commands import CancelAttempt, Kill
+from .events import Ended, Started, Told
+from .lifecycle import Lifecycle
+from .priority import Queued
+
+__all__ = ["LIFECYCLE", "TRANSITIONS", "Attempt", "Clock", "Phase"]
+
+
+class Phase(Enum):
+    SPAWNING = auto()
+    RUNNING = auto()
+    ASKED = auto()  # to end by itself, within its grace
+    KILLING = auto()
+    OVER = auto()
+
+
+# Started and Told may cross a Kill on its way out: they are late then, and no fault.
+TRANSITIONS: dict[Phase, dict[type, Phase]] = {
+    Phase.SPAWNING: {Started: Phase.RUNNING, Kill: Phase.KILLING, Ended: Phase.OVER},
+    Phase.RUNNING: {
+        Told: Phase.KILLING,
+        CancelAttempt: Phase.ASKED,
+        Kill: Phase.KILLING,
+        Ended: Phase.OVER,
+    },
+    Phase.ASKED: {Told: Phase.KILLING, Kill: Phase.KILLING, Ended: Phase.OVER},
+    Phase.KILLING: {Started: Phase.KILLING, Told: Phase.KILLING, Ended: Phase.OVER},
+    Phase.OVER: {},
+}
+LIFECYCLE: Lifecycle[Phase] = Lifecycle(TRANSITIONS)
+
+
+class Clock(Queued):
+    """Something that happens at a time, unless it is postponed until then."""
+
+    __slots__ = ()
+
+    def due(self) -> float:
+        """When; infinity: never. May only be later than where the clock is queued."""
+        raise NotImplementedError
+
+
+class Attempt(Clock):
+    __slots__ = (
+        "_wall",
+        "active",
+        "asked",
+        "message",
+        "number",
+        "phase",
+        "reason",
+        "run",
+        "spawned",
+        "spec",
+        "started",
+    )
+
+    def __init__(self, run: str, spec: TaskSpec, number: int, now: float) -> None:
+        super().__init__()
+        self.run = run
+        self.spec = spec
+        self.number = number
+        self.phase = Phase.SPAWNING
+        self.spawned = now
+        self.started: float | None = None
+        self.active = now  # when it last said something
+        self.asked = now
+        self.reason: ErrorKind | None = None
+        self.message = ""
+        self._wall = math.inf
+
+    def move(self, happening: type) -> None:
+        subject = f"task {self.run}/{self.spec.id} (attempt {self.number})"
+        self.phase = LIFECYCLE.next(subject, self.phase, happening)
+
+    def start(self, now: float) -> None:
+        self.started = self.active = now
+        wall = self.spec.timeouts.wall
+        self._wall = math.inf if wall is None else now + wall
+
+    def due(self) -> float:
+        timeouts = self.spec.timeouts
+        if self.phase is Phase.RUNNING:
+            if timeouts.idle is None:
+                return self._wall
+            return min(self._wall, self.active + timeouts.idle)
+        if self.phase is Phase.SPAWNING:
+            return self.spawned + timeouts.start
+        if self.phase is Phase.ASKED:
+            return self.asked + timeouts.grace
+        return math.inf
+
+    def overrun(self, now: float) -> tuple[ErrorKind, str]:
+        """The limit that ran out, of those `due` watches."""
+        timeouts = self.spec.timeouts
+        if self.phase is Phase.SPAWNING:
+            return ErrorKind.TIMEOUT_START, f"did not start within {timeouts.start:g} s"
+        if now >= self._wall:
+            return ErrorKind.TIMEOUT_WALL, f"ran longer than {timeouts.wall:g} s"
+        return ErrorKind.TIMEOUT_IDLE, f"said nothing for {timeouts.idle:g} s"
+
+    def verdict(self, output: Raw | None, error: TaskError | None) -> TaskError | None:
+        """What the attempt ends with, given what was seen at its end; None: it completed."""
+        if self.reason is None:
+            return error
+        if error is None:  # it finished after all, too late
+            return TaskError(kind=self.reason, message=self.message)
+        message = self.message
+        if error.kind not in (self.reason, ErrorKind.CRASH, ErrorKind.CANCELLED):
+            # A crash is what our kill looks like from outside; anything else is worth telling.
+            message = f"{message}; then {error.kind}: {error.message}"
+        return TaskError(
+            kind=self.reason,
+            message=message,
+            type=error.type,
+            traceback=error.traceback,
+            refused=error.refused,
+            usage=error.usage,
+        )

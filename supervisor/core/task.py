@@ -1,0 +1,66 @@
+"""The life of a task, as its run's journal tells it.
+
+What happens to a task is a recorded fact, and each fact moves it along one edge. This is the
+durable half: it knows nothing of processes or clocks. One attempt's life, from spawn to death, is
+in `attempt.py`; between two facts here an attempt may pass through several phases there.
+
+An attempt's number is given by `task.ready`; from there on it ends with exactly one of completed,
+retrying, failed, cancelled. A task that fails or is cancelled without an attempt (upstream failed,
+run cancelled while it waited or between two attempts) has no number in that event.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from ...protocol.events import (
+    EventData,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskReady,
+    TaskRetrying,
+    TaskStarted,
+)
+from .lifecycle import Lifecycle
+
+__all__ = ["LIFECYCLE", "TRANSITIONS", "Standing"]
+
+
+class Standing(Enum):
+    WAITING = auto()  # for its upstream
+    READY = auto()  # for a slot, or for its sandbox
+    RUNNING = auto()
+    BACKOFF = auto()  # between two attempts
+    COMPLETED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+
+TRANSITIONS: dict[Standing, dict[type[EventData], Standing]] = {
+    Standing.WAITING: {
+        TaskReady: Standing.READY,
+        TaskFailed: Standing.FAILED,
+        TaskCancelled: Standing.CANCELLED,
+    },
+    Standing.READY: {
+        TaskStarted: Standing.RUNNING,
+        TaskRetrying: Standing.BACKOFF,
+        TaskFailed: Standing.FAILED,
+        TaskCancelled: Standing.CANCELLED,
+    },
+    Standing.RUNNING: {
+        TaskCompleted: Standing.COMPLETED,
+        TaskRetrying: Standing.BACKOFF,
+        TaskFailed: Standing.FAILED,
+        TaskCancelled: Standing.CANCELLED,
+    },
+    Standing.BACKOFF: {
+        TaskReady: Standing.READY,
+        TaskCancelled: Standing.CANCELLED,
+    },
+    Standing.COMPLETED: {},
+    Standing.FAILED: {},
+    Standing.CANCELLED: {},
+}
+LIFECYCLE: Lifecycle[Standing] = Lifecycle(TRANSITIONS)

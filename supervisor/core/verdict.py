@@ -1,0 +1,105 @@
+"""Why an attempt ended, from what was seen of it. The first cause wins.
+
+In order: what the engine itself noticed first (`cause`: an out-of-memory event, an output flood, a
+broken link), then what the guest said, then how its process ended. The core's own reason for a
+kill (a timeout, a cancel) goes before all of these: see `scheduler.py`.
+"""
+
+from __future__ import annotations
+
+import signal as signals
+from dataclasses import dataclass
+
+from msgspec import Raw, structs
+
+from ...protocol.events import ErrorKind, TaskError, Usage
+from ...protocol.messages import Fail
+
+__all__ = ["Seen", "judge"]
+
+# errno texts as CPython prints them: "No space left on device", "File too large".
+_DISK_ERRORS = ("[Errno 28]", "[Errno 27]")
+_FORK_ERRORS = ("[Errno 11]", "can't start new thread", "unable to create native thread")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known once the tree is dead. `status` is a wait status as `os.waitpid` gives it,
+    None where the sandbox was killed from outside or never reported one."""
+
+    output: Raw | None = None
+    failure: Fail | None = None
+    cause: TaskError | None = None
+    status: int | None = None
+    started: bool = False  # the guest greeted us
+    out_of_memory: bool = False
+    pids_refused: bool = False
+    usage: Usage | None = None
+
+
+def judge(seen: Seen) -> Raw | TaskError:
+    """The output of an attempt that completed, or the error of one that did not."""
+    error = _error(seen)
+    if error is None:
+        assert seen.output is not None
+        return seen.output
+    return structs.replace(error, usage=seen.usage)
+
+
+def _error(seen: Seen) -> TaskError | None:
+    if seen.cause is not None:
+        return seen.cause
+    if seen.out_of_memory:
+        # Also where the guest lived to tell another story: the kernel killed part of its tree.
+        return TaskError(kind=ErrorKind.MEMORY, message="the memory limit was reached")
+    if seen.failure is not None:
+        return _told(seen.failure, seen.pids_refused)
+    if seen.output is not None:
+        return None
+    return _died(seen)
+
+
+def _told(failure: Fail, pids_refused: bool) -> TaskError:
+    kind = ErrorKind(failure.kind)
+    if kind is ErrorKind.ERROR:
+        if failure.type == "MemoryError":
+            kind = ErrorKind.MEMORY
+        elif pids_refused and (
+            failure.type == "BlockingIOError" or any(t in failure.message for t in _FORK_ERRORS)
+        ):
+            kind = ErrorKind.PIDS
+        elif failure.type == "OSError" and failure.message.startswith(_DISK_ERRORS):
+            kind = ErrorKind.DISK
+    return TaskError(
+        kind=kind,
+        message=failure.message,
+        type=failure.type,
+        traceback=failure.traceback,
+    )
+
+
+def _died(seen: Seen) -> TaskError:
+    when = "before it gave a result" if seen.started else "before it greeted the supervisor"
+    if seen.status is None:
+        return TaskError(kind=ErrorKind.LOST, message=f"the sandbox was killed from outside {when}")
+    number = seen.status & 0x7F
+    if number == 0:
+        code = seen.status >> 8
+        kind = ErrorKind.PIDS if seen.pids_refused and code else ErrorKind.CRASH
+        return TaskError(kind=kind, message=f"the process exited with code {code} {when}")
+    if number == signals.SIGSYS:
+        return TaskError(
+            kind=ErrorKind.VIOLATION, message="a forbidden system call killed the process (SIGSYS)"
+        )
+    if number == signals.SIGXFSZ:
+        return TaskError(kind=ErrorKind.DISK, message="a file grew past the disk limit (SIGXFSZ)")
+    return TaskError(
+        kind=ErrorKind.CRASH, message=f"the process was killed by {_name(number)} {when}"
+    )
+
+
+def _name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
