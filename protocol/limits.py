@@ -23,6 +23,10 @@ LINK_READ_SIZE = 128 * KIB
 # The READY command of ZMTP's NULL mechanism: ours is 40 bytes, pyzmq's under 100.
 ZMTP_COMMAND_SIZE = 512
 
+# One line of JSON on a command's $CASEMATE_EVENTS_FD. A value may be as large as VALUE_SIZE, and
+# JSON is wordier than msgpack: base64 makes 4/3 of bytes, escapes and quotes of short keys more.
+EVENTS_LINE_SIZE = 2 * VALUE_SIZE
+
 # One line of stdout or stderr becomes one task.log; longer lines are cut into pieces of this size.
 LOG_LINE_SIZE = 8 * KIB
 
