@@ -20,9 +20,6 @@ LINK_BUFFER_SIZE = 2 * MESSAGE_SIZE
 # One read of a link: a power of two above the usual 208 KiB socket buffer's half.
 LINK_READ_SIZE = 128 * KIB
 
-# The READY command of ZMTP's NULL mechanism: ours is 40 bytes, pyzmq's under 100.
-ZMTP_COMMAND_SIZE = 512
-
 # One line of JSON on a command's $CASEMATE_EVENTS_FD. A value may be as large as VALUE_SIZE, and
 # JSON is wordier than msgpack: base64 makes 4/3 of bytes, escapes and quotes of short keys more.
 EVENTS_LINE_SIZE = 2 * VALUE_SIZE
@@ -30,12 +27,33 @@ EVENTS_LINE_SIZE = 2 * VALUE_SIZE
 # One line of stdout or stderr becomes one task.log; longer lines are cut into pieces of this size.
 LOG_LINE_SIZE = 8 * KIB
 
+# The text of one ctx.log: a model's whole answer fits; cut by the guest, refused by the engine.
+LOG_TEXT_SIZE = 64 * KIB
+
 # Text a task may put into one error (message, traceback) before it is cut.
 ERROR_TEXT_SIZE = 16 * KIB
+
+# The qualified name of an exception's type.
+ERROR_TYPE_SIZE = 512
+
+# Lists and dicts within each other in one value. Far beyond data that people make, and a fifth of
+# what Python's recursion limit leaves to whoever walks, prints or compares it.
+VALUE_DEPTH = 128
 
 # What may wait for the front. Beyond it frames are dropped; observers see the gap and ask for a
 # replay, so this costs no event, only memory: about 20 000 typical frames.
 FRONT_BUFFER_SIZE = 8 * MIB
+
+# One commit of a run's journal: an fsync is spread over this many events (measured: nothing is
+# gained above a thousand), and the writer holds at most this much twice (struct and row).
+JOURNAL_GROUP_EVENTS = 4096
+JOURNAL_GROUP_SIZE = 8 * MIB
+
+# What may wait for the journal before links are no longer read: half a second of a slow disk.
+JOURNAL_BACKLOG_SIZE = 32 * MIB
+
+# One page that a reader of a journal holds in memory.
+JOURNAL_PAGE_SIZE = 8 * MIB
 
 # A control request: a pipeline's data without its sources.
 CONTROL_REQUEST_SIZE = 4 * MIB
