@@ -201,3 +201,5 @@ class Event(Struct, frozen=True):
     kind: str
     at: float  # wall clock, seconds since 1970: for people, never compared
     data: Raw
+    # Counts the events of `task` from 1, so that who follows one task sees what he missed.
+    task_seq: int | None = None

@@ -1,0 +1,198 @@
+"""What observers and clients exchange with the front: data only.
+
+Events (XPUB). Three frames, `[topic, header, payload]`:
+
+    ev.<run>.<task>.<kind>.    header: msgpack `Header`; payload: the event's data, a msgpack map
+    ev.<run>..run.<what>.      an event of the run itself: the task is empty
+    hb.                        header: msgpack `Heartbeat`; payload: msgpack map {run: last seq}
+
+Where `omitted` names a field, the payload has nil there: the value is large and is fetched by
+control. A heartbeat is sent every second, and at once when somebody subscribes to anything: whoever
+has received one is subscribed.
+
+Control (a ROUTER; clients use DEALER or REQ). One frame a request, one frame a reply, each a
+msgpack map; `id` is the client's and comes back. A reply is `{"reply": kind, ...}`; what went wrong
+is the reply `error`, never a closed connection.
+
+A late joiner: subscribe, wait for a heartbeat, replay from 0, then drop every live event whose seq
+he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he has.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Raw, Struct
+
+from .limits import CONTROL_VERSION, EVENT_VERSION
+
+__all__ = [
+    "HEARTBEAT_TOPIC",
+    "ControlError",
+    "Error",
+    "Fetch",
+    "Fetched",
+    "Frame",
+    "Header",
+    "Heartbeat",
+    "List",
+    "Listed",
+    "Problem",
+    "Replay",
+    "Replayed",
+    "Reply",
+    "Request",
+    "RunState",
+    "RunSummary",
+    "Show",
+    "Shown",
+    "TaskSummary",
+    "topic",
+]
+
+HEARTBEAT_TOPIC = b"hb."
+
+
+def topic(run: str, task: str | None, kind: str) -> bytes:
+    return f"ev.{run}.{task or ''}.{kind}.".encode()
+
+
+class Header(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    epoch: int  # changes when the front was restarted: what it had queued is gone, replay
+    seq: int
+    kind: str
+    time: float  # wall clock, seconds since 1970
+    task_seq: int | None = None  # counts this task's events from 1
+    attempt: int | None = None
+    omitted: dict[str, int] = {}  # "output" or "outputs/<task>": bytes
+    version: int = EVENT_VERSION
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True):
+    epoch: int
+    time: float
+    version: int = EVENT_VERSION
+
+
+# ------------------------------------------------------------------------------------- requests
+
+
+class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb"):
+    version: int
+    id: int | str
+
+
+class List(_Request, frozen=True, kw_only=True, tag="list"):
+    """The newest runs of the state directory."""
+
+    limit: int = 100
+
+
+class Show(_Request, frozen=True, kw_only=True, tag="show"):
+    """One run and its tasks. `run`: an id, a unique prefix, or `last`, here and below."""
+
+    run: str
+
+
+class Replay(_Request, frozen=True, kw_only=True, tag="replay"):
+    """A page of the run's events after seq `since`."""
+
+    run: str
+    since: int = 0
+    limit: int = 1000
+
+
+class Fetch(_Request, frozen=True, kw_only=True, tag="fetch"):
+    """A piece of an event's whole data, from byte `offset`: how a large value is had."""
+
+    run: str
+    seq: int
+    offset: int = 0
+
+
+Request = List | Show | Replay | Fetch
+
+
+# -------------------------------------------------------------------------------------- replies
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"  # not ended, and no living supervisor owns it
+    DAMAGED = "damaged"  # its journal cannot be read
+
+
+class RunSummary(Struct, frozen=True, kw_only=True):
+    id: str
+    state: RunState
+    pipeline: str | None = None  # None before run.started
+    started: float | None = None  # wall clock
+    ended: float | None = None
+    last_seq: int = 0
+    problem: str | None = None  # of a damaged run
+
+
+class TaskSummary(Struct, frozen=True, kw_only=True):
+    id: str
+    state: str  # waiting, ready, running, retrying, completed, failed, cancelled
+    attempt: int = 0
+    since: float | None = None  # wall clock: when it came into this state
+    error: Raw | None = None  # a TaskError
+
+
+class ControlError(StrEnum):
+    BAD_REQUEST = "bad_request"  # not a request of this version
+    NOT_FOUND = "not_found"
+    DAMAGED = "damaged"
+    FAILED = "failed"  # the supervisor's side could not; nothing is wrong with the request
+
+
+class Problem(Struct, frozen=True):
+    kind: ControlError
+    message: str
+
+
+class _Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
+    id: int | str | None  # None: the request's could not be read
+    version: int = CONTROL_VERSION
+
+
+class Listed(_Reply, frozen=True, kw_only=True, tag="list"):
+    runs: tuple[RunSummary, ...]
+
+
+class Shown(_Reply, frozen=True, kw_only=True, tag="show"):
+    run: RunSummary
+    tasks: tuple[TaskSummary, ...]
+    as_of: int  # the last seq this follows from
+
+
+class Frame(Struct, frozen=True, array_like=True):
+    """One event exactly as it is published."""
+
+    topic: bytes
+    header: bytes
+    payload: bytes
+
+
+class Replayed(_Reply, frozen=True, kw_only=True, tag="replay"):
+    run: str
+    events: tuple[Frame, ...]
+    last_seq: int  # of the run now: there is more where the page ends below it
+
+
+class Fetched(_Reply, frozen=True, kw_only=True, tag="fetch"):
+    run: str
+    seq: int
+    size: int  # of the whole data
+    data: bytes  # from `offset`; empty at the end
+
+
+class Error(_Reply, frozen=True, kw_only=True, tag="error"):
+    error: Problem
+
+
+Reply = Listed | Shown | Replayed | Fetched | Error

@@ -1,0 +1,728 @@
+"""The journal: a run's events in order, durable before anybody is told of them.
+
+One run is one SQLite database, `runs/<id>/journal.db` (WAL, synchronous=FULL), one event a row.
+
+    loop thread      append(): gives the events their numbers, puts them into a queue, returns
+    writer thread    takes all that has queued since the last commit, for all runs; encodes each
+                     event once; stores large values by content; inserts; one COMMIT a run;
+                     then calls back with what was committed
+    other processes  JournalReader: read-only, in short statements, while the writer lives or after
+
+The order within a commit is load-bearing: value files are durable before the row that names them,
+the row before the callback, the callback before any observer.
+
+A failed write ends the run's journal: `on_failure` is called once, nothing that was appended later
+is ever committed (seq would have a hole), and the writer does not try again: after a failed fsync
+the kernel may have dropped the very pages it could not write, and a second fsync reports success.
+
+A value (any Raw of an event's data) above INLINE_VALUE_SIZE is cut out of the row. Column `large`
+says where it goes, how long it is and its digest. The reference is never part of `data`: a task
+chooses its payload's bytes, so whatever can be written there can be forged there.
+
+Rows go in by statements of many rows (`INSERT ... VALUES (..),(..),...`) rather than by
+executemany, which gives up the interpreter lock at every row: beside a busy loop thread each row
+then waits out the switch interval, and the writer gets a few hundred rows a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..protocol.control import RunState, RunSummary
+from ..protocol.errors import CasemateError, LocalViolation, UsageError
+from ..protocol.events import (
+    KIND_OF,
+    Event,
+    EventData,
+    RunStarted,
+    TaskCompleted,
+    TaskEmitted,
+    TaskLog,
+)
+from ..protocol.limits import (
+    INLINE_VALUE_SIZE,
+    JOURNAL_GROUP_EVENTS,
+    JOURNAL_GROUP_SIZE,
+    JOURNAL_PAGE_SIZE,
+)
+from .state import RunDirectory, StateDirectory, fsync_directory
+from .values import ValueStore
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Commit",
+    "JournalError",
+    "Entry",
+    "Journal",
+    "JournalReader",
+    "Outline",
+    "list_runs",
+    "summarise",
+]
+
+SCHEMA_VERSION = 1
+
+# `decisions` leaves out what a task can send in bulk, so that the state of a run with a million
+# items is read from a few hundred rows.
+_BULK = "kind NOT IN ('task.emitted', 'task.log', 'task.progress', 'task.usage')"
+_SCHEMA = f"""
+CREATE TABLE run (id TEXT NOT NULL);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY,
+    task TEXT,
+    task_seq INTEGER,
+    attempt INTEGER,
+    kind TEXT NOT NULL,
+    at REAL NOT NULL,
+    data BLOB NOT NULL,
+    large BLOB
+);
+CREATE INDEX decisions ON events (seq) WHERE {_BULK};
+"""
+_COLUMNS = 8
+# Most rows of one INSERT; the others are powers of 8 below. 512 rows are one millisecond without
+# the interpreter lock, and beyond it nothing is gained (tests/bench/journal.py).
+_ROWS = 512
+
+# A reader may meet the instant in which the first or last connection has the file for itself.
+_BUSY_SECONDS = 10.0
+
+# The WAL is folded back at this many pages (16 MiB): the default of 1000 spends a sixth of the
+# time in checkpoints at 100 000 events a second.
+_WAL_PAGES = 4096
+
+# task, attempt, wall clock time, what happened
+Entry = tuple[str | None, int | None, float, EventData]
+
+
+class JournalError(CasemateError):
+    """A journal that cannot be read: not a database, cut short, locked for good."""
+
+
+class Outline(NamedTuple):
+    """An event small enough for everybody: `event.data` has nil in the places of large values,
+    `omitted` names them (`output`, or `outputs/<task>`) with their sizes in bytes."""
+
+    event: Event
+    omitted: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Events of one run that are durable, in order. `outlines` has, by seq, those with large
+    values."""
+
+    run: str
+    events: list[Event]
+    outlines: dict[int, Outline]
+
+
+class _Large(Struct, frozen=True, array_like=True):
+    """One value cut out of a row: put its bytes back at `offset` of the whole data."""
+
+    offset: int
+    size: int
+    digest: bytes
+    name: str
+
+
+_encoder = msgspec.msgpack.Encoder()
+_large_decoder = msgspec.msgpack.Decoder(tuple[_Large, ...])
+_NIL = b"\xc0"
+
+
+def _map_header(length: int) -> bytes:
+    if length < 16:
+        return bytes([0x80 | length])
+    if length < 1 << 16:
+        return b"\xde" + length.to_bytes(2)
+    return b"\xdf" + length.to_bytes(4)
+
+
+def _pieces(data: EventData) -> Iterable[tuple[str | None, bytes | Raw]]:
+    """The msgpack map of `data` in pieces; those with a name are values of a user."""
+    fields = data.__struct_fields__
+    yield None, _map_header(len(fields))
+    for name in fields:
+        yield None, _encoder.encode(name)
+        value = getattr(data, name)
+        if isinstance(value, Raw):
+            yield name, value
+        elif isinstance(value, dict) and all(isinstance(item, Raw) for item in value.values()):
+            yield None, _map_header(len(value))
+            for key, item in value.items():
+                yield None, _encoder.encode(key)
+                yield f"{name}/{key}", item
+        else:
+            yield None, _encoder.encode(value)
+
+
+def _cut(data: EventData, values: ValueStore) -> tuple[bytes, bytes, tuple[_Large, ...]]:
+    """The row of an event without its large values, its outline with nil in their places, and
+    what was cut out: durable on return."""
+    row: list[bytes | Raw] = []
+    outline: list[bytes | Raw] = []
+    large: list[_Large] = []
+    offset = 0
+    for name, piece in _pieces(data):
+        if name is not None and len(piece) > INLINE_VALUE_SIZE:
+            digest = values.put(memoryview(piece))
+            large.append(_Large(offset, len(piece), digest, name))
+            outline.append(_NIL)
+        else:
+            row.append(piece)
+            outline.append(piece)
+        offset += len(piece)
+    return b"".join(row), b"".join(outline), tuple(large)
+
+
+def _fill(row: bytes, large: tuple[_Large, ...], values: Sequence[bytes]) -> bytes:
+    """The row's data with `values` where its large ones were cut out."""
+    parts: list[bytes] = []
+    cut = taken = 0  # positions in the whole data, and in the row
+    for place, value in zip(large, values, strict=True):
+        kept = place.offset - cut
+        parts += (row[taken : taken + kept], value)
+        taken += kept
+        cut = place.offset + place.size
+    parts.append(row[taken:])
+    return b"".join(parts)
+
+
+def _weight(data: EventData) -> int:
+    """About what an event holds in memory while it waits, without encoding it on the loop."""
+    if isinstance(data, TaskEmitted):
+        return 200 + len(data.item)
+    if isinstance(data, TaskLog):
+        return 200 + len(data.text) + len(data.fields)
+    if isinstance(data, TaskCompleted):
+        return 200 + len(data.output)
+    return 400
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@dataclass(slots=True)
+class _Book:
+    """One run as the loop thread sees it."""
+
+    next_seq: int
+
+
+@dataclass(slots=True)
+class _Open:
+    run: RunDirectory
+    last_seq: int
+
+
+@dataclass(slots=True)
+class _Append:
+    run: str
+    first_seq: int
+    entries: Sequence[Entry]
+    weight: int
+
+
+@dataclass(slots=True)
+class _Close:
+    run: str
+    on_closed: Callable[[], None] | None
+
+
+@dataclass(slots=True)
+class _Stop:
+    pass
+
+
+@dataclass(slots=True)
+class _Group:
+    """What one commit will hold of one run."""
+
+    entries: list[Entry] = field(default_factory=list)
+    first_seq: int = 0
+    weight: int = 0
+
+
+class Journal:
+    """The one writer for all runs of a supervisor.
+
+    `open`, `append`, `close_run` belong to one thread (the loop's) and never wait. `on_commit` and
+    `on_failure` are called in the writer thread.
+    """
+
+    def __init__(
+        self,
+        on_commit: Callable[[Commit], None],
+        on_failure: Callable[[str, Exception], None],
+    ) -> None:
+        self._on_commit = on_commit
+        self._on_failure = on_failure
+        self._books: dict[str, _Book] = {}
+        self._queue: queue.SimpleQueue[_Open | _Append | _Close | _Stop] = queue.SimpleQueue()
+        # Each is written by one thread alone, so that their difference needs no lock.
+        self._appended = 0
+        self._handled = 0
+        self._writers: dict[str, _RunWriter] = {}
+        self._thread = threading.Thread(target=self._write, name="casemate-journal", daemon=True)
+        self._thread.start()
+
+    @property
+    def backlog(self) -> int:
+        """About how many bytes wait to be committed. What feeds the journal should stop above
+        JOURNAL_BACKLOG_SIZE and go on when a commit has brought it below half of that."""
+        return self._appended - self._handled
+
+    def open(self, run: RunDirectory, *, last_seq: int = 0) -> None:
+        """Begin to write a run that this supervisor owns. `last_seq` is what its journal ends
+        with: 0 for a new run. Where the file says otherwise, the run fails."""
+        if run.id in self._books:
+            raise LocalViolation(f"run {run.id}: journal opened twice")
+        self._books[run.id] = _Book(last_seq + 1)
+        self._queue.put(_Open(run, last_seq))
+
+    def append(self, run: str, entries: Sequence[Entry]) -> range:
+        """Number `entries` and let them be written; their seqs. Their order is the journal's.
+        Structs are not copied: they are frozen. After `on_failure` the entries go nowhere."""
+        book = self._books.get(run)
+        if book is None:
+            raise LocalViolation(f"run {run}: append to a journal that is not open")
+        first = book.next_seq
+        book.next_seq = first + len(entries)
+        if entries:
+            weight = 0
+            for entry in entries:
+                weight += _weight(entry[3])
+            self._appended += weight
+            self._queue.put(_Append(run, first, entries, weight))
+        return range(first, book.next_seq)
+
+    def close_run(self, run: str, on_closed: Callable[[], None] | None = None) -> None:
+        """Close a run's journal once what was appended is written; then `on_closed`, in the writer
+        thread. Nothing holds the run's files from then on: its ownership may be released."""
+        if self._books.pop(run, None) is None:
+            raise LocalViolation(f"run {run}: close of a journal that is not open")
+        self._queue.put(_Close(run, on_closed))
+
+    def close(self) -> None:
+        """Write what was appended, close every run, end the thread. Waits: not for the loop."""
+        self._books.clear()
+        self._queue.put(_Stop())
+        self._thread.join()
+
+    # ---- the writer thread
+
+    def _write(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            # A bug. Nobody may wait for commits that never come; the traceback goes to
+            # threading.excepthook.
+            for run in list(self._writers):
+                self._on_failure(run, LocalViolation(f"the journal's writer died: {error!r}"))
+            raise
+
+    def _serve(self) -> None:
+        waiting = self._queue
+        groups: dict[str, _Group] = {}
+        while True:
+            item = waiting.get()
+            count = size = 0
+            while True:
+                if isinstance(item, _Append):
+                    group = groups.get(item.run)
+                    if group is None:
+                        group = groups[item.run] = _Group(first_seq=item.first_seq)
+                    group.entries.extend(item.entries)
+                    group.weight += item.weight
+                    count += len(item.entries)
+                    size += item.weight
+                    if count >= JOURNAL_GROUP_EVENTS or size >= JOURNAL_GROUP_SIZE:
+                        break
+                else:
+                    # Opening and closing keep their place between appends.
+                    self._commit(groups)
+                    if isinstance(item, _Stop):
+                        for run in list(self._writers):
+                            self._close_writer(run)
+                        return
+                    if isinstance(item, _Open):
+                        self._open_writer(item)
+                    else:
+                        self._close_writer(item.run)
+                        if item.on_closed is not None:
+                            item.on_closed()
+                try:
+                    item = waiting.get_nowait()
+                except queue.Empty:
+                    break
+            self._commit(groups)
+
+    def _commit(self, groups: dict[str, _Group]) -> None:
+        for run, group in groups.items():
+            writer = self._writers.get(run)
+            try:
+                commit = writer.write(group) if writer is not None else None
+            except (OSError, sqlite3.Error, CasemateError) as error:
+                self._fail(run, error)
+            else:
+                if commit is not None:
+                    self._on_commit(commit)
+            self._handled += group.weight
+        groups.clear()
+
+    def _open_writer(self, item: _Open) -> None:
+        try:
+            self._writers[item.run.id] = _RunWriter(item.run, item.last_seq)
+        except (OSError, sqlite3.Error, CasemateError) as error:
+            self._on_failure(item.run.id, error)
+
+    def _close_writer(self, run: str) -> None:
+        writer = self._writers.pop(run, None)
+        if writer is not None:
+            try:
+                writer.close()
+            except (OSError, sqlite3.Error) as error:
+                # All commits stand: only folding the WAL back failed. Readers do that too.
+                self._on_failure(run, error)
+
+    def _fail(self, run: str, error: Exception) -> None:
+        # Without its writer everything later of this run is dropped in _commit.
+        writer = self._writers.pop(run)
+        with contextlib.suppress(OSError, sqlite3.Error):
+            # The failure to tell is the one that came first.
+            writer.close()
+        self._on_failure(run, error)
+
+
+class _RunWriter:
+    """The database of one run. Lives in the writer thread."""
+
+    def __init__(self, run: RunDirectory, last_seq: int) -> None:
+        self._run = run.id
+        self._values = ValueStore(run.values)
+        self._values.sweep()
+        self._db = sqlite3.connect(run.journal, timeout=_BUSY_SECONDS, isolation_level=None)
+        try:
+            os.chmod(run.journal, 0o600)
+            self._prepare(run, last_seq)
+            fsync_directory(run.path)
+        except BaseException:
+            self._db.close()
+            raise
+        most = self._db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // _COLUMNS
+        # 999 variables before SQLite 3.32.
+        self._steps = [rows for rows in (_ROWS, 64, 8, 1) if rows <= most]
+        self._inserts = {
+            rows: "INSERT INTO events VALUES "
+            + ",".join(["(" + ",".join("?" * _COLUMNS) + ")"] * rows)
+            for rows in self._steps
+        }
+
+    def _prepare(self, run: RunDirectory, last_seq: int) -> None:
+        db = self._db
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            # A file system without shared memory maps. Rollback journals would make readers and
+            # the writer wait for each other.
+            raise sqlite3.OperationalError(f"{run.journal}: WAL refused, journal mode is {mode}")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+        version = _check_version(db, run.journal)
+        if version == 0:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                db.execute(statement)
+            db.execute("INSERT INTO run VALUES (?)", (run.id,))
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        (found,) = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+        if found != last_seq:
+            raise LocalViolation(
+                f"run {run.id}: journal ends with seq {found}, expected {last_seq}"
+            )
+        self._task_seqs: dict[str, int] = dict(
+            db.execute(
+                "SELECT task, max(task_seq) FROM events WHERE task IS NOT NULL GROUP BY task"
+            )
+        )
+
+    def write(self, group: _Group) -> Commit:
+        run = self._run
+        encode = _encoder.encode
+        task_seqs = self._task_seqs
+        seq = group.first_seq
+        events: list[Event] = []
+        outlines: dict[int, Outline] = {}
+        parameters: list[Any] = []
+        for task, attempt, at, data in group.entries:
+            kind = KIND_OF[type(data)]
+            if task is None:
+                task_seq = None
+            else:
+                task_seq = task_seqs[task] = task_seqs.get(task, 0) + 1
+            whole = row = encode(data)
+            large = None
+            if len(whole) > INLINE_VALUE_SIZE:
+                row, outline, places = _cut(data, self._values)
+                if places:
+                    large = encode(places)
+                    outlines[seq] = Outline(
+                        Event(seq, run, task, attempt, kind, at, Raw(outline), task_seq),
+                        {place.name: place.size for place in places},
+                    )
+            events.append(Event(seq, run, task, attempt, kind, at, Raw(whole), task_seq))
+            parameters += (seq, task, task_seq, attempt, kind, at, row, large)
+            seq += 1
+        self._insert(parameters)
+        return Commit(run, events, outlines)
+
+    def _insert(self, parameters: list[Any]) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            start = 0
+            for rows in self._steps:
+                width = rows * _COLUMNS
+                while len(parameters) - start >= width:
+                    db.execute(self._inserts[rows], parameters[start : start + width])
+                    start += width
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                # Some errors (full disk, I/O) have rolled back already.
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        try:
+            # PASSIVE waits for no reader. Closing folds the WAL back too, but only where no reader
+            # has the file open, and then the run could not be copied as a database alone.
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        finally:
+            self._db.close()
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> int:
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path}: journal version {version}, this casemate reads up to {SCHEMA_VERSION}; "
+            "use the casemate that made it, or a newer one"
+        )
+    return version
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+class JournalReader:
+    """Reads one run's journal, in this process or another, while it is written or long after.
+
+    Every call is one short statement: a snapshot that stays open would keep the writer from
+    folding the WAL back. One thread at a time.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._directory = run
+        self._values = ValueStore(run.values)
+        self._db = self._connect(run.journal)
+        self._ready = False
+        self._id = run.id
+
+    @staticmethod
+    def _connect(path: Path) -> sqlite3.Connection:
+        if not path.exists():
+            raise FileNotFoundError(2, os.strerror(2), str(path))
+        uri = f"file:{quote(str(path))}?mode=ro"
+        db = _open_read_only(uri)
+        try:
+            db.execute("PRAGMA schema_version").fetchone()
+        except sqlite3.OperationalError as error:
+            db.close()
+            # On a read-only medium SQLite cannot make the shared memory file that WAL wants. With
+            # no WAL left behind nothing is missing from the main file, and nobody can be writing.
+            wal = path.with_name(path.name + "-wal")
+            if (wal.exists() and wal.stat().st_size) or os.access(path.parent, os.W_OK):
+                raise JournalError(f"{path}: {error}") from error
+            db = _open_read_only(uri + "&immutable=1")
+        except sqlite3.DatabaseError as error:
+            db.close()
+            raise JournalError(f"{path}: {error}") from error
+        return db
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """All rows; none where the writer has made the file but not yet its tables."""
+        try:
+            if not self._ready:
+                if _check_version(self._db, self._directory.journal) == 0:
+                    return []
+                (self._id,) = self._db.execute("SELECT id FROM run").fetchone()
+                self._ready = True
+            return self._db.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise JournalError(f"{self._directory.journal}: {error}") from error
+
+    def last_seq(self) -> int:
+        rows = self._select("SELECT coalesce(max(seq), 0) FROM events", ())
+        return int(rows[0][0]) if rows else 0
+
+    def events(
+        self, since: int = 0, limit: int = 1000, size: int = JOURNAL_PAGE_SIZE
+    ) -> list[Event]:
+        """Up to `limit` events after seq `since`, whole. A page ends early where it would exceed
+        `size` bytes; an empty one means there is no more (yet)."""
+        page: list[Event] = []
+        for row, large in self._rows("seq > ?", (since,), limit):
+            weight = len(row.data) + sum(place.size for place in large)
+            if page and weight > size:
+                break
+            size -= weight
+            if large:
+                values = [self._values.get(place.digest, place.size) for place in large]
+                page.append(_replace_data(row, _fill(bytes(row.data), large, values)))
+            else:
+                page.append(row)
+        return page
+
+    def outlines(
+        self, since: int = 0, limit: int = 1000, size: int = JOURNAL_PAGE_SIZE
+    ) -> list[Outline]:
+        """The same with nil in the places of large values, which are not read."""
+        page: list[Outline] = []
+        for row, large in self._rows("seq > ?", (since,), limit):
+            weight = len(row.data)
+            if page and weight > size:
+                break
+            size -= weight
+            page.append(_outline(row, large))
+        return page
+
+    def decisions(self) -> list[Outline]:
+        """All events that are not a task's output in bulk: what the state of the run follows
+        from, without large values."""
+        return [_outline(row, large) for row, large in self._rows(_BULK, (), -1)]
+
+    def first_and_last(self) -> tuple[Outline | None, Outline | None, Outline | None]:
+        """The first event, the last of the run itself (task is None), and the last of all."""
+        found: list[Outline | None] = []
+        for where in (
+            "seq = 1",
+            f"{_BULK} AND task IS NULL",
+            "seq = (SELECT max(seq) FROM events)",
+        ):
+            rows = self._rows(where, (), 1, order="DESC")
+            found.append(_outline(*rows[0]) if rows else None)
+        return found[0], found[1], found[2]
+
+    def _rows(
+        self, where: str, parameters: tuple[Any, ...], limit: int, order: str = "ASC"
+    ) -> list[tuple[Event, tuple[_Large, ...]]]:
+        rows = self._select(
+            "SELECT seq, task, attempt, kind, at, data, task_seq, large FROM events "
+            f"WHERE {where} ORDER BY seq {order} LIMIT ?",
+            (*parameters, limit),
+        )
+        run = self._id
+        return [
+            (
+                Event(seq, run, task, attempt, kind, at, Raw(data), task_seq),
+                _large_decoder.decode(large) if large else (),
+            )
+            for seq, task, attempt, kind, at, data, task_seq, large in rows
+        ]
+
+
+def _open_read_only(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+
+
+def _replace_data(event: Event, data: bytes) -> Event:
+    return Event(
+        event.seq,
+        event.run,
+        event.task,
+        event.attempt,
+        event.kind,
+        event.at,
+        Raw(data),
+        event.task_seq,
+    )
+
+
+def _outline(row: Event, large: tuple[_Large, ...]) -> Outline:
+    if not large:
+        return Outline(row, {})
+    data = _fill(bytes(row.data), large, [_NIL] * len(large))
+    return Outline(_replace_data(row, data), {place.name: place.size for place in large})
+
+
+# -------------------------------------------------------------------------------------- summaries
+
+_ENDS = {
+    "run.completed": RunState.COMPLETED,
+    "run.failed": RunState.FAILED,
+    "run.cancelled": RunState.CANCELLED,
+}
+
+
+class _Named(Struct):
+    """What a summary needs of RunStarted."""
+
+    pipeline: str
+
+
+def summarise(run: RunDirectory) -> RunSummary:
+    """A run's standing, by its journal and its lock. Where nobody owns it and it has not ended,
+    it was interrupted: no run is running for ever because its supervisor died."""
+    # Asked before reading: an owner that ends the run in between must not look interrupted.
+    is_owned = run.is_owned()
+    try:
+        with JournalReader(run) as reader:
+            first, last_of_run, last = reader.first_and_last()
+    except FileNotFoundError:
+        first = last_of_run = last = None
+    except CasemateError as error:
+        return RunSummary(id=run.id, state=RunState.DAMAGED, problem=str(error))
+    pipeline = None
+    if first is not None and first.event.kind == KIND_OF[RunStarted]:
+        pipeline = msgspec.msgpack.decode(first.event.data, type=_Named).pipeline
+    state = _ENDS.get(last_of_run.event.kind) if last_of_run is not None else None
+    ended = last_of_run.event.at if state is not None and last_of_run is not None else None
+    return RunSummary(
+        id=run.id,
+        pipeline=pipeline,
+        state=state or (RunState.RUNNING if is_owned else RunState.INTERRUPTED),
+        started=first.event.at if first is not None else None,
+        ended=ended,
+        last_seq=last.event.seq if last is not None else 0,
+    )
+
+
+def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
+    """The newest `limit` runs of a state directory, newest first."""
+    return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]
