@@ -1,0 +1,221 @@
+"""A task in any language: one process, its input in a file, its events as lines of JSON.
+
+The guest writes the input as JSON to a file named by `$CASEMATE_INPUT` and starts the command as
+the leader of a session and process group of its own, with stdin, stdout and stderr as they are
+and one pipe, numbered by `$CASEMATE_EVENTS_FD`; nothing else survives the exec. Each line on the
+pipe is a JSON object with one key: `emit`, `progress`, `log` or `output`. They are passed on as
+they come, so a slow supervisor fills the pipe and blocks the command, and nothing is buffered.
+
+The end is the process's end, never the pipe's: a background child that holds the pipe open is
+not waited for. What lies in the pipe at that moment still counts; the rest dies with the sandbox.
+The wait is one `poll` over the pipe and the wakeup descriptor that SIGCHLD writes to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..protocol import codec
+from ..protocol.limits import EVENTS_LINE_SIZE, MIB
+from ..protocol.pipeline import CommandEntry
+from .context import RuntimeContext
+
+__all__ = ["CommandError", "run"]
+
+# The default capacity of a pipe: one read takes all there is.
+READ_SIZE = 64 * 1024
+
+# What a pipe can hold at most (fs.pipe-max-size of an unprivileged process). After the command's
+# end this much is read and no more, or a background child could keep us reading for ever.
+PIPE_SIZE = 1 * MIB
+
+KEYS = ("emit", "progress", "log", "output")
+
+
+class CommandError(Exception):
+    """The command did not do its job; `kind` is the error kind that the guest claims for it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Events:
+    """Bytes of the pipe → lines → calls of the context. Sans-IO but for those calls."""
+
+    def __init__(self, context: RuntimeContext) -> None:
+        self._context = context
+        self._buffer = bytearray()
+        self._searched = 0  # how much of the buffer is known to hold no newline
+        self._line = 0
+        self._has_output = False
+        self.output: Any = None  # user's data
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+        start = 0
+        while (end := self._buffer.find(b"\n", max(start, self._searched))) >= 0:
+            self._take(bytes(self._buffer[start:end]))
+            start = end + 1
+        del self._buffer[:start]
+        self._searched = len(self._buffer)
+        if len(self._buffer) > EVENTS_LINE_SIZE:
+            self._line += 1
+            raise self._refused(f"longer than {EVENTS_LINE_SIZE} bytes")
+
+    def close(self) -> None:
+        """The last line needs no newline."""
+        if self._buffer:
+            self._take(bytes(self._buffer))
+            self._buffer.clear()
+
+    def _take(self, line: bytes) -> None:
+        self._line += 1
+        if not line.strip():
+            return
+        try:
+            event = codec.from_jsonable(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise self._refused(f"not JSON as expected: {error}", line) from None
+        if not isinstance(event, dict) or len(event) != 1 or next(iter(event)) not in KEYS:
+            raise self._refused(f"expected an object with one key of {', '.join(KEYS)}", line)
+        [(key, value)] = event.items()
+        try:
+            self._act(key, value)
+        except (codec.ValueRefused, ValueError) as error:
+            raise self._refused(f"{key}: {error}", line) from None
+
+    def _act(self, key: str, value: Any) -> None:
+        if key == "emit":
+            self._context.emit(value)
+        elif key == "progress":
+            if isinstance(value, dict):
+                if not {"done"} <= value.keys() <= {"done", "total"}:
+                    raise ValueError("expected a number or {done, total}")
+                self._context.progress(_number(value["done"]), _total(value.get("total")))
+            else:
+                self._context.progress(_number(value))
+        elif key == "log":
+            if isinstance(value, dict):
+                fields = {name: field for name, field in value.items() if name != "message"}
+                self._context.log(value.get("message", ""), **fields)
+            else:
+                self._context.log(value)
+        elif self._has_output:
+            raise ValueError("a second output; a task has one")
+        else:
+            self._has_output = True
+            self.output = value
+
+    def _refused(self, why: str, line: bytes = b"") -> CommandError:
+        shown = line[:200].decode("utf-8", "backslashreplace")
+        more = "…" if len(line) > 200 else ""
+        where = f"line {self._line} of $CASEMATE_EVENTS_FD"
+        return CommandError("error", f"{where}: {why}" + (f": {shown}{more}" if shown else ""))
+
+
+def run(entry: CommandEntry, input: object, context: RuntimeContext) -> Any:
+    """Run the command to its end and return its output (user's data), or raise CommandError."""
+    input_path = Path(os.environ.get("TMPDIR", "/tmp"), f"casemate-input-{os.getpid()}.json")
+    with input_path.open("x", encoding="utf-8") as file:
+        json.dump(codec.to_jsonable(input), file, ensure_ascii=False)
+    events_read, events_write = os.pipe()
+    wake_read, wake_write = os.pipe()
+    for fd in (events_read, wake_read, wake_write):
+        os.set_blocking(fd, False)
+    # A handler of any kind makes SIGCHLD write to the wakeup descriptor; SIG_DFL would not.
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    process = _start(entry.argv, str(input_path), events_write)
+    os.close(events_write)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        # Straight from the handler: the main thread may be blocked in a send.
+        with contextlib.suppress(ProcessLookupError):  # the whole group is gone: nothing to end
+            os.killpg(process.pid, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, forward)
+    events = _Events(context)
+    poller = select.poll()
+    poller.register(events_read, select.POLLIN)
+    poller.register(wake_read, select.POLLIN)
+    while process.poll() is None:
+        for fd, _ in poller.poll():
+            if fd == wake_read:
+                os.read(wake_read, READ_SIZE)
+            elif data := os.read(events_read, READ_SIZE):
+                events.feed(data)
+            else:
+                poller.unregister(events_read)  # closed by the command, which may run on
+    _drain(events_read, events)
+    return _judge(entry.argv[0], process.returncode, events)
+
+
+def _start(argv: tuple[str, ...], input_path: str, events_fd: int) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    environment["CASEMATE_INPUT"] = input_path
+    environment["CASEMATE_EVENTS_FD"] = str(events_fd)
+    try:
+        return subprocess.Popen(
+            argv, env=environment, pass_fds=(events_fd,), start_new_session=True
+        )
+    except OSError as error:
+        program = argv[0]
+        if error.errno == errno.ENOENT:
+            looked = "" if "/" in program else f" in PATH ({os.environ.get('PATH', '')})"
+            why = f"not found in the sandbox{looked}"
+            if os.path.exists(program):
+                why = "found, but the interpreter that its first line names is not in the sandbox"
+        elif error.errno == errno.EACCES:
+            why = "not executable (is its x bit set, is it a file?)"
+        elif error.errno == errno.ENOEXEC:
+            why = "not a program for this machine, nor a script that begins with #!"
+        else:
+            why = error.strerror or str(error)
+        raise CommandError("error", f"cannot run {program!r}: {why}") from None
+
+
+def _drain(fd: int, events: _Events) -> None:
+    left = PIPE_SIZE
+    while left > 0:
+        try:
+            data = os.read(fd, min(left, READ_SIZE))
+        except BlockingIOError:
+            break
+        if not data:
+            break
+        left -= len(data)
+        events.feed(data)
+    events.close()
+
+
+def _judge(program: str, code: int, events: _Events) -> Any:
+    if code == 0:
+        return events.output
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-code}"
+        raise CommandError("crash", f"{program!r} was killed by {name}")
+    hint = {126: " (a shell's word for: not executable)", 127: " (a shell's word for: not found)"}
+    raise CommandError("error", f"{program!r} ended with exit code {code}{hint.get(code, '')}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _total(value: Any) -> float | None:
+    return None if value is None else _number(value)

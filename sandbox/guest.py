@@ -1,0 +1,451 @@
+"""Our code inside the sandbox: greets, is given one job, does it, tells how it went.
+
+`main` is called in the forked guest when every wall stands, with one thread and everything
+imported that most tasks need (`asyncio`, `cloudpickle` and `hashlib` are not: they would make
+every fork dearer for the sake of few tasks). It makes the ZeroMQ context, and with it the first
+threads, behind the walls; binds a PAIR to the listening socket it inherited, to which the engine
+is connected already; says HELLO; and runs the entry it is sent.
+
+    main thread      the task's code; emits go from here straight into the socket
+    libzmq's thread  moves frames between the socket's queue and the connection
+
+Nobody reads the link while the task's code runs: a CANCEL is noticed when the code asks
+(`ctx.cancelled`), and the SIGTERM that comes with it interrupts the main thread. Exactly one RESULT
+or FAIL ends the conversation; after it the process waits to be killed, for an exit could lose the
+message, and would run the interpreter's slow and hostile-to-hurry shutdown for nothing. So
+`atexit` functions of a task do not run, and its threads are not waited for.
+
+What the code raises becomes a FAIL with a traceback that begins in the task's own code. The frames
+of casemate are left out: they are the same for everyone and explain nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import zmq
+from msgspec import Raw, Struct
+
+from ..protocol import codec
+from ..protocol.errors import LocalViolation, UsageError
+from ..protocol.limits import KIB, LINK_VERSION, MESSAGE_SIZE, VALUE_SIZE
+from ..protocol.link import Conversation, Role
+from ..protocol.messages import Accept, Cancel, Fail, Hello, Message, Result, Run
+from ..protocol.pipeline import CommandEntry
+from . import command, loader
+from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
+
+__all__ = ["INSIDE", "Places", "main"]
+
+# Four messages of at most 1 MiB wait in libzmq's queue, then a send blocks: enough to keep its
+# thread busy, little enough that backpressure is felt soon and the guest stays small.
+SEND_QUEUE = 4
+
+# ACCEPT, RUN and CANCEL are all that ever comes.
+RECEIVE_QUEUE = 4
+
+# Freed when the task has run out of memory, so that saying so has some.
+RESERVE_SIZE = 512 * KIB
+
+# The innermost frames of a traceback; a recursion's thousands are not worth formatting.
+TRACEBACK_FRAMES = 100
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class Places(Struct, frozen=True):
+    """Where things lie inside the sandbox."""
+
+    sources: str = "/sources"
+    outbox: str = "/casemate/out"
+
+
+class Link:
+    """The guest's end: one socket, one conversation, one lock, since libzmq's sockets belong to
+    one thread at a time and a task may emit from many."""
+
+    def __init__(self, listener_fd: int) -> None:
+        os.set_inheritable(listener_fd, False)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._conversation = Conversation(Role.GUEST)
+        self._cancelled = False
+        context = zmq.Context(io_threads=1)
+        socket = context.socket(zmq.PAIR)
+        socket.setsockopt(zmq.USE_FD, listener_fd)
+        socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_SIZE)
+        # The context is never closed in earnest; if the interpreter exits all the same (a bug of
+        # ours), it must not wait for a peer.
+        socket.setsockopt(zmq.LINGER, 0)
+        # The engine's start timeout watches over the handshake; libzmq's own 30 s would only cut
+        # the connection of a loaded host, and there is no second one.
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 0)
+        # With USE_FD the name is never looked at, made or unlinked (libzmq 4.3.5).
+        socket.bind("ipc:///casemate/link")
+        self._context = context
+        self._socket = socket
+
+    def send(self, message: Message) -> None:
+        if os.getpid() != self._pid:
+            # libzmq's socket does not survive a fork, and its lock may be held by a thread that
+            # this process does not have.
+            raise RuntimeError(
+                "ctx works in the task's own process; this is a child of it: hand results to the "
+                "parent and emit them there"
+            )
+        frame = codec.encode(message)
+        with self._lock:
+            if self._conversation.is_over:
+                raise RuntimeError("the task has ended; nothing more can be said")
+            self._conversation.sent(codec.kind_of(message))
+            self._socket.send(frame)
+
+    def receive(self) -> Message:
+        """The next message, whenever it comes."""
+        with self._lock:
+            return self._decoded(self._socket.recv())
+
+    def is_cancelled(self) -> bool:
+        # Whoever holds the lock is blocked in a send or done at once: ask again later.
+        if not self._cancelled and os.getpid() == self._pid and self._lock.acquire(blocking=False):
+            try:
+                if self._socket.poll(0):
+                    self._cancelled = isinstance(self._decoded(self._socket.recv()), Cancel)
+            finally:
+                self._lock.release()
+        return self._cancelled
+
+    def note_cancelled(self) -> None:
+        """SIGTERM said so."""
+        self._cancelled = True
+
+    def _decoded(self, frame: bytes) -> Message:
+        message = codec.decode_from_supervisor(frame)
+        self._conversation.received(codec.kind_of(message))
+        return message
+
+
+class Termination:
+    """SIGTERM, once, as something the task's code can act on; then never again, so that a second
+    one does not interrupt a `finally`. `interrupt` says how: the default raises `Cancelled`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._is_armed = True
+        self.interrupt: Callable[[], None] = _raise_cancelled
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def disarm(self) -> bool:
+        """The task's code has ended. True: it was told to."""
+        was_armed, self._is_armed = self._is_armed, False
+        return not was_armed
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_armed:
+            self._is_armed = False
+            self._link.note_cancelled()
+            self.interrupt()
+
+
+INSIDE = Places()
+
+
+def main(listener_fd: int, places: Places = INSIDE) -> NoReturn:
+    """The guest's whole life. Returns by being killed."""
+    _become_ordinary()
+    link = Link(listener_fd)
+    link.send(Hello(version=LINK_VERSION, pid=os.getpid()))
+    accept, run = link.receive(), link.receive()
+    if not isinstance(accept, Accept) or not isinstance(run, Run):
+        raise LocalViolation(f"guest: expected ACCEPT and RUN, got {accept!r} and {run!r}")
+    pid = os.getpid()
+    termination = Termination(link)
+    try:
+        outcome = _perform(run, link, termination, places)
+    except Cancelled as error:  # SIGTERM came between the task's last line and `disarm`
+        outcome = _failure(error)
+    if os.getpid() != pid:
+        # A child of the task's os.fork() came out of the task's function. It is not the task.
+        _flush()
+        os._exit(0 if isinstance(outcome, Result) else 1)
+    # No handler of the task's own may interrupt what follows.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    _flush()
+    link.send(outcome)
+    while True:
+        time.sleep(86400)
+
+
+def _become_ordinary() -> None:
+    """Undo what suits a zygote and would surprise a task."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    gc.enable()
+    sys.dont_write_bytecode = True  # the sources are read-only
+    sys.argv = ["casemate-task"]
+    # The zygote's standard streams were made for other descriptors. Lines leave as they end, so
+    # that a killed task's last words are known; what UTF-8 cannot carry is escaped, not raised.
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = open(  # noqa: SIM115  (they live as long as we do)
+            fd,
+            "w" if fd else "r",
+            buffering=1,
+            encoding="utf-8",
+            errors="backslashreplace" if fd else "surrogateescape",
+            closefd=False,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _perform(run: Run, link: Link, termination: Termination, places: Places) -> Result | Fail:
+    deadline = None if run.deadline is None else time.monotonic() + run.deadline
+    reserve: bytearray | None = bytearray(RESERVE_SIZE)
+    try:
+        context = RuntimeContext(
+            link,
+            run_id=run.run,
+            task_id=run.task,
+            attempt=run.attempt,
+            spec=codec.decode_value(run.spec),
+            workspace=None if run.workspace is None else Path(run.workspace),
+            deadline=deadline,
+            idempotency_key=run.idempotency_key,
+        )
+        input = _read_input(run)
+        if isinstance(run.entry, CommandEntry):
+            output = command.run(run.entry, input, context)
+        else:
+            function = loader.load(run.entry, places.sources)
+            output = _call(function, input, context, termination)
+        return _result(output, run, places)
+    except BaseException as error:
+        reserve = None  # noqa: F841  (its memory is what we speak with)
+        was_cancelled = termination.disarm()
+        if was_cancelled and type(error).__name__ == "CancelledError":
+            error = Cancelled("cancelled by the supervisor")
+        return _failure(error)
+
+
+def _read_input(run: Run) -> Any:  # the user's data
+    if run.input_file is None:
+        return codec.decode_value(run.input)
+    return codec.decode_value(Path(run.input_file).read_bytes())
+
+
+# -- calling ---------------------------------------------------------------------------------------
+
+
+def _call(
+    function: Callable[..., Any], input: Any, context: RuntimeContext, termination: Termination
+) -> Any:
+    """Run any of the four kinds of function to its end. The kind is that of what the call gives,
+    not of the function: decorators and partials hide the latter."""
+    positional, named = _arguments(function, input, context)
+    given = function(*positional, **named)
+    if inspect.isgenerator(given):
+        return _drive(given, context)
+    if inspect.isasyncgen(given):
+        return _run_async(_drive_async(given, context), termination)
+    if inspect.isawaitable(given):
+        return _run_async(given, termination)
+    return given
+
+
+def _arguments(
+    function: Callable[..., Any], input: Any, context: RuntimeContext
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A task takes (input, ctx), (input), (ctx) or (), told apart by its signature: the first
+    parameter is the input unless it is called `ctx`, the second is the context if it has no
+    default or is called `ctx`; `ctx` may be keyword-only."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):  # some functions written in C do not tell
+        return (input,), {}
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = {p.name: context for p in parameters if p.kind is p.KEYWORD_ONLY and p.name == "ctx"}
+    if len([p for p in places if p.default is p.empty]) > 2:
+        name = getattr(function, "__qualname__", repr(function))
+        raise UsageError(
+            f"{name} takes {', '.join(p.name for p in places)}; a task takes (input, ctx), "
+            "(input), (ctx) or ()"
+        )
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return (input,) if "ctx" in named else (input, context), named
+    positional: list[Any] = []
+    if places:
+        positional.append(context if places[0].name == "ctx" else input)
+    takes_second = len(places) > 1 and places[0].name != "ctx"
+    if takes_second and (places[1].default is places[1].empty or places[1].name == "ctx"):
+        positional.append(context)
+    return tuple(positional), named
+
+
+def _drive(generator: Generator[Any, Any, Any], context: RuntimeContext) -> Any:
+    """Each yield is an emit; the return value is the output. What an emit raises is raised at the
+    task's own yield, where its `finally` blocks and its traceback are."""
+    try:
+        item = next(generator)
+        while True:
+            try:
+                context.emit(item)
+            except BaseException as error:
+                item = generator.throw(error)
+            else:
+                item = next(generator)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        generator.close()
+
+
+async def _drive_async(generator: AsyncGenerator[Any, Any], context: RuntimeContext) -> None:
+    try:
+        item = await anext(generator)
+        while True:
+            try:
+                context.emit(item)
+            except BaseException as error:
+                item = await generator.athrow(error)
+            else:
+                item = await anext(generator)
+    except StopAsyncIteration:
+        return
+    finally:
+        await generator.aclose()
+
+
+def _run_async(work: Awaitable[Any], termination: Termination) -> Any:
+    # Here and not above: 3 MiB and 0.2 ms for each fork of every sandbox, needed by some.
+    import asyncio
+
+    async def supervised() -> Any:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            # An exception out of a signal handler would tear the loop apart wherever it is; a
+            # cancelled task unwinds in order.
+            loop.call_soon_threadsafe(task.cancel)
+
+        termination.interrupt = interrupt
+        return await work
+
+    return asyncio.run(supervised())
+
+
+def _raise_cancelled() -> NoReturn:
+    raise Cancelled("cancelled by the supervisor")
+
+
+# -- telling ---------------------------------------------------------------------------------------
+
+
+def _result(output: Any, run: Run, places: Places) -> Result | Fail:
+    try:
+        payload = codec.encode_value(output)
+    except codec.ValueRefused as error:
+        return Fail(kind="invalid_output", message=str(error), type=_type_name(error))
+    if len(payload) <= PAYLOAD_SIZE:
+        return Result(output=Raw(payload))
+    if len(payload) > VALUE_SIZE:
+        return Fail(
+            kind="output_limit",
+            message=f"output of {run.task}: {len(payload)} bytes; at most {VALUE_SIZE} are carried",
+        )
+    import hashlib  # OpenSSL: 3.5 MiB that only large outputs need
+
+    path = os.path.join(places.outbox, "output")
+    try:
+        # What the task itself may have put there, a link or a FIFO included, is not our output.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        left = memoryview(payload)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.close(fd)
+    except OSError as error:
+        return Fail(
+            kind="output_limit",
+            message=f"output of {run.task}: {len(payload)} bytes found no room in the sandbox's "
+            f"temporary files: {error.strerror}",
+            type=_type_name(error),
+        )
+    digest = hashlib.sha256(payload).digest()
+    return Result(output=Raw(b"\xc0"), digest=digest, size=len(payload))
+
+
+def _failure(error: BaseException) -> Fail:
+    if isinstance(error, command.CommandError):
+        return Fail(kind=error.kind, message=str(error))
+    return Fail(
+        kind="error",
+        message=_message(error),
+        type=_type_name(error),
+        traceback=_traceback(error),
+    )
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({error.code!r}); a task ends by returning or raising"
+    if isinstance(error, ModuleNotFoundError):
+        return loader.explain_missing_module(error)
+    try:
+        return str(error) or type(error).__name__
+    except Exception as broken:  # a task's own __str__ may raise anything
+        return f"{type(error).__name__} (its str() raised {type(broken).__name__})"
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        told = traceback.TracebackException.from_exception(
+            error, limit=-TRACEBACK_FRAMES, compact=True
+        )
+        _leave_us_out(told)
+        return "".join(told.format())
+    except Exception as broken:  # the task's exceptions choose what formatting them does
+        return f"(no traceback: formatting it raised {type(broken).__name__})"
+
+
+def _leave_us_out(told: traceback.TracebackException) -> None:
+    left = [told]
+    while left:
+        each = left.pop()
+        each.stack[:] = [
+            frame
+            for frame in each.stack
+            if not frame.filename.startswith((_OURS, "<frozen importlib"))
+        ]
+        left += [e for e in (each.__cause__, each.__context__) if e is not None]
+        left += each.exceptions or []
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        # The task may have closed or replaced them, or nobody may be reading any more.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stream is not None:
+                stream.flush()
