@@ -57,15 +57,15 @@ from ..protocol.limits import (
     JOURNAL_GROUP_SIZE,
     JOURNAL_PAGE_SIZE,
 )
-from .state import RunDirectory, StateDirectory, fsync_directory
+from .store import RunDirectory, RunStore, fsync_directory
 from .values import ValueStore
 
 __all__ = [
     "SCHEMA_VERSION",
     "Commit",
-    "JournalError",
     "Entry",
     "Journal",
+    "JournalError",
     "JournalReader",
     "Outline",
     "list_runs",
@@ -723,6 +723,6 @@ def summarise(run: RunDirectory) -> RunSummary:
     )
 
 
-def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
+def list_runs(state: RunStore, limit: int | None = None) -> list[RunSummary]:
     """The newest `limit` runs of a state directory, newest first."""
     return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]
