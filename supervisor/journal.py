@@ -57,7 +57,7 @@ from ..protocol.limits import (
     JOURNAL_GROUP_SIZE,
     JOURNAL_PAGE_SIZE,
 )
-from .store import RunDirectory, RunStore, fsync_directory
+from .state import RunDirectory, StateDirectory, fsync_directory
 from .values import ValueStore
 
 __all__ = [
@@ -723,6 +723,6 @@ def summarise(run: RunDirectory) -> RunSummary:
     )
 
 
-def list_runs(state: RunStore, limit: int | None = None) -> list[RunSummary]:
+def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
     """The newest `limit` runs of a state directory, newest first."""
     return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]

@@ -8,7 +8,7 @@ content on disk, whatever is pulled out of the wall in between. Equal values are
 chain of tasks that hands on an unchanged megabyte stores it once. Reading checks the digest: a
 damaged file is reported, never handed on.
 
-One owner writes (see store.py); any process may read.
+One owner writes (see state.py); any process may read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..protocol.errors import CasemateError, LocalViolation
 from ..protocol.limits import VALUE_SIZE
-from .store import fsync_directory
+from .state import fsync_directory
 
 __all__ = ["DamagedValueError", "ValueStore"]
 

@@ -40,7 +40,7 @@ __all__ = [
     "OwnedRun",
     "Ownership",
     "RunDirectory",
-    "RunStore",
+    "StateDirectory",
     "SupervisorRecord",
     "fsync_directory",
     "is_run_id",
@@ -191,7 +191,7 @@ class SupervisorRecord(Struct, frozen=True):
         return process_start_time(self.pid) == self.start_time
 
 
-class RunStore:
+class StateDirectory:
     """The tree of one state directory. `open` checks and makes it; all calls here are disk work
     and belong off the loop."""
 
@@ -211,7 +211,7 @@ class RunStore:
         return home / "casemate"
 
     @classmethod
-    def open(cls, path: Path | None = None) -> RunStore:
+    def open(cls, path: Path | None = None) -> StateDirectory:
         """Make what is missing; refuse what other users could tamper with."""
         state = cls((path or cls.default_path()).absolute())
         try:
@@ -238,7 +238,7 @@ class RunStore:
         return state
 
     @classmethod
-    def open_existing(cls, path: Path | None = None) -> RunStore:
+    def open_existing(cls, path: Path | None = None) -> StateDirectory:
         """For reading: makes nothing, and works on a read-only medium."""
         state = cls((path or cls.default_path()).absolute())
         if state.path.exists():
