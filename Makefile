@@ -1,0 +1,47 @@
+# Each goal does its own set-up: a virtual environment in the tree, made anew when the
+# dependencies change. Nothing is installed outside this folder.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check bench humaneval wfinstances clean
+
+# Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
+# importing something that the wheel would not hold. Its links are made anew when a file is added,
+# which shows as a newer folder.
+FOLDERS := $(shell find protocol sandbox supervisor -type d ! -name __pycache__)
+
+$(VENV)/.ready: pyproject.toml $(FOLDERS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "casemate needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[dev,humaneval]' --config-settings editable_mode=strict
+	@touch $@
+
+demo: $(VENV)/.ready
+	@$(BIN)/casemate run examples/review/pipeline.yaml $(ARGS)
+
+# What a change must pass: style, types, tests.
+test: check
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict -p casemate
+	@$(BIN)/mypy --strict tests
+
+humaneval: $(VENV)/.ready
+	@$(BIN)/python examples/humaneval/run.py $(ARGS)
+
+wfinstances: $(VENV)/.ready
+	@$(BIN)/python examples/wfinstances/run.py $(ARGS)
+
+bench: $(VENV)/.ready
+	@$(BIN)/python tests/bench/table.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
