@@ -83,15 +83,17 @@ class _Events:
         if not line.strip():
             return
         try:
-            event = codec.from_jsonable(json.loads(line))
+            event = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
-            raise self._refused(f"not JSON as expected: {error}", line) from None
+            raise self._refused(f"not JSON: {error}", line) from None
         if not isinstance(event, dict) or len(event) != 1 or next(iter(event)) not in KEYS:
             raise self._refused(f"expected an object with one key of {', '.join(KEYS)}", line)
         [(key, value)] = event.items()
         try:
-            self._act(key, value)
-        except (codec.ValueRefused, ValueError) as error:
+            self._act(key, codec.from_jsonable(value, key))
+        except codec.ValueRefused as error:
+            raise self._refused(str(error), line) from None
+        except (ValueError, OverflowError) as error:
             raise self._refused(f"{key}: {error}", line) from None
 
     def _act(self, key: str, value: Any) -> None:

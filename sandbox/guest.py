@@ -419,19 +419,20 @@ def _type_name(error: BaseException) -> str:
     return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
 
 
-def _traceback(error: BaseException) -> str:
+def _traceback(error: BaseException) -> str | None:
+    """None where nothing of the task's own code is in it."""
     try:
         told = traceback.TracebackException.from_exception(
             error, limit=-TRACEBACK_FRAMES, compact=True
         )
-        _leave_us_out(told)
-        return "".join(told.format())
+        return "".join(told.format()) if _leave_us_out(told) else None
     except Exception as broken:  # the task's exceptions choose what formatting them does
         return f"(no traceback: formatting it raised {type(broken).__name__})"
 
 
-def _leave_us_out(told: traceback.TracebackException) -> None:
-    left = [told]
+def _leave_us_out(told: traceback.TracebackException) -> bool:
+    """Drop our frames and the import system's; False: no others are left."""
+    left, has_others = [told], False
     while left:
         each = left.pop()
         each.stack[:] = [
@@ -439,8 +440,10 @@ def _leave_us_out(told: traceback.TracebackException) -> None:
             for frame in each.stack
             if not frame.filename.startswith((_OURS, "<frozen importlib"))
         ]
+        has_others = has_others or bool(each.stack)
         left += [e for e in (each.__cause__, each.__context__) if e is not None]
         left += each.exceptions or []
+    return has_others
 
 
 def _flush() -> None:

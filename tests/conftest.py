@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses. Helpers are in `fakes.py`, found beside this."""
+"""Fixtures that more than one folder of tests uses; helpers are in `fakes.py` beside this."""
 
 from __future__ import annotations
 
