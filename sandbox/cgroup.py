@@ -55,7 +55,7 @@ __all__ = [
     "Swept",
     "engine_name",
     "locate",
-    "own_memory_limit",
+    "own_memory_room",
     "parse_membership",
     "parse_mountinfo",
     "probe",
@@ -391,14 +391,15 @@ def settle(facts: CgroupFacts, root: Path = Path("/")) -> CgroupFacts:
     return probe(root)
 
 
-def own_memory_limit(root: Path = Path("/")) -> int | None:
-    """The memory limit, in bytes, that our own group or one above it sets; None: none does."""
+def own_memory_room(root: Path = Path("/")) -> int | None:
+    """Bytes that our own group, and those above it that we can see, still let us use; None: none
+    of them sets a limit. Page cache that the kernel would give up counts as free."""
     try:
         mounts = parse_mountinfo((root / "proc/self/mountinfo").read_text(errors="surrogateescape"))
         membership = parse_membership((root / "proc/self/cgroup").read_text())
     except OSError:
         return None
-    least: int | None = None
+    rooms: list[int] = []
     for mount in mounts:
         if not mount.unified and "memory" not in mount.controllers:
             continue
@@ -406,14 +407,30 @@ def own_memory_limit(root: Path = Path("/")) -> int | None:
         if own is None:
             continue
         point, folder = root / mount.point.lstrip("/"), root / own.lstrip("/")
-        name = "memory.max" if mount.unified else "memory.limit_in_bytes"
         while folder.is_relative_to(point):
-            for word in _words(folder / name) - {"max"}:
-                # v1 says "no limit" as the largest whole page below 2**63.
-                if int(word) < 2**62 and (least is None or int(word) < least):
-                    least = int(word)
+            room = _memory_room(folder, mount.unified)
+            if room is not None:
+                rooms.append(room)
             folder = folder.parent
-    return least
+    return min(rooms, default=None)
+
+
+def _memory_room(folder: Path, unified: bool) -> int | None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        limit = _number(_read("memory.max" if unified else "memory.limit_in_bytes", fd))
+        # v1 says "no limit" as the largest whole page below 2**63.
+        if limit is None or limit >= 2**62:
+            return None
+        used = _number(_read("memory.current" if unified else "memory.usage_in_bytes", fd)) or 0
+        cache = _table(_read("memory.stat", fd))
+        spare = cache.get("inactive_file" if unified else "total_inactive_file", 0)
+        return max(0, limit - max(0, used - spare))
+    finally:
+        os.close(fd)
 
 
 # --- one engine's folders ----------------------------------------------------------------------
@@ -945,11 +962,11 @@ def _scope(root: Path) -> tuple[str, int]:
 def _start_time(pid: int, root: Path) -> int | None:
     """Clock ticks since boot (field 22 of /proc/pid/stat); None: no such process, or a zombie."""
     try:
-        stat = (root / f"proc/{pid}/stat").read_text()
+        stat = (root / f"proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
+    fields = stat.rpartition(b")")[2].split()  # the name before it may hold anything
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 @dataclass(frozen=True, slots=True)
