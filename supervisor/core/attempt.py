@@ -69,6 +69,7 @@ class Attempt(Clock):
         "spawned",
         "spec",
         "started",
+        "told",
     )
 
     def __init__(self, run: str, spec: TaskSpec, number: int, now: float) -> None:
@@ -79,6 +80,7 @@ class Attempt(Clock):
         self.phase = Phase.SPAWNING
         self.spawned = now
         self.started: float | None = None
+        self.told: float | None = None
         self.active = now  # when it last said something
         self.asked = now
         self.reason: ErrorKind | None = None
@@ -93,6 +95,12 @@ class Attempt(Clock):
         self.started = self.active = now
         wall = self.spec.timeouts.wall
         self._wall = math.inf if wall is None else now + wall
+
+    def seconds(self, now: float) -> float:
+        """How long it ran: until it told its result, not until its tree was swept up."""
+        if self.started is None:
+            return 0.0
+        return (now if self.told is None else self.told) - self.started
 
     def due(self) -> float:
         timeouts = self.spec.timeouts

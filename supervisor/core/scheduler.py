@@ -236,6 +236,7 @@ class Scheduler:
         is_killed = attempt.phase is Phase.KILLING
         attempt.move(Told)
         if not is_killed:
+            attempt.told = now
             self._kill(attempt)
 
     def _ended(self, now: float, ended: Ended) -> None:
@@ -256,8 +257,8 @@ class Scheduler:
 
         error = attempt.verdict(ended.output, ended.error)
         if error is None:
-            assert ended.output is not None and attempt.started is not None  # checked above
-            data = TaskCompleted(output=ended.output, seconds=now - attempt.started)
+            assert ended.output is not None  # checked above
+            data = TaskCompleted(output=ended.output, seconds=attempt.seconds(now))
             self._record(run, ended.task, ended.attempt, data)
             self._make_dependants_ready(run, ended.task)
         elif attempt.reason in (ErrorKind.CANCELLED, ErrorKind.TIMEOUT_RUN):
@@ -423,12 +424,12 @@ class Scheduler:
         for upstream in lost:  # grows while it is walked
             for dependant in dependants[upstream]:
                 if tasks[dependant].standing is Standing.WAITING:
-                    message = f"upstream {upstream} did not complete"
+                    message = f"upstream {task} failed: {error.kind}"
                     if upstream != task:
-                        message += f", for {task} did not"
-                    failure = TaskError(
-                        kind=ErrorKind.UPSTREAM_FAILED, message=f"{message}: {error.kind}"
-                    )
+                        message = (
+                            f"upstream {upstream} cannot run, because {task} failed: {error.kind}"
+                        )
+                    failure = TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message)
                     self._record(run, dependant, None, TaskFailed(error=failure))
                     lost.append(dependant)
         if run.state.spec.fail_fast:

@@ -1,0 +1,426 @@
+"""The core with a fake clock, spoken to in lines of text; and a judge that watches every step.
+
+Tests and the transcripts in `scripts/` share one small language. Declarations:
+
+    host parallel=2 memory=100          the scheduler's own limits
+    run one fail_fast timeout=60 parallel=1
+    task a wall=10 retry=3              of the run declared last (`r` if none was)
+    task b needs=a
+
+and then, each at a time, what the core is told: `submit r`, `started a#1`, `active a#1`,
+`used a#1 cpu=2`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `cancel r why`,
+`tick`. Tasks of a run other than `r` are written `one/a#1`. Answers are lines as well, see `show`.
+
+After every step `Simulated` folds the records that came out into a state of its own and compares
+it with the live one, and `Judge` checks from the commands alone what must never happen.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+from casemate.protocol.events import (
+    KIND_OF,
+    ErrorKind,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    TaskCancelled,
+    TaskCompleted,
+    TaskError,
+    TaskFailed,
+    TaskReady,
+    TaskRetrying,
+    TaskStarted,
+)
+from casemate.protocol.pipeline import (
+    CommandEntry,
+    Edge,
+    Limits,
+    PipelineSpec,
+    Retry,
+    TaskSpec,
+    Timeouts,
+)
+from casemate.supervisor.core.commands import CancelAttempt, Command, Kill, Record, Spawn
+from casemate.supervisor.core.events import (
+    Active,
+    CancelRun,
+    Ended,
+    Input,
+    Started,
+    Submit,
+    Tick,
+    Told,
+    Used,
+)
+from casemate.supervisor.core.scheduler import Scheduler
+from casemate.supervisor.core.state import RunState
+from msgspec import Raw
+
+ENDINGS = (TaskCompleted, TaskRetrying, TaskFailed, TaskCancelled)
+RUN_ENDINGS = (RunCompleted, RunFailed, RunCancelled)
+
+
+def raw(value: object) -> Raw:
+    return Raw(msgspec.msgpack.encode(value))
+
+
+NIL = raw(None)
+
+
+def make_task(
+    name: str,
+    *,
+    memory: int = 1,
+    start: float = 10,
+    wall: float | None = None,
+    idle: float | None = None,
+    cpu: float | None = None,
+    grace: float = 0,
+    retry: int = 1,
+    delay: float = 1,
+    backoff: float = 2,
+    cap: float = 60,
+    jitter: float = 0,
+    on: tuple[str, ...] = ("error", "crash", "timeout"),
+) -> TaskSpec:
+    return TaskSpec(
+        id=name,
+        execute=CommandEntry(argv=("true",)),
+        spec=NIL,
+        sources=(),
+        env={},
+        limits=Limits(memory=memory, cpu=None, pids=1, files=1, tmp=1, disk=1, output=1),
+        timeouts=Timeouts(start=start, wall=wall, idle=idle, cpu=cpu, grace=grace),
+        retry=Retry(
+            attempts=retry, delay=delay, backoff=backoff, max_delay=cap, jitter=jitter, on=on
+        ),
+    )
+
+
+def make_pipeline(
+    tasks: Iterable[TaskSpec],
+    edges: Iterable[tuple[str, str]] = (),
+    *,
+    fail_fast: bool = False,
+    timeout: float | None = None,
+    max_parallel: int | None = None,
+) -> PipelineSpec:
+    return PipelineSpec(
+        name="p",
+        tasks=tuple(tasks),
+        edges=tuple(Edge(source, to) for source, to in edges),
+        root="/",
+        fail_fast=fail_fast,
+        timeout=timeout,
+        max_parallel=max_parallel,
+    )
+
+
+def submit(run: str, spec: PipelineSpec, seed: int = 1) -> Submit:
+    return Submit(run, spec, NIL, raw(spec), seed)
+
+
+class Judge:
+    """What must never happen, seen from outside: from what the core is told and what it answers."""
+
+    def __init__(self, max_parallel: int, memory: int) -> None:
+        self.max_parallel = max_parallel
+        self.memory = memory
+        self.specs: dict[str, PipelineSpec] = {}
+        self.live: dict[tuple[str, str], int] = {}
+        self.attempts: dict[tuple[str, str], int] = {}  # the latest made ready
+        self.completed: set[tuple[str, str]] = set()
+        self.ended: set[tuple[str, str, int]] = set()
+        self.killed: set[tuple[str, str, int]] = set()
+        self.asked: dict[tuple[str, str, int], tuple[float, ErrorKind]] = {}
+        self.told: set[tuple[str, str, int]] = set()
+        self.over: set[str] = set()
+
+    def watch(self, now: float, input: Input, commands: list[Command]) -> None:
+        if isinstance(input, Submit):
+            self.specs[input.run] = input.spec
+        if isinstance(input, Told):
+            self.told.add((input.run, input.task, input.attempt))
+        ending = None
+        if isinstance(input, Ended) and self.live.get((input.run, input.task)) == input.attempt:
+            ending = (input.run, input.task, input.attempt)
+            del self.live[ending[:2]]
+        for command in commands:
+            match command:
+                case Record():
+                    self._record(command)
+                case Spawn():
+                    self._spawn(command)
+                case CancelAttempt():
+                    key = self._live_key(command)
+                    assert key not in self.asked and key not in self.killed
+                    self.asked[key] = (now, command.reason)
+                case Kill():
+                    self._kill(now, command)
+        if ending is not None:
+            assert ending in self.ended, f"{ending} ended and nothing was recorded"
+
+    def _live_key(self, command: CancelAttempt | Kill) -> tuple[str, str, int]:
+        key = (command.run, command.task, command.attempt)
+        assert self.live.get(key[:2]) == command.attempt, f"{command}: not alive"
+        return key
+
+    def _kill(self, now: float, kill: Kill) -> None:
+        key = self._live_key(kill)
+        assert key not in self.killed, f"{kill}: killed twice"
+        self.killed.add(key)
+        if key in self.asked:
+            asked, reason = self.asked[key]
+            assert kill.reason is reason, f"{kill}: the first cause was {reason}"
+            grace = self._spec(kill.run, kill.task).timeouts.grace
+            assert key in self.told or now >= asked + grace, f"{kill}: within its grace"
+        elif kill.reason is None:
+            assert key in self.told
+
+    def _spec(self, run: str, task: str) -> TaskSpec:
+        return next(spec for spec in self.specs[run].tasks if spec.id == task)
+
+    def _spawn(self, spawn: Spawn) -> None:
+        key = (spawn.run, spawn.task)
+        spec = self.specs[spawn.run]
+        assert spawn.run not in self.over
+        assert key not in self.live, f"{spawn}: a live attempt already"
+        assert self.attempts[key] == spawn.attempt, f"{spawn}: not the attempt made ready"
+        assert (*key, spawn.attempt) not in self.ended
+        upstream = tuple(sorted(edge.source for edge in spec.edges if edge.to == spawn.task))
+        assert spawn.upstream == upstream
+        for source in upstream:
+            assert (spawn.run, source) in self.completed, f"{spawn}: before its input {source}"
+        self.live[key] = spawn.attempt
+        assert len(self.live) <= self.max_parallel
+        if spec.max_parallel is not None:
+            assert sum(run == spawn.run for run, _ in self.live) <= spec.max_parallel
+        assert sum(self._spec(*each).limits.memory for each in self.live) <= self.memory
+
+    def _record(self, record: Record) -> None:
+        assert record.run not in self.over, f"{record}: after the run's last event"
+        data = record.data
+        if isinstance(data, RUN_ENDINGS):
+            assert not any(run == record.run for run, _ in self.live), f"{record}: something lives"
+            self.over.add(record.run)
+        if record.task is None:
+            return
+        key = (record.run, record.task)
+        if isinstance(data, TaskReady):
+            assert record.attempt == self.attempts.get(key, 0) + 1
+            self.attempts[key] = record.attempt
+        elif isinstance(data, TaskStarted):
+            assert self.live[key] == record.attempt
+        elif isinstance(data, ENDINGS):
+            if record.attempt is not None:
+                assert key not in self.live, f"{record}: its tree may be alive"
+                assert (*key, record.attempt) not in self.ended, f"{record}: ended twice"
+                self.ended.add((*key, record.attempt))
+            if isinstance(data, TaskCompleted):
+                self.completed.add(key)
+
+    def check_every_attempt_ended(self) -> None:
+        made = {
+            (*key, number)
+            for key, latest in self.attempts.items()
+            for number in range(1, latest + 1)
+        }
+        assert made == self.ended
+
+
+class Simulated:
+    """A scheduler, its judge, its journal, and the fold of that journal beside it."""
+
+    def __init__(self, *lines: str) -> None:
+        """Declarations; the runs in them are submitted at 0 by `start`, or by hand."""
+        self.max_parallel = 8
+        self.memory = 1000
+        self.runs: dict[str, _Declared] = {}
+        self.journal: list[Record] = []
+        self.heard: list[tuple[float, Input]] = []
+        self.answered: list[list[Command]] = []
+        self.folded: dict[str, RunState] = {}
+        self.states: dict[str, RunState] = {}
+        self._scheduler: Scheduler | None = None
+        self._judge: Judge | None = None
+        for line in lines:
+            self.declare(line)
+
+    @classmethod
+    def start(cls, *lines: str) -> Simulated:
+        simulated = cls(*lines)
+        for run in simulated.runs:
+            simulated.at(0, f"submit {run}")
+        return simulated
+
+    @property
+    def scheduler(self) -> Scheduler:
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self.max_parallel, self.memory)
+        return self._scheduler
+
+    @property
+    def judge(self) -> Judge:
+        if self._judge is None:
+            self._judge = Judge(self.max_parallel, self.memory)
+        return self._judge
+
+    def declare(self, line: str) -> None:
+        what, *words = line.split()
+        flags = {word for word in words if "=" not in word}
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        if what == "host":
+            self.max_parallel = int(options.get("parallel", self.max_parallel))
+            self.memory = int(options.get("memory", self.memory))
+        elif what == "run":
+            self.runs[words[0]] = _Declared(
+                fail_fast="fail_fast" in flags,
+                timeout=float(options["timeout"]) if "timeout" in options else None,
+                max_parallel=int(options["parallel"]) if "parallel" in options else None,
+            )
+        elif what == "task":
+            run = list(self.runs.values())[-1] if self.runs else None
+            if run is None:
+                run = self.runs["r"] = _Declared()
+            for source in filter(None, options.pop("needs", "").split(",")):
+                run.edges.append((source, words[0]))
+            whole = {key: int(options.pop(key)) for key in ("memory", "retry") if key in options}
+            on = tuple(filter(None, options.pop("on", "error,crash,timeout").split(",")))
+            seconds = {key: float(value) for key, value in options.items()}
+            # mypy cannot know the keys; a wrong one is a TypeError, which is what we want.
+            run.tasks.append(make_task(words[0], on=on, **whole, **seconds))  # type: ignore[arg-type]
+        else:
+            raise ValueError(f"not a declaration: {line}")
+
+    def at(self, now: float, line: str = "tick") -> list[str]:
+        """Tell the core one thing and show what it answers."""
+        return [show(command) for command in self.step(now, self.parse(line))]
+
+    def step(self, now: float, input: Input) -> list[Command]:
+        commands = self.scheduler.step(now, input)
+        self.heard.append((now, input))
+        self.answered.append(commands)
+        self.judge.watch(now, input, commands)
+        if isinstance(input, Submit):
+            self.folded[input.run] = RunState(input.run, input.spec)
+            if input.run not in self.judge.over:
+                self.states[input.run] = self.scheduler.state(input.run)
+        for command in commands:
+            if isinstance(command, Record):
+                self.journal.append(command)
+                self.folded[command.run].apply(command)
+        for run, state in self.states.items():
+            assert state == self.folded[run], f"{run}: the fold differs from the live state"
+        return commands
+
+    def parse(self, line: str) -> Input:
+        verb, _, rest = line.partition(" ")
+        if verb == "tick":
+            return Tick()
+        if verb == "submit":
+            return submit(rest, self.runs[rest].spec())
+        if verb == "cancel":
+            run, _, reason = rest.partition(" ")
+            return CancelRun(run, reason or "asked to")
+        subject, _, rest = rest.partition(" ")
+        if (found := re.fullmatch(r"(?:([\w-]+)/)?([\w-]+)#(\d+)", subject)) is None:
+            raise ValueError(f"not an attempt: {subject}")
+        run, task, attempt = found[1] or "r", found[2], int(found[3])
+        match verb, rest.partition("="):
+            case "started", _:
+                return Started(run, task, attempt, pid=100)
+            case "active", _:
+                return Active(run, task, attempt)
+            case "used", ("cpu", _, cpu):
+                return Used(run, task, attempt, cpu=float(cpu))
+            case "told", _:
+                return Told(run, task, attempt)
+            case "ended", ("output", _, value):
+                output = raw(msgspec.json.decode(value))
+                return Ended(run, task, attempt, output=output, error=None)
+            case "ended", ("error", _, error):
+                kind, _, message = error.partition(" ")
+                failure = TaskError(kind=ErrorKind(kind), message=message or "it broke")
+                return Ended(run, task, attempt, output=None, error=failure)
+            case "ended", _:
+                return Ended(run, task, attempt, output=None, error=None)
+        raise ValueError(f"not an input: {line}")
+
+
+@dataclass
+class _Declared:
+    fail_fast: bool = False
+    timeout: float | None = None
+    max_parallel: int | None = None
+    tasks: list[TaskSpec] = field(default_factory=list)
+    edges: list[tuple[str, str]] = field(default_factory=list)
+
+    def spec(self) -> PipelineSpec:
+        return make_pipeline(
+            self.tasks,
+            self.edges,
+            fail_fast=self.fail_fast,
+            timeout=self.timeout,
+            max_parallel=self.max_parallel,
+        )
+
+
+def show(command: Command) -> str:
+    """A command as one line: `record a#1 ready`, `spawn a#1`, `ask a#1: timeout.wall`, ..."""
+    prefix = "" if command.run == "r" else f"{command.run}/"
+    if isinstance(command, Record):
+        return f"record {_show_record(prefix, command)}"
+    subject = f"{prefix}{command.task}#{command.attempt}"
+    match command:
+        case Spawn():
+            given = f" given {', '.join(command.upstream)}" if command.upstream else ""
+            return f"spawn {subject}{given}"
+        case CancelAttempt():
+            return f"ask {subject}: {command.reason}"
+        case Kill():
+            return f"kill {subject}" + ("" if command.reason is None else f": {command.reason}")
+
+
+def _show_record(prefix: str, record: Record) -> str:
+    data = record.data
+    kind = KIND_OF[type(data)].partition(".")[2]
+    if record.task is None:
+        text = f"{record.run} {kind}"
+    elif record.attempt is None:
+        text = f"{prefix}{record.task} {kind}"
+    else:
+        text = f"{prefix}{record.task}#{record.attempt} {kind}"
+    match data:
+        case TaskCompleted():
+            return f"{text} {_show_value(data.output)} in {data.seconds:g} s"
+        case TaskRetrying():
+            return f"{text} in {data.delay:g} s: {_show_error(data.error)}"
+        case TaskFailed() | TaskCancelled():
+            return f"{text}: {_show_error(data.error)}"
+        case RunCompleted():
+            outputs = [f"{task}={_show_value(value)}" for task, value in data.outputs.items()]
+            return " ".join([text, *outputs])
+        case RunFailed():
+            return f"{text}: {_show_error(data.error)} [{', '.join(data.tasks)}]"
+        case RunCancelled():
+            return f"{text}: {data.reason}"
+    return text
+
+
+def _show_error(error: TaskError) -> str:
+    return f"{error.kind}: {error.message}"
+
+
+def _show_value(value: Raw) -> str:
+    return msgspec.json.encode(msgspec.msgpack.decode(value)).decode()
+
+
+def show_deadline(scheduler: Scheduler) -> str | None:
+    deadline = scheduler.deadline()
+    return None if deadline == math.inf else f"until {deadline:g}"
