@@ -102,12 +102,15 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     id: str
     execute: Entry
     spec: Raw  # AgentSpec: the task's own data, closed
-    sources: tuple[str, ...]  # further files or folders, relative to the pipeline's folder
+    # Further files or folders, relative to the root; absolute where one outside was allowed.
+    sources: tuple[str, ...]
     env: dict[str, str]
     limits: Limits
     timeouts: Timeouts
     retry: Retry
     network: Network = Network.NONE
+    # Variables of the host to pass on: names, for a value here would be in every journal.
+    host_env: tuple[str, ...] = ()
 
 
 class Edge(Struct, frozen=True, order=True):

@@ -37,7 +37,6 @@ __all__ = [
     "Retry",
     "Task",
     "Timeouts",
-    "find_pipeline",
 ]
 
 # The task's own data (role, instructions, model, params, ...): handed over, never looked into.
@@ -210,6 +209,8 @@ class Pipeline:
     @overload
     def task(
         self,
+        function: None = None,
+        /,
         *,
         id: str | None = None,
         spec: AgentSpec | None = None,
@@ -332,21 +333,6 @@ class Pipeline:
             f"pipeline {self.name}: {name} is the function of {len(found)} of its tasks; "
             "name the task by its id"
         )
-
-
-def find_pipeline(module: Mapping[str, object], source: str) -> Pipeline:
-    """The one pipeline that a `.py` file leaves at module level; `source` is for the message."""
-    found = {
-        id(value): (name, value) for name, value in module.items() if isinstance(value, Pipeline)
-    }
-    if len(found) == 1:
-        return next(iter(found.values()))[1]
-    if not found:
-        raise UsageError(
-            f"{source}: no Pipeline at module level; write pipeline = Pipeline(...) there"
-        )
-    names = ", ".join(name for name, _ in found.values())
-    raise UsageError(f"{source}: {len(found)} pipelines at module level ({names}); leave one")
 
 
 def is_guest() -> bool:
