@@ -300,10 +300,11 @@ def _opened(raw: Raw | bytes, depth: int) -> Any:
     first = memoryview(raw)[:1]
     if not first or (first[0] not in _MAPS and first[0] not in _ARRAYS):
         return _decode_scalar(raw)
-    try:
-        return _decode_shallow(raw)
-    except msgspec.ValidationError:
-        pass  # bytes or datetimes in it, or deeper, or wrong
+    if depth >= _SHALLOW_LEVELS:
+        try:
+            return _decode_shallow(raw)
+        except msgspec.ValidationError:
+            pass  # bytes or datetimes in it, or deeper, or wrong
     if not depth:
         raise ValueError(f"nested deeper than {VALUE_DEPTH} levels")
     if first[0] in _ARRAYS:
