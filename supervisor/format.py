@@ -1,0 +1,495 @@
+"""The format of a pipeline file, as pydantic models: its keys, its defaults, its JSON Schema.
+
+Files and the builder's documents are held against the same models. A field's default is the
+documented default, with its reason beside it; `model_fields_set` tells what was given, so that a
+task's word goes before the pipeline's, and the pipeline's before ours. Nothing here touches the
+host: paths and the graph are judged in `pipeline.py`.
+
+The last part turns pydantic's errors into sentences that say what was expected and what to write.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Raw
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
+
+from ..protocol import codec
+from ..protocol.events import ErrorKind
+from ..protocol.limits import KIB, MIB
+from ..protocol.pipeline import (
+    TASK_ID_PATTERN,
+    CommandEntry,
+    FileEntry,
+    ModuleEntry,
+    PickleEntry,
+)
+from ..protocol.units import format_size, parse_duration, parse_size
+from .core import retry
+from .reading import KeyPath, shown
+
+__all__ = [
+    "ENV_NAME",
+    "Defaults",
+    "Limits",
+    "Model",
+    "Pipeline",
+    "Retry",
+    "Task",
+    "Timeouts",
+    "did_you_mean",
+    "explain",
+    "json_schema",
+    "unknown_key",
+]
+
+GIB = 1024 * MIB
+
+# Both travel to the guest in RUN, which is one message of MESSAGE_SIZE with other fields beside.
+PICKLE_SIZE = 512 * KIB
+SPEC_SIZE = 256 * KIB
+
+# Nobody waits for a hundredth try; a retry storm of one task stays below this.
+ATTEMPTS = 100
+
+
+def _at_least(least: int, why: str) -> AfterValidator:
+    def check(value: int) -> int:
+        if value < least:
+            raise ValueError(
+                f"{format_size(value)} is too little; at least {format_size(least)}: {why}"
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _duration_or_none(value: Any) -> float | None:
+    if value is None or value == "none":
+        return None
+    if (seconds := parse_duration(value)) == 0:
+        raise ValueError("0 leaves no time at all; write none for no limit")
+    return seconds
+
+
+def _more_than_no_time(value: float) -> float:
+    if value == 0:
+        raise ValueError("0 leaves no time at all")
+    return value
+
+
+def _one_or_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_SIZE_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]?([iI]?[bB])?)\s*$"},
+    ]
+}
+_DURATION_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "examples": ["500ms", "30s", "1m30s", "2h"]},
+    ]
+}
+_NAMES_SCHEMA = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+}
+
+_Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
+_Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+_Limit = Annotated[
+    float | None,
+    PlainValidator(_duration_or_none),
+    WithJsonSchema({"anyOf": [*_DURATION_SCHEMA["anyOf"], {"type": "null"}]}),
+]
+_Memory = Annotated[_Size, _at_least(8 * MIB, "the sandbox's own Python needs that")]
+_Tmpfs = Annotated[_Size, _at_least(MIB, "large outputs leave through it")]
+_Disk = Annotated[_Size, _at_least(KIB, "programs write small files to work at all")]
+_Output = Annotated[_Size, _at_least(KIB, "an error message has to fit")]
+
+
+class Model(BaseModel):
+    # strict: "3" is not 3 and 1 is not true. What was not given keeps its default, which is the
+    # documented one; `model_fields_set` tells it from what was.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
+
+
+class Limits(Model):
+    """What one attempt may use, over its whole process tree."""
+
+    # Room for numpy and a language model's client; DESIGN's own example.
+    memory: _Memory = Field(default=512 * MIB, description="bytes, or a text such as 256MiB")
+    cpu: float | None = Field(
+        default=None,
+        ge=0.01,
+        le=4096,
+        allow_inf_nan=False,
+        description="cores, such as 0.5; null: no ceiling",
+    )
+    # Processes and threads. A JVM on 64 cores starts about 80 threads, Node a dozen, OpenBLAS one
+    # a core, so 128 breaks two of them side by side; 256 of a fork bomb die within 40 ms.
+    # At least 8: init, guest and libzmq's threads are four.
+    pids: int = Field(default=256, ge=8, le=65536, description="processes and threads")
+    # The usual soft limit: beyond it select() breaks in programs that still use it.
+    # At least 32: Python, the link and libzmq hold about a dozen.
+    files: int = Field(default=1024, ge=32, le=1048576, description="open files of one process")
+    # Half of the memory it is charged to.
+    tmp: _Tmpfs = Field(
+        default=256 * MIB, description="/tmp and /dev/shm together; counts as memory"
+    )
+    disk: _Disk = Field(default=GIB, description="the largest file")
+    # A task that says more than this says nothing; a runaway print loop stops within a second.
+    output: _Output = Field(default=16 * MIB, description="stdout, stderr, log and items together")
+
+
+class Timeouts(Model):
+    """Numbers are seconds; texts such as 500ms, 30s, 1m30s; null or none: no limit."""
+
+    # A warm spawn is a few milliseconds: this is a thousandfold, for a machine in trouble.
+    start: Annotated[_Duration, AfterValidator(_more_than_no_time)] = Field(
+        default=10.0, description="until the sandbox is ready"
+    )
+    # A task that waits for a language model takes minutes; one that hangs unseen should not cost
+    # the night. DESIGN promises that a hang ends, so the default is not "none".
+    wall: _Limit = Field(default=600.0, description="from the start of the task's code to its end")
+    idle: _Limit = Field(default=None, description="without an event")
+    cpu: _Limit = Field(default=None, description="cpu time of the whole process tree")
+    grace: _Duration = Field(default=0.0, description="between asking to end and the kill")
+
+
+# What a task's own failure can be. A wall that was hit is no accident: `violation` is retried only
+# where it is named. `setup` and `lost` are never the task's fault and retried whatever this says.
+_RETRIED = (
+    "error", "invalid_output", "timeout", "memory", "pids", "disk", "output_limit", "crash",
+    "protocol",
+)  # fmt: skip
+_RETRYABLE = sorted(
+    {
+        name
+        for kind in set(ErrorKind) - retry.FINAL - retry.BLAMELESS
+        for name in (kind.value, kind.value.partition(".")[0])
+    }
+)
+
+
+def _kinds(value: Any) -> tuple[str, ...]:
+    kinds = _one_or_list(value)
+    if not isinstance(kinds, list):
+        raise ValueError(f"expected a list of error kinds, got {shown(value)}")
+    for kind in kinds:
+        if kind not in _RETRYABLE:
+            raise ValueError(
+                f"{shown(kind)} is not an error kind that can be retried"
+                f"{did_you_mean(kind, _RETRYABLE)}"
+            )
+    return tuple(dict.fromkeys(kinds))
+
+
+class Retry(Model):
+    """The n-th retry waits delay * backoff^(n-1), at most max_delay, give or take the jitter."""
+
+    # One: code with side effects is not run twice unless somebody said that it may.
+    attempts: int = Field(default=1, ge=1, le=ATTEMPTS, description="the first try included")
+    delay: _Duration = Field(default=1.0, description="before the second attempt")
+    backoff: float = Field(default=2.0, ge=1, le=100, allow_inf_nan=False)
+    max_delay: _Duration = Field(default=60.0, description="the longest wait")
+    jitter: float = Field(
+        default=0.1, ge=0, le=1, allow_inf_nan=False, description="0.1: give or take 10 %"
+    )
+    on: Annotated[
+        tuple[str, ...],
+        PlainValidator(_kinds),
+        WithJsonSchema({"type": "array", "items": {"enum": _RETRYABLE}, "default": list(_RETRIED)}),
+    ] = Field(
+        default_factory=lambda: _RETRIED,  # as a default, pydantic's schema would warn of it
+        description="error kinds; timeout stands for every timeout.*",
+    )
+
+
+_FILE_ENTRY = re.compile(r"(?P<file>[^:\0]{1,1000}\.py):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_MODULE_ENTRY = re.compile(
+    r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"
+)
+_EXECUTE_HELP = "write FILE.py:FUNCTION (beside the pipeline's file) or PACKAGE.MODULE:FUNCTION"
+
+
+def _execute(value: Any) -> FileEntry | ModuleEntry | PickleEntry:
+    if isinstance(value, str):
+        if match := _FILE_ENTRY.fullmatch(value):
+            return FileEntry(match["file"], match["name"])
+        if match := _MODULE_ENTRY.fullmatch(value):
+            return ModuleEntry(match["module"], match["name"])
+        raise ValueError(f"{shown(value)} names no function; {_EXECUTE_HELP}")
+    match value:
+        case {"pickle": bytes(payload), "name": str(name), **rest} if not rest:
+            if len(payload) > PICKLE_SIZE:
+                raise ValueError(
+                    f"the pickled function {shown(name)} is {len(payload) // KIB} KiB, at most "
+                    f"{PICKLE_SIZE // KIB}: it carries data along; hand that over as input, or "
+                    "define the function at the top level of a file"
+                )
+            return PickleEntry(payload, name)
+    raise ValueError(f"expected a text, got {shown(value)}; {_EXECUTE_HELP}")
+
+
+def _command(value: Any) -> CommandEntry:
+    if isinstance(value, str):
+        raise ValueError(
+            f"expected a list of words, got {shown(value)}; for a shell write "
+            f"[bash, -c, {shown(value)}]"
+        )
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"expected a list of words such as [node, agent.js], got {shown(value)}")
+    for word in value:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError(f"every word must be a text, got {shown(word)}; quote it")
+    if not value[0]:
+        raise ValueError("the first word, the program, is empty")
+    return CommandEntry(tuple(value))
+
+
+def _agent_spec(value: Any) -> Raw:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a map such as {{role: reviewer}}, got {shown(value)}")
+    encoded = codec.encode_value(value, name="spec")
+    if len(encoded) > SPEC_SIZE:
+        raise ValueError(
+            f"is {len(encoded) // KIB} KiB, at most {SPEC_SIZE // KIB}: hand large data over as "
+            "input or as a file among the sources"
+        )
+    return Raw(encoded)
+
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
+
+
+def _env(value: Any) -> dict[str, str | None]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a map such as {{MODE: fast}}, got {shown(value)}")
+    env: dict[str, str | None] = {}
+    for name, text in value.items():
+        if not isinstance(name, str) or not ENV_NAME.fullmatch(name):
+            raise ValueError(f"{shown(name)} is not a variable's name (letters, digits, _)")
+        if name.startswith("CASEMATE_"):
+            raise ValueError(f"{name}: the names that begin with CASEMATE_ are the sandbox's own")
+        if isinstance(text, int) and not isinstance(text, bool):
+            text = str(text)
+        if text is not None and (not isinstance(text, str) or "\0" in text):
+            raise ValueError(f"{name}: expected a text, got {shown(text)}; quote it")
+        env[name] = text
+    return env
+
+
+_Names = Annotated[list[str], BeforeValidator(_one_or_list), WithJsonSchema(_NAMES_SCHEMA)]
+_Env = Annotated[
+    dict[str, str | None],
+    PlainValidator(_env),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": ["string", "integer", "null"]},
+            "description": "literal values; null passes on the host's, if the operator allows it",
+        }
+    ),
+]
+_Network = Literal["none", "host"]
+_NETWORK_HELP = "host: the host's network, where the operator allows it"
+
+
+class Defaults(Model):
+    """For every task that does not say otherwise, key by key."""
+
+    limits: Limits = Field(default_factory=Limits)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    retry: Retry = Field(default_factory=Retry)
+    sources: _Names = Field(
+        default=[], description="files and folders that tasks import, read-only"
+    )
+    env: _Env = {}
+    network: _Network = Field(default="none", description=_NETWORK_HELP)
+
+
+class Task(Defaults):
+    """One node of the graph: a function or a command, and what it may use."""
+
+    execute: Annotated[
+        FileEntry | ModuleEntry | PickleEntry | None,
+        PlainValidator(_execute),
+        WithJsonSchema({"type": "string", "examples": ["agents.py:analyze", "package.module:run"]}),
+    ] = None
+    command: Annotated[
+        CommandEntry | None,
+        PlainValidator(_command),
+        WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+    ] = None
+    spec: Annotated[Raw, PlainValidator(_agent_spec), WithJsonSchema({"type": "object"})] = Field(
+        default_factory=lambda: Raw(b"\x80"),
+        description="the agent's own data: role, model, anything",
+    )
+    # `Any`: needs and edges are judged by `_edges`, which can say where in a list the fault is.
+    needs: Annotated[Any, WithJsonSchema(_NAMES_SCHEMA)] = Field(
+        default=(), description="tasks whose outputs this one gets"
+    )
+
+
+_TaskId = Annotated[str, Field(pattern=TASK_ID_PATTERN)]
+
+_EDGES_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "properties": {"from": {"type": "string"}, "to": {"type": "string"}},
+                        "required": ["from", "to"],
+                        "additionalProperties": False,
+                    },
+                    {
+                        "type": "array",
+                        "prefixItems": [{"type": "string"}, {"type": "string"}],
+                        "minItems": 2,
+                        "maxItems": 2,
+                    },
+                ]
+            },
+        },
+        {"type": "object", "additionalProperties": _NAMES_SCHEMA},
+    ]
+}
+
+
+class Pipeline(Model):
+    """A pipeline file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}$")
+    tasks: dict[_TaskId, Task] = Field(min_length=1)
+    edges: Annotated[Any, WithJsonSchema(_EDGES_SCHEMA)] = Field(
+        default=(), description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}"
+    )
+    workspace: str | None = Field(default=None, description="a folder; tasks see it read-only")
+    defaults: Defaults = Field(default_factory=Defaults)
+    fail_fast: bool = Field(default=False, description="a failed task ends the run at once")
+    timeout: _Limit = Field(default=None, description="for the whole run")
+    max_parallel: int | None = Field(
+        default=None, ge=1, description="attempts of this run at a time"
+    )
+    # For editors; says nothing to us.
+    json_schema_location: str | None = Field(default=None, alias="$schema")
+
+
+# What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
+_LATER = {
+    "base", "breaker", "checkpoints", "conflict", "degrade", "fallbacks", "output_schema", "proc",
+    "python", "recover", "ro", "rw", "stream", "stream_backlog", "validate",
+}  # fmt: skip
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a pipeline file, for editors and other programs."""
+    schema = Pipeline.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://casemate.dev/pipeline.schema.json",
+        **schema,
+    }
+
+
+# --- pydantic's errors in our words --------------------------------------------------------------
+
+_EXPECTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+}
+_MISSING = {
+    "name": "is missing; every pipeline has a name",
+    "tasks": "is missing; write tasks: and below it one key for each task",
+}
+
+
+def _model_at(path: KeyPath) -> type[Model]:
+    """The model whose keys the last part of `path` had to be one of."""
+    around = path[:-1]
+    if not around:
+        return Pipeline
+    nested: dict[str | int, type[Model]] = {"limits": Limits, "timeouts": Timeouts, "retry": Retry}
+    if around[0] == "defaults":
+        return nested[around[1]] if len(around) > 1 else Defaults
+    return nested[around[2]] if len(around) > 2 else Task
+
+
+def explain(path: KeyPath, error: Any) -> str:
+    """`error` is pydantic's ErrorDetails, a TypedDict whose `ctx` is not described."""
+    kind: str = error["type"]
+    context: dict[str, Any] = error.get("ctx", {})
+    value = error["input"]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        return unknown_key(path[-1], _keys(_model_at(path)))
+    if kind == "missing":
+        return _MISSING.get(str(path[-1]), "is missing")
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {shown(value)}"
+    if kind == "literal_error":
+        return f"expected {context['expected'].replace(chr(39), '')}, got {shown(value)}"
+    if kind == "string_pattern_mismatch":
+        if path == ("name",):
+            return f"{shown(value)}: a name is up to 100 letters, digits, spaces, . _ or -"
+        return f"{shown(value)}: a task's id is 1 to 64 letters, digits, _ or -"
+    if kind == "greater_than_equal":
+        return f"{shown(value)} is too little; at least {context['ge']:g}"
+    if kind == "less_than_equal":
+        return f"{shown(value)} is too much; at most {context['le']:g}"
+    if kind == "too_short":
+        return "is empty; a pipeline has at least one task"
+    if kind == "invalid_key":
+        return f"{shown(path[-1])}: a key must be a text"
+    return str(error["msg"])
+
+
+def _keys(model: type[Model]) -> Sequence[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def unknown_key(key: Any, known: Sequence[str]) -> str:
+    if key in _LATER:
+        return "is not supported by this version of casemate yet; leave it out"
+    meant = did_you_mean(key, known)
+    listed = ", ".join(sorted(name for name in known if not name.startswith("$")))
+    return f"unknown key{meant or f'; the keys here are {listed}'}"
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    # short words and few of them: difflib is quadratic, and a file may be wrong ten thousand times
+    if not isinstance(word, str) or len(word) > 64:
+        return ""
+    candidates = [
+        each for _, each in zip(range(1000), known, strict=False) if isinstance(each, str)
+    ]
+    near = difflib.get_close_matches(word, candidates, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
