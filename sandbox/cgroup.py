@@ -679,9 +679,12 @@ class Cgroup:
 
     def __init__(self, name: str, parents: list[_Parent], oom_fd: int | None) -> None:
         self.name = name
-        self.oom_fd = oom_fd  # v1: readable when the group ran out of memory (for add_reader)
+        # v1: readable when the group ran out of memory (for add_reader; then ask `oom_killed`).
+        # The kernel takes one process there, and nobody else would tell us.
+        self.oom_fd = oom_fd
         self._parents = parents
         self._pids_were_hit = False
+        self._ran_out = False
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -753,16 +756,19 @@ class Cgroup:
     def oom_killed(self) -> bool:
         """Did the kernel kill for memory here, or is it about to? Not asked of failcnt: it counts
         every touch of the limit, and reclaim deals with most."""
+        # v1's notice comes before the kill is counted, so it is kept. Reading it here also stops
+        # `oom_fd` from being readable.
+        if self.oom_fd is not None and not self._ran_out:
+            with suppress(BlockingIOError):
+                self._ran_out = os.eventfd_read(self.oom_fd) > 0
+        if self._ran_out:
+            return True
         for parent in self._parents:
-            if "memory" not in parent.controllers:
-                continue
-            if parent.unified:
-                counts = _table(_read(f"{self.name}/memory.events", parent.fd))
-                return counts.get("oom_kill", 0) + counts.get("oom_group_kill", 0) > 0
-            # v1's notice comes before the kill is counted; `under_oom` covers what is between.
-            counts = _table(_read(f"{self.name}/memory.oom_control", parent.fd))
-            return counts.get("oom_kill", 0) + counts.get("under_oom", 0) > 0
-        return False
+            if "memory" in parent.controllers:
+                file = "memory.events" if parent.unified else "memory.oom_control"
+                counts = _table(_read(f"{self.name}/{file}", parent.fd))
+                self._ran_out = counts.get("oom_kill", 0) + counts.get("oom_group_kill", 0) > 0
+        return self._ran_out
 
     def pids_hit(self) -> bool:
         """Was a fork or a thread refused for the ceiling on processes?"""
