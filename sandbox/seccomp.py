@@ -504,12 +504,17 @@ ABSENT = (
         "sync syncfs",
     ),
     _group(
+        "trampolines",
+        "the kernel's own; it lets them past every filter since 6.14, and only from its code",
+        "uretprobe uprobe",
+    ),
+    _group(
         "better done otherwise",
         "each has had holes, and a portable program has another way",
         """
         io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents vmsplice
         remap_file_pages memfd_secret process_mrelease cachestat modify_ldt
-        name_to_handle_at uretprobe uprobe
+        name_to_handle_at
         """,
     ),
     _group(

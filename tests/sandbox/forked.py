@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import traceback
@@ -19,7 +20,7 @@ class ChildFailedError(AssertionError):
 
 
 def forked(work: Callable[[], Result]) -> Result:
-    """The result of work() in a child; ChildFailedError with the child's traceback when it raised."""
+    """The result of work() in a child; ChildFailedError when it raised."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -49,6 +50,7 @@ def wait_status(work: Callable[[], object]) -> int:
     """The wait status of a child that ran work(), for what is expected to kill it."""
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()  # a death that is expected needs no traceback of pytest's
         try:
             work()
         except BaseException:

@@ -96,7 +96,7 @@ def test_known_numbers(arch: str, known: dict[str, int]) -> None:
 if HEADERS:
 
     @pytest.mark.parametrize("header", HEADERS, ids=str)
-    def test_the_x86_64_table_holds_all_that_the_headers_name(header: Path):
+    def test_the_x86_64_table_holds_all_that_the_headers_name(header: Path) -> None:
         named = {
             name: int(number)
             for name, number in re.findall(r"#define __NR_(\w+) (\d+)", header.read_text())
@@ -109,7 +109,7 @@ if HEADERS:
 if RESOLVER:
 
     @pytest.mark.parametrize("arch", syscalls.ARCHES)
-    def test_libseccomp_resolves_every_name_to_the_same_number(arch: str):
+    def test_libseccomp_resolves_every_name_to_the_same_number(arch: str) -> None:
         numbers = syscalls.ARCHES[arch].numbers
         resolved = {}
         for name in numbers:
