@@ -1,0 +1,119 @@
+"""Namespaces and the ids inside them.
+
+There are two layers. The *zygote's* layer is made once: as an ordinary user a user namespace that
+maps only our own id, and in it (or, as root, in the host's) a pid and a mount namespace. Every
+sandbox then gets pid, ipc, uts and net namespaces from `clone3`, a mount and a cgroup namespace by
+unshare, and at the very end a user namespace of its own. That last order is a wall: the sandbox's
+user namespace owns no other namespace, so its (soon dropped) capabilities would rule over nothing,
+and mounts made before are not locked against their own maker.
+
+Ids are mapped by writing to /proc/self: in the host's /proc as in the sandbox's, "self" is right.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from pathlib import Path
+
+from . import syscalls
+
+__all__ = [
+    "bring_up_loopback",
+    "enter_sandbox_user",
+    "enter_zygote_user",
+    "make_idmap",
+    "reap",
+    "write_id_maps",
+]
+
+
+def write_id_maps(
+    process: str, *, inside: tuple[int, int], outside: tuple[int, int], deny_setgroups: bool = True
+) -> None:
+    """One id each. `process`: its folder in /proc. Without privilege over the parent namespace
+    the kernel wants setgroups denied first: leaving a group could otherwise gain access."""
+    folder = Path(process)
+    if deny_setgroups:
+        (folder / "setgroups").write_text("deny")
+    (folder / "uid_map").write_text(f"{inside[0]} {outside[0]} 1")
+    (folder / "gid_map").write_text(f"{inside[1]} {outside[1]} 1")
+
+
+def enter_zygote_user() -> None:
+    """Become the owner of namespaces without being root, under our own ids."""
+    ids = (os.geteuid(), os.getegid())
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    write_id_maps("/proc/self", inside=ids, outside=ids)
+
+
+def enter_sandbox_user(inside_id: int) -> None:
+    """The sandbox's own user namespace: last of all, see above."""
+    outside = (os.geteuid(), os.getegid())
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+    write_id_maps("/proc/self", inside=(inside_id, inside_id), outside=outside)
+
+
+_IFREQ = struct.Struct("16sh22x")
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x1 | 0x40
+
+
+def bring_up_loopback() -> None:
+    """127.0.0.1 inside: many test suites talk to themselves."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as inet:
+        fcntl.ioctl(inet, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", _IFF_UP_RUNNING))
+
+
+def make_idmap(owner: tuple[int, int], host_id: int) -> int:
+    """A user namespace that says: files of `owner` on disk look like files of `host_id`.
+
+    Handed to mount_setattr(MOUNT_ATTR_IDMAP). It needs a process to be born in it: a helper that
+    hands over its folder in /proc and waits. The maps must be opened and written by us, since the
+    kernel asks both for privilege over the parent namespace (root's).
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            folder = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            socket.send_fds(theirs, [struct.pack("i", 0)], [folder])
+            theirs.recv(1)  # until the parent has what it wants and hangs up
+        except OSError as error:
+            theirs.send(struct.pack("i", error.errno or errno.EIO))
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        answer, fds, _flags, _address = socket.recv_fds(ours, 4, 1)
+        if not fds:
+            number = struct.unpack("i", answer)[0] if len(answer) == 4 else errno.EIO
+            raise OSError(number, f"user namespace for an idmapped mount: {os.strerror(number)}")
+        folder = fds[0]
+        try:
+            for name, inside in zip(("uid_map", "gid_map"), owner, strict=True):
+                ids = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    os.write(ids, f"{inside} {host_id} 1".encode())
+                finally:
+                    os.close(ids)
+            return os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+    finally:
+        ours.close()
+        reap(pid)
+
+
+def reap(pid: int) -> None:
+    """The kernel may have done it for us: the zygote ignores SIGCHLD."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass

@@ -1,0 +1,300 @@
+"""From what is asked and what the host gives, to what will be done: pure, or a refusal.
+
+A plan is an ordered list of step names (init.py holds how each is done) and the numbers they need.
+The order is the order of the walls, and it is load-bearing:
+
+    what needs the host's view of files  binds, proc, scratch
+    what needs power over namespaces     root, mounts, hostname, loopback
+    giving up identity                   identity, then the user namespace, last of all namespaces
+    giving up everything else            rlimits, no_new_privs, capabilities, Landlock (after which
+                                         nothing can be mounted), descriptors, seccomp
+
+A wall the host cannot give is a refusal that names it and the remedy, unless the operator named it
+in `degrade`; a wall it can give is built even then. `Plan.walls` says what stands, and goes into
+`task.started` and every report.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from ..protocol.errors import SetupRefused, UsageError
+from ..protocol.pipeline import Network
+from . import rlimits, syscalls
+from .cgroup import Backing
+from .probe import Probe
+from .spec import (
+    DEGRADABLE,
+    FIRST_RESERVED_ID,
+    INPUT_FILE,
+    SLOTS,
+    SOURCES,
+    WORKSPACE,
+    Bind,
+    Mode,
+    Plan,
+    PlannedBind,
+    ProcView,
+    SandboxSpec,
+    base_environment,
+)
+
+__all__ = ["RESOLVER", "PathFact", "binds_of", "look_at", "make_plan"]
+
+RESOLVER = "/etc/resolv.conf"
+
+# What may not be covered: the sandbox's own machinery.
+RESERVED_INSIDE = ("/proc", "/dev", "/casemate")
+SHARED_MEMORY = "/dev/shm"  # noqa: S108
+
+# A file of a tmpfs costs the kernel about this much beside its pages, so an inode for each page
+# that the size allows is what an honest tree of small files can use.
+BYTES_PER_INODE = 4096
+LEAST_INODES = 1024
+
+
+class PathFact(Struct, frozen=True):
+    """What is at a host path that a spec names."""
+
+    exists: bool
+    is_file: bool = False
+    owner: tuple[int, int] = (0, 0)
+
+
+def look_at(spec: SandboxSpec) -> dict[str, PathFact]:
+    """The one part that looks: at every host path of the spec."""
+    facts = {}
+    for bind in binds_of(spec):
+        try:
+            status = Path(bind.host).stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            facts[bind.host] = PathFact(exists=False)
+        else:
+            facts[bind.host] = PathFact(
+                exists=True,
+                is_file=not Path(bind.host).is_dir(),
+                owner=(status.st_uid, status.st_gid),
+            )
+    return facts
+
+
+def binds_of(spec: SandboxSpec) -> tuple[Bind, ...]:
+    """Everything of the host that a spec shows, in the order of mounting."""
+    own = (
+        (spec.workspace, WORKSPACE, spec.workspace_writable),
+        (spec.sources, SOURCES, False),
+        (spec.input_file, INPUT_FILE, False),
+        (RESOLVER if spec.network is Network.HOST else None, RESOLVER, False),
+    )
+    named = tuple(Bind(host, inside, rw) for host, inside, rw in own if host is not None)
+    return named + spec.binds
+
+
+def make_plan(
+    spec: SandboxSpec,
+    probe: Probe,
+    paths: Mapping[str, PathFact],
+    backing: Mapping[str, Backing],
+) -> Plan:
+    """`backing`: what holds each limit, as the cgroup manager says."""
+    check(spec)
+    walls = Walls(spec, probe)
+    clone_flags = syscalls.CLONE_NEWPID
+    unshare_flags = syscalls.CLONE_NEWNS
+    for name in ("kernel", "pid", "mount", "proc", "python"):
+        walls.need(name)
+    walls.in_force["pid"] = "own namespace"
+    walls.in_force["mount"] = "own namespace, read-only root"
+    walls.in_force["proc"] = (
+        "own, hidepid, subset=pid" if spec.proc is ProcView.PIDS else "own, hidepid, read-only"
+    )
+    for name, flag in (("ipc", syscalls.CLONE_NEWIPC), ("uts", syscalls.CLONE_NEWUTS)):
+        if walls.has(name):
+            clone_flags |= flag
+            walls.in_force[name] = "own namespace"
+    if walls.has("cgroup"):
+        unshare_flags |= syscalls.CLONE_NEWCGROUP
+        walls.in_force["cgroup"] = "own namespace"
+
+    has_loopback = deny_tcp = False
+    if spec.network is Network.HOST:
+        walls.in_force["net"] = "host"
+    elif walls.has("net"):
+        clone_flags |= syscalls.CLONE_NEWNET
+        has_loopback = True
+        walls.in_force["net"] = "own namespace, only lo"
+    elif probe.landlock_abi >= 4:
+        deny_tcp = True
+        walls.in_force["net"] = "shared, TCP refused by Landlock"
+
+    host_id = FIRST_RESERVED_ID + spec.slot if probe.privileged else None
+    # Without a reserved id, the user namespace is also what the others are made from.
+    has_user = walls.has("user") if probe.privileged else walls.need("user")
+    if has_user:
+        outside = "our own uid" if host_id is None else f"reserved uid {host_id}"
+        walls.in_force["user"] = f"own namespace, {outside} outside"
+    elif host_id is not None:
+        walls.in_force["user"] = f"reserved uid {host_id}"
+    has_landlock = walls.has("landlock")
+    if has_landlock:
+        walls.in_force["landlock"] = f"ABI {probe.landlock_abi}"
+    has_seccomp = walls.has("seccomp")
+    if has_seccomp:
+        walls.in_force["seccomp"] = "allow-list"
+    walls.in_force["capabilities"] = "none"
+    walls.in_force["no_new_privs"] = "set"
+
+    sampled = frozenset(name for name, kind in backing.items() if kind is not Backing.CGROUP)
+    if "cgroup" in spec.strict and sampled:
+        raise SetupRefused(
+            f"strict: [cgroup]: no cgroup holds the limits on {', '.join(sorted(sampled))}: "
+            f"{'; '.join(probe.cgroup.problems)}. Remedy: {probe.cgroup.remedy}"
+        )
+
+    optional = {
+        "hostname": "uts" in walls.in_force,
+        "loopback": has_loopback,
+        "identity": host_id is not None,
+        "user": has_user,
+        "landlock": has_landlock,
+        "seccomp": has_seccomp,
+    }
+    return Plan(
+        steps=tuple(name for name in ORDER if optional.get(name, True)),
+        clone_flags=clone_flags,
+        unshare_flags=unshare_flags,
+        walls={
+            **walls.in_force,
+            "limits": {name: str(kind) for name, kind in sorted(backing.items())},
+            "degraded": sorted(walls.missing),
+        },
+        mode=spec.mode,
+        argv=spec.argv,
+        env={**base_environment(probe.prefix), **spec.env},
+        cwd=spec.cwd or (WORKSPACE if spec.workspace is not None else "/tmp"),  # noqa: S108
+        binds=plan_binds(spec, probe, paths),
+        hostname=spec.hostname,
+        proc=spec.proc,
+        host_id=host_id,
+        tmp_size=spec.limits.tmp,
+        tmp_inodes=max(LEAST_INODES, spec.limits.tmp // BYTES_PER_INODE),
+        rlimits=rlimits.table(spec.limits, sampled=sampled),
+        landlock_abi=probe.landlock_abi,
+        landlock_network=deny_tcp,
+    )
+
+
+ORDER = (
+    "session",
+    "cgroups",
+    "oom_score",
+    "binds",
+    "proc",
+    "scratch",
+    "root",
+    "mounts",
+    "hostname",
+    "loopback",
+    "identity",
+    "user",
+    "stdio",
+    "folder",
+    "rlimits",
+    "no_new_privs",
+    "capabilities",
+    "landlock",
+    "descriptors",
+    "dumpable",
+    "seccomp",
+)
+
+
+class Walls:
+    """Which walls the host gives, against which the operator is ready to go without."""
+
+    def __init__(self, spec: SandboxSpec, probe: Probe) -> None:
+        self.degrade = frozenset(spec.degrade)
+        self.probe = probe
+        self.in_force: dict[str, Any] = {}  # plain strings, for msgpack
+        self.missing: set[str] = set()
+
+    def need(self, name: str) -> bool:
+        fact = self.probe.facts[name]
+        if not fact.present:
+            raise SetupRefused(f"the {name} wall cannot be built: {fact.detail}. {fact.remedy}")
+        return True
+
+    def has(self, name: str) -> bool:
+        fact = self.probe.facts[name]
+        if fact.present:
+            return True
+        if name not in self.degrade:
+            raise SetupRefused(
+                f"the {name} wall cannot be built: {fact.detail}. {fact.remedy} "
+                f"To run without this wall, name it: degrade: [{name}]"
+            )
+        self.missing.add(name)
+        self.in_force[name] = "missing"
+        return False
+
+
+def check(spec: SandboxSpec) -> None:
+    """What no host could do, whatever it gives."""
+    unknown = sorted(set(spec.degrade) - DEGRADABLE)
+    if unknown:
+        raise UsageError(
+            f"degrade: {', '.join(unknown)} cannot be given up; "
+            f"what can: {', '.join(sorted(DEGRADABLE))}"
+        )
+    if set(spec.strict) - {"cgroup"}:
+        raise UsageError(f"strict: {', '.join(spec.strict)}: only `cgroup` is known")
+    if spec.mode is Mode.EXEC and not spec.argv:
+        raise UsageError("a sandboxed command needs at least the program's name")
+    if not 0 <= spec.slot < SLOTS:
+        raise UsageError(f"slot {spec.slot}: there are {SLOTS} reserved ids")
+    if not 0 < len(spec.hostname.encode()) <= 64 or "\0" in spec.hostname:
+        raise UsageError(f"hostname {spec.hostname!r}: 1 to 64 bytes are allowed")
+    texts = (*spec.argv, *spec.env, *spec.env.values(), spec.cwd or "")
+    if any("\0" in text for text in texts):
+        raise UsageError("argv, env and cwd cannot hold NUL characters")
+    if any("=" in name or not name for name in spec.env):
+        raise UsageError("names in env cannot be empty or hold '='")
+    for bind in spec.binds:
+        inside = bind.inside
+        if not inside.startswith("/") or os.path.normpath(inside) != inside or inside == "/":
+            raise UsageError(f"bind {inside!r}: an absolute path without `.`, `..` or // is needed")
+        under = [own for own in RESERVED_INSIDE if is_below(inside, own)]
+        if under and not is_below(inside, SHARED_MEMORY):
+            raise UsageError(f"bind {inside}: {under[0]} belongs to the sandbox itself")
+
+
+def is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
+
+
+def plan_binds(
+    spec: SandboxSpec, probe: Probe, paths: Mapping[str, PathFact]
+) -> tuple[PlannedBind, ...]:
+    planned = []
+    for bind in binds_of(spec):
+        fact = paths[bind.host]
+        if not fact.exists:
+            if bind.inside == RESOLVER:
+                continue  # a host without a resolver: the sandbox has none either
+            raise SetupRefused(f"{bind.host} (to be seen at {bind.inside}) cannot be found")
+        planned.append(
+            PlannedBind(
+                host=bind.host,
+                inside=bind.inside,
+                writable=bind.writable,
+                host_is_file=fact.is_file,
+                # As an ordinary user what is bound is ours on disk and the task's inside already.
+                owner=fact.owner if probe.privileged else None,
+            )
+        )
+    return tuple(planned)

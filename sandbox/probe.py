@@ -1,0 +1,387 @@
+"""What this host can enforce: for each wall whether it is there, why not, and the exact remedy.
+
+Whether namespaces can be had is not asked but tried: a child process does what the zygote and a
+sandbox's init will do, in their order, and says which step failed (`try_walls`). Sysctls are read
+only to explain a failure. The trial runs in an interpreter of its own, since the caller may have
+threads and must keep its namespaces.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from ..protocol.errors import SetupRefused
+from . import caps, cgroup, landlock, mounts, namespaces, syscalls
+from .spec import FIRST_RESERVED_ID, SLOTS
+
+__all__ = ["Fact", "Probe", "judge", "probe", "try_walls"]
+
+OLDEST_KERNEL = (5, 13)  # Landlock; mount_setattr came with 5.12
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    """`detail`: what is there, or why it is not."""
+
+    name: str
+    present: bool
+    detail: str
+    remedy: str = ""
+
+
+class Tried(Struct, frozen=True):
+    """One step of the trial: errno 0 if it worked."""
+
+    errno: int = 0
+    message: str = ""
+
+
+class Probe(Struct, frozen=True, kw_only=True):
+    facts: dict[str, Fact]
+    privileged: bool  # root over the host's ids: reserved uids, no user namespace for the zygote
+    landlock_abi: int
+    kernel: tuple[int, int]
+    prefix: str  # the interpreter's, as the guest shall see it
+    prefixes: tuple[str, ...]
+    cgroup: cgroup.CgroupFacts
+
+
+class Host(Struct, frozen=True, kw_only=True):
+    """What was found out, before it is judged: `judge` is pure, so every host can be pretended."""
+
+    kernel: tuple[int, int]
+    euid: int
+    reserved_ids: bool  # are the reserved host ids ours to hand out
+    tried: dict[str, Tried]
+    sysctls: dict[str, str]
+    landlock_abi: int
+    seccomp: bool
+    unreadable: str | None  # a path of the interpreter that a stranger cannot read
+    container: bool
+
+
+def probe() -> Probe:
+    """Look at this host. Takes an interpreter's start (about 50 ms)."""
+    prefix = sys.prefix
+    prefixes = interpreter_folders()
+    euid = os.geteuid()
+    reserved = euid == 0 and has_reserved_ids(Path("/proc/self/uid_map").read_text())
+    host = Host(
+        kernel=kernel_version(platform.release()),
+        euid=euid,
+        reserved_ids=reserved,
+        tried=run_trial(unprivileged=not reserved),
+        sysctls=read_sysctls(),
+        landlock_abi=landlock.abi(),
+        seccomp=has_seccomp(),
+        unreadable=first_unreadable() if reserved else None,
+        container=Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
+    )
+    return judge(host, prefix=prefix, prefixes=prefixes, cgroups=cgroup.probe())
+
+
+def judge(
+    host: Host, *, prefix: str, prefixes: tuple[str, ...], cgroups: cgroup.CgroupFacts
+) -> Probe:
+    facts = [kernel_fact(host), python_fact(host)]
+    facts += [trial_fact(name, host) for name in TRIAL]
+    facts += [seccomp_fact(host), landlock_fact(host), ids_fact(host)]
+    facts += limit_facts(cgroups)
+    return Probe(
+        facts={fact.name: fact for fact in facts},
+        privileged=host.reserved_ids,
+        landlock_abi=host.landlock_abi,
+        kernel=host.kernel,
+        prefix=prefix,
+        prefixes=prefixes,
+        cgroup=cgroups,
+    )
+
+
+# --- looking -----------------------------------------------------------------------------------
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None:
+        raise SetupRefused(f"kernel release {release!r} is not a version")
+    return int(found[1]), int(found[2])
+
+
+def interpreter_folders() -> tuple[str, ...]:
+    """Where the interpreter and its packages lie, under the names it uses and the real ones."""
+    names = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
+    executable = Path(sys.executable).resolve().parent.parent
+    return tuple(sorted(names | {str(Path(name).resolve()) for name in names} | {str(executable)}))
+
+
+def has_reserved_ids(uid_map: str) -> bool:
+    for line in uid_map.splitlines():
+        inside, _outside, count = (int(word) for word in line.split())
+        if inside <= FIRST_RESERVED_ID and FIRST_RESERVED_ID + SLOTS <= inside + count:
+            return True
+    return False
+
+
+SYSCTLS = (
+    "user/max_user_namespaces",
+    "kernel/unprivileged_userns_clone",
+    "kernel/apparmor_restrict_unprivileged_userns",
+)
+
+
+def read_sysctls() -> dict[str, str]:
+    values = {}
+    for name in SYSCTLS:
+        try:
+            values[name] = Path("/proc/sys", name).read_text().strip()
+        except OSError:
+            continue  # not every kernel has every one
+    return values
+
+
+def has_seccomp() -> bool:
+    """A filter at no address reaches the kernel's filter code, if there is one: EFAULT."""
+    try:
+        syscalls.seccomp(syscalls.SECCOMP_SET_MODE_FILTER, 0, None)
+    except OSError as error:
+        return error.errno == errno.EFAULT
+    return True
+
+
+def first_unreadable() -> str | None:
+    """Under root a sandbox runs as a stranger: the interpreter must be readable to everyone."""
+    standard = Path(os.__file__).resolve()
+    for path, needed in (
+        (Path(sys.executable).resolve(), stat.S_IROTH | stat.S_IXOTH),
+        (Path(sys.prefix), stat.S_IROTH | stat.S_IXOTH),
+        (standard.parent, stat.S_IROTH | stat.S_IXOTH),
+        (standard, stat.S_IROTH),
+    ):
+        if path.stat().st_mode & needed != needed:
+            return str(path)
+    return None
+
+
+# --- trying ------------------------------------------------------------------------------------
+
+TRIAL_TIMEOUT = 30.0  # it does a dozen system calls; this is for a host that hangs
+
+TRIAL_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from casemate.sandbox.probe import print_trial; print_trial(sys.argv[1] == 'unprivileged')"
+)
+
+
+def run_trial(*, unprivileged: bool) -> dict[str, Tried]:
+    mode = "unprivileged" if unprivileged else "privileged"
+    path = [os.path.abspath(folder) for folder in sys.path]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", TRIAL_PROGRAM, mode, *path],
+        env={"LANG": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TRIAL_TIMEOUT,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise SetupRefused(
+            f"the trial of this host's walls ended with {done.returncode}: {' '.join(last)}"
+        )
+    return msgspec.json.decode(done.stdout, type=dict[str, Tried])
+
+
+def print_trial(unprivileged: bool) -> None:
+    results = try_walls(unprivileged=unprivileged)
+    sys.stdout.buffer.write(msgspec.json.encode(results))
+
+
+def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
+    """What the zygote does, then, in a child as pid 1, what a sandbox's init does. Changes this
+    process for good."""
+    results: dict[str, Tried] = {}
+
+    def attempt(name: str, step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except OSError as error:
+            results[name] = Tried(error.errno or errno.EIO, str(error))
+        else:
+            results[name] = Tried()
+        return not results[name].errno
+
+    def child() -> None:
+        for name in ("net", "ipc", "uts", "cgroup"):
+            attempt(name, lambda flag=FLAGS[name]: syscalls.unshare(flag))
+        attempt("proc", lambda: os.close(mounts.fresh_proc(only_pids=True)))
+        if not unprivileged:
+            caps.become(FIRST_RESERVED_ID, FIRST_RESERVED_ID)
+        attempt("user", lambda: syscalls.unshare(syscalls.CLONE_NEWUSER))
+
+    if unprivileged and not attempt("user", namespaces.enter_zygote_user):
+        return results
+    if not attempt("pid", lambda: syscalls.unshare(syscalls.CLONE_NEWPID)):
+        return results
+    if not attempt("mount", lambda: syscalls.unshare(syscalls.CLONE_NEWNS)):
+        return results
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+            os.write(writer, msgspec.json.encode(results))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return msgspec.json.decode(answer, type=dict[str, Tried])
+
+
+FLAGS = {
+    "net": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+}
+
+# In the order of trying, with what stands when it worked.
+TRIAL = {
+    "user": "user namespaces can be made",
+    "pid": "own namespace",
+    "mount": "own namespace, private root",
+    "net": "own namespace",
+    "ipc": "own namespace",
+    "uts": "own namespace",
+    "cgroup": "own namespace",
+    "proc": "fresh, hidepid, subset=pid",
+}
+
+
+# --- judging -----------------------------------------------------------------------------------
+
+
+def kernel_fact(host: Host) -> Fact:
+    version = ".".join(map(str, host.kernel))
+    return Fact(
+        name="kernel",
+        present=host.kernel >= OLDEST_KERNEL,
+        detail=f"Linux {version} on {syscalls.ARCH.name}",
+        remedy="Linux 5.13 or newer is needed.",
+    )
+
+
+def python_fact(host: Host) -> Fact:
+    if host.unreadable is None:
+        return Fact(name="python", present=True, detail="readable by sandboxes")
+    return Fact(
+        name="python",
+        present=False,
+        detail=f"{host.unreadable} is not readable by everyone, and sandboxes of root run as "
+        "nobody in particular",
+        remedy=f"chmod -R o+rX on the interpreter's folder, that is on {host.unreadable}.",
+    )
+
+
+def trial_fact(name: str, host: Host) -> Fact:
+    tried = host.tried.get(name)
+    if tried is None:
+        first = next((n for n in TRIAL if host.tried.get(n, Tried()).errno), "user")
+        return Fact(
+            name=name,
+            present=False,
+            detail=f"not tried, because the {first} wall failed before it",
+            remedy=trial_fact(first, host).remedy if first != name else "",
+        )
+    if not tried.errno:
+        return Fact(name=name, present=True, detail=TRIAL[name])
+    return Fact(name=name, present=False, detail=tried.message, remedy=remedy(name, host))
+
+
+def remedy(name: str, host: Host) -> str:
+    """What to do about a step of the trial that failed."""
+    sysctl = host.sysctls
+    if host.container:
+        return (
+            "In a container: start it with --security-opt seccomp=unconfined "
+            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined, "
+            "or as root with --cap-add SYS_ADMIN as well."
+        )
+    if sysctl.get("user/max_user_namespaces") == "0":
+        return "sysctl -w user.max_user_namespaces=10000"
+    if host.euid != 0:
+        if sysctl.get("kernel/unprivileged_userns_clone") == "0":
+            return "sysctl -w kernel.unprivileged_userns_clone=1, or run as root."
+        if sysctl.get("kernel/apparmor_restrict_unprivileged_userns") == "1":
+            return (
+                "Ubuntu's AppArmor keeps user namespaces from unconfined programs: add a profile "
+                f"with `userns,` for {os.path.realpath(sys.executable)}, or sysctl -w "
+                "kernel.apparmor_restrict_unprivileged_userns=0, or run as root."
+            )
+        if name == "proc":
+            return "Something is mounted over parts of /proc: unmount it, or run as root."
+    if name == "user":
+        return "A kernel with CONFIG_USER_NS is needed."
+    return f"A kernel with namespaces ({name}) and the right to make them are needed."
+
+
+def seccomp_fact(host: Host) -> Fact:
+    return Fact(
+        name="seccomp",
+        present=host.seccomp,
+        detail="filters can be installed" if host.seccomp else "no seccomp filters here",
+        remedy="" if host.seccomp else "A kernel with CONFIG_SECCOMP_FILTER is needed.",
+    )
+
+
+def landlock_fact(host: Host) -> Fact:
+    if host.landlock_abi:
+        return Fact(name="landlock", present=True, detail=f"ABI {host.landlock_abi}")
+    return Fact(
+        name="landlock",
+        present=False,
+        detail="not built in, or not switched on",
+        remedy="Boot with lsm=landlock,... before the list in /sys/kernel/security/lsm, on a "
+        "kernel with CONFIG_SECURITY_LANDLOCK.",
+    )
+
+
+def ids_fact(host: Host) -> Fact:
+    """For the eye only: without them sandboxes share our own uid, behind their namespaces."""
+    why = "not root" if host.euid else "root of a container that does not map them"
+    return Fact(
+        name="reserved ids",
+        present=host.reserved_ids,
+        detail=f"{FIRST_RESERVED_ID} and up"
+        if host.reserved_ids
+        else f"{why}: our own uid is used",
+        remedy="" if host.reserved_ids else "Run as root for a host uid for each sandbox.",
+    )
+
+
+def limit_facts(cgroups: cgroup.CgroupFacts) -> list[Fact]:
+    problems = "; ".join(cgroups.problems)
+    facts = []
+    for name in cgroup.LIMITING:
+        present = name in cgroups.controllers
+        facts.append(
+            Fact(
+                name=f"{name} limit",
+                present=present,
+                detail=f"cgroup {cgroups.hierarchy}" if present else f"sampled only: {problems}",
+                remedy="" if present else cgroups.remedy,
+            )
+        )
+    return facts

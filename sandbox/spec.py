@@ -1,0 +1,231 @@
+"""What a sandbox is asked to be, and what crosses from engine to zygote to make it.
+
+The engine fills a `SandboxSpec`; `plan.py` turns it, with what the host gives, into a `Plan`:
+ordered step names and every number the steps need, so that the zygote decides nothing. A
+`SpawnRequest` is one plan, sent to the zygote in one packet beside the descriptors that
+`SpawnRequest.fds` names. On the sandbox's own status socket, three records come back.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from msgspec import Struct
+
+from ..protocol.pipeline import Limits, Network
+
+__all__ = [
+    "DEGRADABLE",
+    "FIRST_RESERVED_ID",
+    "INPUT_FILE",
+    "INSIDE_ID",
+    "OUTBOX",
+    "REQUEST_SIZE",
+    "SLOTS",
+    "SOURCES",
+    "WORKSPACE",
+    "Bind",
+    "Exited",
+    "FdRole",
+    "Mode",
+    "Plan",
+    "PlannedBind",
+    "Posture",
+    "ProcView",
+    "Ready",
+    "SandboxSpec",
+    "SetupFailed",
+    "SpawnReply",
+    "SpawnRequest",
+    "StatusRecord",
+    "ZygoteConfig",
+    "ZygoteHello",
+    "base_environment",
+]
+
+# Who the task is inside: not 0, so that programs do not take themselves for root.
+INSIDE_ID = 1000
+
+# Host ids that belong to no account: systemd's UIDS-GIDS.md leaves 1879048192..2147483646 unused.
+# One per live sandbox, so that two sandboxes are strangers to each other outside the namespaces
+# as well. Only a root supervisor can hand them out.
+FIRST_RESERVED_ID = 1_900_000_000
+SLOTS = 100_000
+
+WORKSPACE = "/workspace"
+SOURCES = "/sources"
+OUTBOX = "/casemate/out"
+INPUT_FILE = "/casemate/input"
+
+# One packet to the zygote: below the kernel's default socket buffer (net.core.wmem_max, 208 KiB),
+# for a packet must fit whole. Almost all of it is argv and environment.
+REQUEST_SIZE = 160 * 1024
+
+# Walls the operator may give up by name where the host cannot build them. Private mounts, pids
+# and the read-only root are not here: without them there is nothing left to call a sandbox.
+DEGRADABLE = frozenset({"user", "net", "ipc", "uts", "cgroup", "seccomp", "landlock"})
+
+
+class Mode(StrEnum):
+    GUEST = "guest"  # casemate's guest, speaking over the link
+    EXEC = "exec"  # argv, with the given stdio
+
+
+class ProcView(StrEnum):
+    PIDS = "pids"  # subset=pid: the processes of the sandbox and nothing of the host
+    READONLY = "readonly"  # all of /proc, read-only: Node's cpu count, psutil
+
+
+class Bind(Struct, frozen=True):
+    """A host file or folder seen inside. The operator's word alone makes these."""
+
+    host: str
+    inside: str
+    writable: bool = False
+
+
+class SandboxSpec(Struct, frozen=True, kw_only=True):
+    mode: Mode
+    limits: Limits
+    argv: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    cwd: str | None = None  # None: the workspace if there is one, else /tmp
+    network: Network = Network.NONE
+    workspace: str | None = None  # host folder, seen at /workspace
+    workspace_writable: bool = False
+    sources: str | None = None  # host folder, seen read-only at /sources
+    input_file: str | None = None  # host file, seen read-only at /casemate/input
+    binds: tuple[Bind, ...] = ()
+    hostname: str = "casemate"
+    proc: ProcView = ProcView.PIDS
+    slot: int = 0  # which reserved host id, where there are any; one per live sandbox
+    degrade: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()  # "cgroup": refuse limits that would only be sampled
+
+
+class PlannedBind(Struct, frozen=True, kw_only=True):
+    """`owner`: host (uid, gid) that shall look like the task's own (an idmapped mount)."""
+
+    host: str
+    inside: str
+    writable: bool
+    host_is_file: bool = False
+    owner: tuple[int, int] | None = None
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """Everything the zygote needs; see `plan.py` for how it comes about."""
+
+    steps: tuple[str, ...]
+    clone_flags: int
+    unshare_flags: int
+    walls: dict[str, Any]  # ours: what `task.started` says is in force
+    mode: Mode
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: str
+    binds: tuple[PlannedBind, ...]
+    hostname: str
+    proc: ProcView
+    host_id: int | None  # the reserved id; None: the supervisor's own
+    tmp_size: int
+    tmp_inodes: int
+    rlimits: tuple[tuple[int, int, int], ...]  # resource, soft, hard
+    landlock_abi: int
+    landlock_network: bool  # refuse TCP by Landlock: there is no network namespace to do it
+
+
+class FdRole(StrEnum):
+    """What each passed descriptor is for."""
+
+    STATUS = "status"
+    STDIN = "stdin"
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    LINK = "link"
+    CGROUP_TASKS = "cgroup_tasks"  # cgroup v1: init writes itself into each
+    CGROUP_DIR = "cgroup_dir"  # cgroup v2: clone3 starts in it
+
+
+class SpawnRequest(Struct, frozen=True, kw_only=True):
+    """`fail_step`: let that step fail with EIO, for the tests of every step's failure."""
+
+    id: int
+    plan: Plan
+    fds: tuple[FdRole, ...]
+    fail_step: str | None = None
+
+
+class SpawnReply(Struct, frozen=True, kw_only=True):
+    """The zygote's answer; the pidfd of the sandbox's init comes with it when `error` is None."""
+
+    id: int
+    error: str | None = None
+    errno: int = 0
+
+
+class ZygoteConfig(Struct, frozen=True, kw_only=True):
+    """What the zygote is told once, before it does anything."""
+
+    unprivileged: bool  # it must make a user namespace to own its namespaces
+    prefixes: tuple[str, ...]  # the interpreter's folders, seen inside at their own paths
+    prefix: str  # sys.prefix as the guest shall see it
+    preload: tuple[str, ...]  # modules every guest needs
+
+
+class ZygoteHello(Struct, frozen=True, kw_only=True):
+    """The zygote is ready, or why it cannot be."""
+
+    error: str | None = None
+    step: str = ""
+    errno: int = 0
+
+
+class Posture(Struct, frozen=True, kw_only=True):
+    """What the kernel says of the guest: real, effective and saved ids, no capability in any set,
+    no_new_privs, and the seccomp mode."""
+
+    uid: tuple[int, int, int]
+    gid: tuple[int, int, int]
+    is_bare: bool
+    no_new_privs: bool
+    seccomp: int
+
+
+class Ready(Struct, frozen=True, tag="ready", tag_field="kind"):
+    """Every wall stands, read back from the kernel; the next instruction is the task's code."""
+
+    posture: Posture
+
+
+class SetupFailed(Struct, frozen=True, tag="setup", tag_field="kind"):
+    """A step failed and the task's code never ran. Step `exec`: argv[0] could not be started."""
+
+    step: str
+    errno: int
+    message: str
+
+
+class Exited(Struct, frozen=True, tag="exit", tag_field="kind"):
+    """The guest, or the program, ended by itself. `cpu` and `memory` as getrusage counts them:
+    of the children that were waited for."""
+
+    status: int  # as wait(2) gives it
+    cpu: float
+    memory: int
+
+
+StatusRecord = Ready | SetupFailed | Exited
+
+
+def base_environment(prefix: str) -> dict[str, str]:
+    """What every program inside starts with. `prefix`: the interpreter's, so that `python` is
+    the one casemate runs under, with its packages."""
+    return {
+        "PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": "/tmp",  # noqa: S108 - the sandbox's own
+        "TMPDIR": "/tmp",  # noqa: S108
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

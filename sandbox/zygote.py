@@ -1,0 +1,236 @@
+"""The zygote: a clean process that turns plans into sandboxes by forking.
+
+    engine ── launcher ── zygote ── sandbox (init ── guest)
+
+The engine execs the *launcher* with a scrubbed environment, /dev/null for stdio and one socket at
+descriptor 3. It makes the zygote's namespaces (namespaces.py) and forks: the child is the *zygote*,
+pid 1 of its own pid namespace, so that its death, whatever the cause, takes every sandbox along.
+The launcher only waits, since the kernel's parent-death signal needs a parent: engine dies →
+launcher is killed → zygote is killed. The end of the engine's socket says the same a second way.
+
+The zygote has one thread and no secrets, and waits for one thing: the engine's next request. It
+never waits for a sandbox: what can block (paths of the host, cgroups, mounts) happens in the
+child. It has the kernel reap (SIGCHLD ignored). After each spawn it closes all it was sent.
+
+Started as `python -I -S -c BOOTSTRAP`; the engine's first packet is the module path (not an
+argument: /proc/self/cmdline shows through to the guest), the second a `ZygoteConfig`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import site
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import msgspec
+
+from ..protocol.errors import LocalViolation
+from . import mounts, namespaces, seccomp, syscalls
+from .init import Building, build_and_tend
+from .spec import REQUEST_SIZE, FdRole, Plan, SpawnReply, SpawnRequest, ZygoteConfig, ZygoteHello
+
+__all__ = ["BOOTSTRAP", "ENGINE_FD", "main"]
+
+ENGINE_FD = 3
+
+# argv[1]: where the socket is; it is moved to its place first.
+BOOTSTRAP = (
+    "import os, sys; fd = int(sys.argv[1]); "
+    f"os.dup2(fd, {ENGINE_FD}, False); fd == {ENGINE_FD} or os.close(fd); "
+    f"sys.path[:] = os.read({ENGINE_FD}, {REQUEST_SIZE}).decode('utf-8', 'surrogateescape')"
+    ".split('\\0'); "
+    "from casemate.sandbox.zygote import main; main()"
+)
+
+# status, three for stdio, link, one cgroup of v2 or about six of v1; the kernel's own limit is 253.
+MAX_FDS = 32
+
+interpreter = ctypes.pythonapi
+
+
+def main() -> None:
+    engine = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=ENGINE_FD)
+    config = msgspec.msgpack.decode(engine.recv(REQUEST_SIZE), type=ZygoteConfig)
+    engine_pid = os.getppid()
+    step = "user"
+    try:
+        if config.unprivileged:
+            namespaces.enter_zygote_user()
+        step = "pid and mount namespaces"
+        syscalls.unshare(syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS)
+        # What the host mounts later shows up here; what is mounted here stays here.
+        syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    except OSError as error:
+        refuse(engine, step, error)
+    # After the user namespace: a change of credentials clears it.
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != engine_pid:
+        os._exit(1)
+    launcher_lives, launcher_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.close(launcher_end)
+        if select.select([launcher_lives], [], [], 0)[0]:
+            os._exit(1)  # it died before we could ask to be told
+        os.close(launcher_lives)
+        serve(engine, config)
+    engine.close()  # else the engine would not see the zygote's end of it close
+    os.close(launcher_lives)
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def refuse(engine: socket.socket, step: str, error: Exception) -> NoReturn:
+    number = (error.errno or 0) if isinstance(error, OSError) else 0
+    engine.send(msgspec.msgpack.encode(ZygoteHello(error=str(error), step=step, errno=number)))
+    os._exit(1)
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What is made once and used for every sandbox."""
+
+    template: mounts.Template
+    program: seccomp.Program
+    # (owner, host id) → user namespace; bounded by the files' owners times the slots in use.
+    idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
+
+    def idmaps_for(self, plan: Plan) -> dict[tuple[int, int], int]:
+        """The user namespaces this plan's binds need, by owner."""
+        found: dict[tuple[int, int], int] = {}
+        for bind in plan.binds:
+            if bind.owner is None or plan.host_id is None:
+                continue
+            key = (bind.owner, plan.host_id)
+            if key not in self.idmaps:
+                self.idmaps[key] = namespaces.make_idmap(bind.owner, plan.host_id)
+            found[bind.owner] = self.idmaps[key]
+        return found
+
+
+def serve(engine: socket.socket, config: ZygoteConfig) -> NoReturn:
+    """The zygote proper: prepare, say hello, then one request after the other."""
+    step = "preload"
+    try:
+        prepare_interpreter(config)
+        for name in config.preload:
+            importlib.import_module(name)
+        step = "template"
+        template = mounts.make_template((*config.prefixes, *package_folders()))
+        workshop = Workshop(template, seccomp.build(syscalls.ARCH))
+    except Exception as error:  # whatever it is, the engine must hear of it
+        refuse(engine, step, error)
+    # Nothing of what is loaded shall be collected, nor its pages be touched by a collector, in
+    # any child: each touched page is a copied one.
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    engine.send(msgspec.msgpack.encode(ZygoteHello()))
+    while True:
+        packet, fds, flags, _address = socket.recv_fds(
+            engine, REQUEST_SIZE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+        )
+        if not packet:
+            os._exit(0)  # the engine is gone; so are, with us, all sandboxes
+        try:
+            answer(engine, packet, fds, flags, workshop)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def prepare_interpreter(config: ZygoteConfig) -> None:
+    # What site.py would have done, for code that expects exit() and sys.prefix of its virtualenv.
+    # Not site.main(): it runs lines of .pth files.
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    sys.prefix = sys.exec_prefix = config.prefix
+    # pid 1 is immune to every signal without a handler; Python's for SIGINT would be one.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.chdir("/")
+
+
+def package_folders() -> set[str]:
+    """Where casemate's own modules really lie, whichever way it was installed."""
+    folders: set[str] = set()
+    for name, module in sys.modules.items():
+        if name.split(".")[0] != "casemate":
+            continue
+        folders.update(os.path.abspath(folder) for folder in getattr(module, "__path__", ()))
+        if module.__file__ is not None:
+            folders.add(os.path.dirname(os.path.realpath(module.__file__)))
+    return folders
+
+
+def answer(
+    engine: socket.socket, packet: bytes, fds: list[int], flags: int, workshop: Workshop
+) -> None:
+    request = msgspec.msgpack.decode(packet, type=SpawnRequest)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != len(request.fds):
+        raise LocalViolation(
+            f"request {request.id}: {len(fds)} descriptors came, {len(request.fds)} were named"
+        )
+    try:
+        pidfd = spawn(request, fds, workshop)
+    except OSError as error:
+        reply = SpawnReply(id=request.id, error=str(error), errno=error.errno or 0)
+        engine.send(msgspec.msgpack.encode(reply))
+        return
+    socket.send_fds(engine, [msgspec.msgpack.encode(SpawnReply(id=request.id))], [pidfd])
+    os.close(pidfd)
+
+
+def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
+    """Fork the sandbox's init; its pidfd."""
+    plan = request.plan
+    by_role: dict[FdRole, list[int]] = {role: [] for role in FdRole}
+    for role, fd in zip(request.fds, fds, strict=True):
+        by_role[role].append(fd)
+    links, folders = by_role[FdRole.LINK], by_role[FdRole.CGROUP_DIR]
+    build = Building(
+        plan=plan,
+        template=workshop.template,
+        program=workshop.program,
+        idmaps=workshop.idmaps_for(plan),
+        status=by_role[FdRole.STATUS][0],
+        stdio=(
+            by_role[FdRole.STDIN][0],
+            by_role[FdRole.STDOUT][0],
+            by_role[FdRole.STDERR][0],
+        ),
+        link=links[0] if links else None,
+        cgroup_tasks=tuple(by_role[FdRole.CGROUP_TASKS]),
+    )
+    for bind in plan.binds:
+        folder = not bind.host_is_file
+        if not any(mounts.is_below(bind.inside, own) for own in mounts.SCRATCH):
+            mounts.ensure_mount_point(workshop.template, bind.inside, folder=folder)
+    # The bare system call, since libc knows neither pidfds nor CLONE_INTO_CGROUP; with what
+    # os.fork() does around it.
+    interpreter.PyOS_BeforeFork()
+    try:
+        pid, pidfd = syscalls.clone3(
+            plan.clone_flags | syscalls.CLONE_PIDFD,
+            signal.SIGCHLD,
+            folders[0] if folders else None,
+        )
+    except OSError:
+        interpreter.PyOS_AfterFork_Parent()
+        raise
+    if pid == 0:
+        interpreter.PyOS_AfterFork_Child()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        build_and_tend(build, request.fail_step)
+    interpreter.PyOS_AfterFork_Parent()
+    return pidfd
