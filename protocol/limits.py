@@ -55,6 +55,34 @@ JOURNAL_BACKLOG_SIZE = 32 * MIB
 # One page that a reader of a journal holds in memory.
 JOURNAL_PAGE_SIZE = 8 * MIB
 
+# What one published event may weigh: above it, its values are left out and fetched by control. With
+# the queue below this bounds what an observer who stopped reading costs.
+PUBLISHED_EVENT_SIZE = 64 * KIB
+
+# What the front queues for each observer (libzmq counts messages, and queues share their bytes): a
+# tenth of a second at full speed. Who falls behind further sees a gap and replays.
+FRONT_QUEUE_EVENTS = 10_000
+
+# The front at rest has 60 MiB of writable memory. Beyond the cap libzmq aborts: observers find a new
+# epoch a moment later, and the run never noticed.
+FRONT_MEMORY = 1024 * MIB
+FRONT_FILES = 512  # one for each observer and client, and a handful for journals
+
+# Replies of the front: a page is read, encoded and queued in a few milliseconds.
+REPLAY_PAGE_EVENTS = 1000
+REPLAY_PAGE_SIZE = 1 * MIB
+LISTED_RUNS = 100
+
+# Replies that wait for one client who does not read them; then they are dropped.
+CONTROL_QUEUE = 16
+
+# The runs of which a heartbeat tells the last seq: the latest ones, so that its size is bounded.
+HEARTBEAT_RUNS = 256
+HEARTBEAT_SECONDS = 1.0
+
+# A peer that connects and says nothing holds a file descriptor of the front no longer than this.
+HANDSHAKE_SECONDS = 3.0
+
 # A control request: a pipeline's data without its sources.
 CONTROL_REQUEST_SIZE = 4 * MIB
 

@@ -40,7 +40,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Raw, Struct
 
-from ..protocol.control import RunState, RunSummary
+from ..protocol.control import RunState, RunSummary, TaskSummary
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.events import (
     KIND_OF,
@@ -68,6 +68,7 @@ __all__ = [
     "JournalError",
     "JournalReader",
     "Outline",
+    "describe",
     "list_runs",
     "summarise",
 ]
@@ -541,7 +542,7 @@ class JournalReader:
         self._values = ValueStore(run.values)
         self._db = self._connect(run.journal)
         self._ready = False
-        self._id = run.id
+        self.run = run.id  # as the journal says: a directory can be copied under another name
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
@@ -579,7 +580,7 @@ class JournalReader:
             if not self._ready:
                 if _check_version(self._db, self._directory.journal) == 0:
                     return []
-                (self._id,) = self._db.execute("SELECT id FROM run").fetchone()
+                (self.run,) = self._db.execute("SELECT id FROM run").fetchone()
                 self._ready = True
             return self._db.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
@@ -645,7 +646,7 @@ class JournalReader:
             f"WHERE {where} ORDER BY seq {order} LIMIT ?",
             (*parameters, limit),
         )
-        run = self._id
+        run = self.run
         return [
             (
                 Event(seq, run, task, attempt, kind, at, Raw(data), task_seq),
@@ -688,12 +689,41 @@ _ENDS = {
     "run.failed": RunState.FAILED,
     "run.cancelled": RunState.CANCELLED,
 }
+_TASK_STATES = {
+    "task.ready": "ready",
+    "task.started": "running",
+    "task.retrying": "retrying",
+    "task.completed": "completed",
+    "task.failed": "failed",
+    "task.cancelled": "cancelled",
+}
 
 
-class _Named(Struct):
+class _Name(Struct):
     """What a summary needs of RunStarted."""
 
     pipeline: str
+
+
+class _TaskId(Struct):
+    id: str
+
+
+class _Spec(Struct):
+    tasks: tuple[_TaskId, ...]
+
+
+class _Planned(Struct):
+    spec: _Spec
+
+
+class _Failure(Struct):
+    error: Raw | None = None
+
+
+def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
+    """The newest `limit` runs of a state directory, newest first."""
+    return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]
 
 
 def summarise(run: RunDirectory) -> RunSummary:
@@ -708,21 +738,60 @@ def summarise(run: RunDirectory) -> RunSummary:
         first = last_of_run = last = None
     except CasemateError as error:
         return RunSummary(id=run.id, state=RunState.DAMAGED, problem=str(error))
+    return _summary(run, is_owned, first, last_of_run, last.event.seq if last else 0)
+
+
+def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
+    """A run's standing and that of each of its tasks, in the pipeline's order."""
+    is_owned = run.is_owned()
+    try:
+        with JournalReader(run) as reader:
+            last_seq = reader.last_seq()
+            decisions = [found for found in reader.decisions() if found.event.seq <= last_seq]
+            started = reader.events(0, 1)
+    except FileNotFoundError:
+        return _summary(run, is_owned, None, None, 0), ()
+    of_run = [found for found in decisions if found.event.task is None]
+    summary = _summary(
+        run,
+        is_owned,
+        decisions[0] if decisions else None,
+        of_run[-1] if of_run else None,
+        last_seq,
+    )
+    tasks: dict[str, TaskSummary] = {}
+    if started and started[0].kind == KIND_OF[RunStarted]:
+        planned = msgspec.msgpack.decode(started[0].data, type=_Planned)
+        tasks = {task.id: TaskSummary(id=task.id, state="waiting") for task in planned.spec.tasks}
+    for event, _ in decisions:
+        state = _TASK_STATES.get(event.kind)
+        if event.task is not None and state is not None:
+            tasks[event.task] = TaskSummary(
+                id=event.task,
+                state=state,
+                attempt=event.attempt or 0,
+                since=event.at,
+                error=msgspec.msgpack.decode(event.data, type=_Failure).error,
+            )
+    return summary, tuple(tasks.values())
+
+
+def _summary(
+    run: RunDirectory,
+    is_owned: bool,
+    first: Outline | None,
+    last_of_run: Outline | None,
+    last_seq: int,
+) -> RunSummary:
     pipeline = None
     if first is not None and first.event.kind == KIND_OF[RunStarted]:
-        pipeline = msgspec.msgpack.decode(first.event.data, type=_Named).pipeline
-    state = _ENDS.get(last_of_run.event.kind) if last_of_run is not None else None
-    ended = last_of_run.event.at if state is not None and last_of_run is not None else None
+        pipeline = msgspec.msgpack.decode(first.event.data, type=_Name).pipeline
+    end = _ENDS.get(last_of_run.event.kind) if last_of_run is not None else None
     return RunSummary(
         id=run.id,
         pipeline=pipeline,
-        state=state or (RunState.RUNNING if is_owned else RunState.INTERRUPTED),
+        state=end or (RunState.RUNNING if is_owned else RunState.INTERRUPTED),
         started=first.event.at if first is not None else None,
-        ended=ended,
-        last_seq=last.event.seq if last is not None else 0,
+        ended=last_of_run.event.at if end is not None and last_of_run is not None else None,
+        last_seq=last_seq,
     )
-
-
-def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
-    """The newest `limit` runs of a state directory, newest first."""
-    return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]

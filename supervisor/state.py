@@ -25,6 +25,7 @@ import re
 import secrets
 import stat
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from ..protocol.errors import UsageError
+from ..protocol.errors import LocalViolation, UsageError
 
 __all__ = [
     "OwnedRun",
@@ -44,6 +45,7 @@ __all__ = [
     "SupervisorRecord",
     "fsync_directory",
     "is_run_id",
+    "make_runtime_directory",
     "new_run_id",
     "process_start_time",
     "read_boot_id",
@@ -322,8 +324,9 @@ class StateDirectory:
             raise UsageError(f"no run {run_id!r} in {self.path}")
         return OwnedRun(directory, Ownership.take(directory))
 
-    def announce(self, events: str, control: str, epoch: int) -> Path:
-        """Tell clients where this process's front listens; replaced whole on a new epoch."""
+    def announce(self, events: str, control: str, epoch: int, replaces: Path | None = None) -> Path:
+        """Tell clients where this process's front listens; `replaces` is what an earlier call
+        answered. Written whole or not at all."""
         record = SupervisorRecord(
             version=1,
             pid=os.getpid(),
@@ -334,13 +337,24 @@ class StateDirectory:
             control=control,
             epoch=epoch,
         )
-        # A process may hold more than one supervisor: the epoch tells their files apart, and a
-        # pid that came round again cannot meet a file that is still wanted.
-        path = self.supervisors / f"{record.pid}.json"
         building = self.supervisors / f".{record.pid}-{secrets.token_hex(4)}"
         building.write_bytes(msgspec.json.encode(record))
-        os.rename(building, path)
-        return path
+        if replaces is not None:
+            os.rename(building, replaces)
+            return replaces
+        try:
+            # Nearly always <pid>.json; a second supervisor in one process takes the next name.
+            for number in range(1000):
+                path = self.supervisors / f"{record.pid}{f'-{number}' if number else ''}.json"
+                with contextlib.suppress(FileExistsError):
+                    os.link(building, path)
+                    return path
+                if not _is_current(path):
+                    os.rename(building, path)
+                    return path
+        finally:
+            building.unlink(missing_ok=True)
+        raise LocalViolation("a thousand supervisors in one process")
 
     def living_supervisors(self) -> Iterator[SupervisorRecord]:
         """Those that can be reached from here; what the dead left behind is removed."""
@@ -363,6 +377,30 @@ class StateDirectory:
                 # A read-only state directory can keep its litter.
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _is_current(path: Path) -> bool:
+    """Whether a record tells of a supervisor that may be alive."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=SupervisorRecord)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return False
+    return record.is_alive() is not False
+
+
+def make_runtime_directory() -> Path:
+    """A new directory for sockets, ours alone: below $XDG_RUNTIME_DIR, else below /tmp.
+
+    mkdtemp makes it 0700 under a name that nobody could prepare. A socket path has 107 bytes: a
+    runtime directory too deep for that is passed over, and so is one that others may write to.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base.startswith("/") and len(os.fsencode(base)) <= 107 - 40:
+        with contextlib.suppress(OSError):
+            seen = os.stat(base)
+            if seen.st_uid == os.geteuid() and not seen.st_mode & 0o022:
+                return Path(tempfile.mkdtemp(prefix="casemate-", dir=base))
+    return Path(tempfile.mkdtemp(prefix="casemate-", dir="/tmp"))
 
 
 def _unusable(path: Path, error: OSError) -> UsageError:
