@@ -7,6 +7,7 @@ certificates), and never more than the bounds below.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -113,7 +114,5 @@ def copy(source: Path, name: str, folder: int, left: int, depth: int) -> int:
 
 
 def make_folder(name: str, folder: int) -> None:
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(name, 0o755, dir_fd=folder)
-    except FileExistsError:
-        pass

@@ -28,7 +28,7 @@ from typing import NoReturn
 import msgspec
 
 from ..protocol.errors import CasemateError, LocalViolation
-from . import caps, guest, landlock, mounts, namespaces, rlimits, seccomp, syscalls
+from . import caps, guest, landlock, mounts, namespaces, packets, rlimits, seccomp, syscalls
 from .spec import (
     INPUT_FILE,
     INSIDE_ID,
@@ -45,7 +45,7 @@ from .spec import (
 
 __all__ = ["STEPS", "Building", "build_and_tend"]
 
-WRITABLE = ("/tmp", "/dev/shm", OUTBOX)  # noqa: S108 - the sandbox's own
+WRITABLE = ("/tmp", "/dev/shm", OUTBOX)
 
 
 @dataclass(slots=True)
@@ -116,7 +116,7 @@ def attach_mounts(build: Building) -> None:
     # Shallow paths first: a bind may lie inside another.
     for inside in sorted(trees, key=lambda path: (path.count("/"), path)):
         tree = trees[inside]
-        if any(mounts.is_below(inside, own) for own in ("/tmp", "/dev/shm")):  # noqa: S108
+        if any(mounts.is_below(inside, own) for own in ("/tmp", "/dev/shm")):
             mounts.make_parents(
                 root, inside, folder=mounts.is_folder(tree), owner=build.plan.host_id
             )
@@ -256,6 +256,7 @@ def start_guest(build: Building) -> SetupFailed:
         finally:
             os._exit(1)
     tend(pid, build.status)
+    return None
 
 
 def failure(step: str, error: Exception) -> SetupFailed:
@@ -267,7 +268,7 @@ def failure(step: str, error: Exception) -> SetupFailed:
 def report(status: int, record: StatusRecord, fds: tuple[int, ...] = ()) -> None:
     packet = msgspec.msgpack.encode(record)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(status)) as channel:
-        socket.send_fds(channel, [packet], fds)
+        packets.send(channel, packet, fds)
 
 
 def read_posture() -> Posture:
@@ -318,6 +319,7 @@ def become_guest(build: Building) -> SetupFailed:
     if build.link is None:
         return SetupFailed(step="verify", errno=0, message="a guest without a link")
     guest.main(build.link)
+    return None
 
 
 def execute(plan: Plan) -> SetupFailed:

@@ -18,11 +18,11 @@ import socket
 import stat
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import syscalls
+from . import packets, syscalls
 from .etc import fill_etc
 from .namespaces import reap
 from .syscalls import (
@@ -44,11 +44,11 @@ from .syscalls import (
 __all__ = [
     "Template",
     "attach",
+    "attach_scratch",
     "clone_tree",
     "ensure_mount_point",
     "fresh_proc",
     "fresh_tmpfs",
-    "attach_scratch",
     "is_below",
     "is_folder",
     "make_parents",
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 # Where a sandbox's own tmpfs shows: what is bound below these cannot be part of the template.
-SCRATCH = ("/tmp", "/dev/shm", "/casemate")  # noqa: S108
+SCRATCH = ("/tmp", "/dev/shm", "/casemate")
 MOUNT_POINTS = ("proc", "tmp", "dev", "dev/shm", "workspace", "sources", "casemate", "etc")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 DEVICE_LINKS = {
@@ -190,7 +190,7 @@ def fresh_tmpfs(options: dict[str, str]) -> int:
 
 
 # What a sandbox's tmpfs shows where, with its mode. World-writable and sticky like everywhere.
-SCRATCH_FOLDERS = {"tmp": ("/tmp", 0o1777), "shm": ("/dev/shm", 0o1777), "out": ("", 0o700)}  # noqa: S108
+SCRATCH_FOLDERS = {"tmp": ("/tmp", 0o1777), "shm": ("/dev/shm", 0o1777), "out": ("", 0o700)}
 
 
 def scratch(*, size: int, inodes: int, owner: int | None) -> int:
@@ -230,12 +230,10 @@ def make_parents(root: int, path: str, *, folder: bool, owner: int | None = None
     try:
         for index, part in enumerate(parts):
             if index == len(parts) - 1 and not folder:
-                try:
+                with suppress(FileExistsError):
                     os.close(
                         os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444, dir_fd=current)
                     )
-                except FileExistsError:
-                    pass
                 return
             try:
                 os.mkdir(part, 0o755, dir_fd=current)
@@ -268,7 +266,7 @@ def make_template(folders: Iterable[str]) -> Template:
             raise OSError(errno.EPERM, message)
     late = outermost(f for f in wanted if any(is_below(f, own) for own in SCRATCH))
     bound = outermost(["/usr", *(f for f in wanted if f not in late)])
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -277,7 +275,7 @@ def make_template(folders: Iterable[str]) -> Template:
             namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             root = build_template(bound)
             seal_template()
-            socket.send_fds(theirs, [struct.pack("i", 0)], [namespace, root])
+            packets.send(theirs, struct.pack("i", 0), [namespace, root])
             code = 0
         except OSError as error:
             theirs.send(struct.pack("i", error.errno or errno.EIO) + str(error).encode())
@@ -285,7 +283,7 @@ def make_template(folders: Iterable[str]) -> Template:
             os._exit(code)
     theirs.close()
     with ours:
-        answer, fds, _flags, _address = socket.recv_fds(ours, 4096, 2)
+        answer, fds, _ = packets.receive(ours, 4096, 2)
         reap(pid)
     if len(fds) != 2:
         number = struct.unpack_from("i", answer)[0] if len(answer) >= 4 else errno.EIO

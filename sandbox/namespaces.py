@@ -12,6 +12,7 @@ Ids are mapped by writing to /proc/self: in the host's /proc as in the sandbox's
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,7 +20,7 @@ import socket
 import struct
 from pathlib import Path
 
-from . import syscalls
+from . import packets, syscalls
 
 __all__ = [
     "bring_up_loopback",
@@ -76,14 +77,14 @@ def make_idmap(owner: tuple[int, int], host_id: int) -> int:
     hands over its folder in /proc and waits. The maps must be opened and written by us, since the
     kernel asks both for privilege over the parent namespace (root's).
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
             ours.close()
             syscalls.unshare(syscalls.CLONE_NEWUSER)
             folder = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            socket.send_fds(theirs, [struct.pack("i", 0)], [folder])
+            packets.send(theirs, struct.pack("i", 0), [folder])
             theirs.recv(1)  # until the parent has what it wants and hangs up
         except OSError as error:
             theirs.send(struct.pack("i", error.errno or errno.EIO))
@@ -91,7 +92,7 @@ def make_idmap(owner: tuple[int, int], host_id: int) -> int:
             os._exit(0)
     theirs.close()
     try:
-        answer, fds, _flags, _address = socket.recv_fds(ours, 4, 1)
+        answer, fds, _ = packets.receive(ours, 4, 1)
         if not fds:
             number = struct.unpack("i", answer)[0] if len(answer) == 4 else errno.EIO
             raise OSError(number, f"user namespace for an idmapped mount: {os.strerror(number)}")
@@ -113,7 +114,5 @@ def make_idmap(owner: tuple[int, int], host_id: int) -> int:
 
 def reap(pid: int) -> None:
     """The kernel may have done it for us: the zygote ignores SIGCHLD."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass

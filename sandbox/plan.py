@@ -50,7 +50,7 @@ RESOLVER = "/etc/resolv.conf"
 
 # What may not be covered: the sandbox's own machinery.
 RESERVED_INSIDE = ("/proc", "/dev", "/casemate")
-SHARED_MEMORY = "/dev/shm"  # noqa: S108
+SHARED_MEMORY = "/dev/shm"
 
 # A file of a tmpfs costs the kernel about this much beside its pages, so an inode for each page
 # that the size allows is what an honest tree of small files can use.
@@ -176,7 +176,7 @@ def make_plan(
         mode=spec.mode,
         argv=spec.argv,
         env={**base_environment(probe.prefix), **spec.env},
-        cwd=spec.cwd or (WORKSPACE if spec.workspace is not None else "/tmp"),  # noqa: S108
+        cwd=spec.cwd or (WORKSPACE if spec.workspace is not None else "/tmp"),
         binds=plan_binds(spec, probe, paths),
         hostname=spec.hostname,
         proc=spec.proc,

@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -128,7 +129,7 @@ def interpreter_folders() -> tuple[str, ...]:
 def has_reserved_ids(uid_map: str) -> bool:
     for line in uid_map.splitlines():
         inside, _outside, count = (int(word) for word in line.split())
-        if inside <= FIRST_RESERVED_ID and FIRST_RESERVED_ID + SLOTS <= inside + count:
+        if inside <= FIRST_RESERVED_ID and inside + count >= FIRST_RESERVED_ID + SLOTS:
             return True
     return False
 
@@ -222,8 +223,8 @@ def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
         return not results[name].errno
 
     def child() -> None:
-        for name in ("net", "ipc", "uts", "cgroup"):
-            attempt(name, lambda flag=FLAGS[name]: syscalls.unshare(flag))
+        for name, flag in FLAGS.items():
+            attempt(name, partial(syscalls.unshare, flag))
         attempt("proc", lambda: os.close(mounts.fresh_proc(only_pids=True)))
         if not unprivileged:
             caps.become(FIRST_RESERVED_ID, FIRST_RESERVED_ID)

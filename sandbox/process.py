@@ -16,6 +16,7 @@ the parent-death signal to the thread.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -31,6 +32,7 @@ from typing import Self
 import msgspec
 
 from ..protocol.errors import LocalViolation, RemoteViolation, SetupRefused
+from . import packets
 from .cgroup import Cgroup
 from .probe import Probe
 from .spec import (
@@ -149,9 +151,7 @@ class Sandbox:
         if self.status_ended:
             return None
         try:
-            packet, fds, _flags, _address = socket.recv_fds(
-                self._status, RECORD_SIZE, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, fds, _ = packets.receive(self._status, RECORD_SIZE, 1)
         except BlockingIOError:
             return None
         except ConnectionResetError:  # killed with something of ours unread
@@ -187,10 +187,8 @@ class Sandbox:
         """The whole tree, at once and without waiting. May come at any moment, and twice."""
         self.is_killed = True
         if self.pidfd is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         if self.cgroup is not None:
             self.cgroup.kill()
 
@@ -342,7 +340,7 @@ class Zygote:
             self._unsent.append((packet, [os.dup(fd) for fd in fds]))
             return
         try:
-            socket.send_fds(self._channel, [packet], fds)
+            packets.send(self._channel, packet, fds)
         except BlockingIOError:
             self._unsent.append((packet, [os.dup(fd) for fd in fds]))
         except (BrokenPipeError, ConnectionResetError):
@@ -353,7 +351,7 @@ class Zygote:
         while self._unsent:
             packet, fds = self._unsent[0]
             try:
-                socket.send_fds(self._channel, [packet], fds)
+                packets.send(self._channel, packet, fds)
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
@@ -370,9 +368,7 @@ class Zygote:
         answered: list[Sandbox] = []
         while not self.is_dead:
             try:
-                packet, fds, _flags, _address = socket.recv_fds(
-                    self._channel, RECORD_SIZE, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                packet, fds, _ = packets.receive(self._channel, RECORD_SIZE, 1)
             except BlockingIOError:
                 break
             except ConnectionResetError:

@@ -225,7 +225,7 @@ def base_environment(prefix: str) -> dict[str, str]:
     return {
         "PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
-        "HOME": "/tmp",  # noqa: S108 - the sandbox's own
-        "TMPDIR": "/tmp",  # noqa: S108
+        "HOME": "/tmp",
+        "TMPDIR": "/tmp",
         "PYTHONDONTWRITEBYTECODE": "1",
     }

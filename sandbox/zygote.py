@@ -33,7 +33,7 @@ from typing import NoReturn
 import msgspec
 
 from ..protocol.errors import LocalViolation
-from . import mounts, namespaces, seccomp, syscalls
+from . import mounts, namespaces, packets, seccomp, syscalls
 from .init import Building, build_and_tend
 from .spec import REQUEST_SIZE, FdRole, Plan, SpawnReply, SpawnRequest, ZygoteConfig, ZygoteHello
 
@@ -136,13 +136,11 @@ def serve(engine: socket.socket, config: ZygoteConfig) -> NoReturn:
     gc.freeze()
     engine.send(msgspec.msgpack.encode(ZygoteHello()))
     while True:
-        packet, fds, flags, _address = socket.recv_fds(
-            engine, REQUEST_SIZE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
-        )
+        packet, fds, is_whole = packets.receive(engine, REQUEST_SIZE, MAX_FDS)
         if not packet:
             os._exit(0)  # the engine is gone; so are, with us, all sandboxes
         try:
-            answer(engine, packet, fds, flags, workshop)
+            answer(engine, packet, fds, is_whole, workshop)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -162,22 +160,27 @@ def prepare_interpreter(config: ZygoteConfig) -> None:
 
 
 def package_folders() -> set[str]:
-    """Where casemate's own modules really lie, whichever way it was installed."""
+    """Where casemate's own modules really lie, whichever way it was installed: an editable install
+    is a tree of links."""
     folders: set[str] = set()
-    for name, module in sys.modules.items():
-        if name.split(".")[0] != "casemate":
-            continue
-        folders.update(os.path.abspath(folder) for folder in getattr(module, "__path__", ()))
-        if module.__file__ is not None:
-            folders.add(os.path.dirname(os.path.realpath(module.__file__)))
+    pending = [os.path.abspath(path) for path in sys.modules["casemate"].__path__]
+    while pending:
+        folder = pending.pop()
+        folders |= {folder, os.path.realpath(folder)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and entry.name != "__pycache__":
+                    pending.append(entry.path)
+                elif entry.name.endswith(".py"):
+                    folders.add(os.path.dirname(os.path.realpath(entry.path)))
     return folders
 
 
 def answer(
-    engine: socket.socket, packet: bytes, fds: list[int], flags: int, workshop: Workshop
+    engine: socket.socket, packet: bytes, fds: list[int], is_whole: bool, workshop: Workshop
 ) -> None:
     request = msgspec.msgpack.decode(packet, type=SpawnRequest)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != len(request.fds):
+    if not is_whole or len(fds) != len(request.fds):
         raise LocalViolation(
             f"request {request.id}: {len(fds)} descriptors came, {len(request.fds)} were named"
         )
@@ -187,7 +190,7 @@ def answer(
         reply = SpawnReply(id=request.id, error=str(error), errno=error.errno or 0)
         engine.send(msgspec.msgpack.encode(reply))
         return
-    socket.send_fds(engine, [msgspec.msgpack.encode(SpawnReply(id=request.id))], [pidfd])
+    packets.send(engine, msgspec.msgpack.encode(SpawnReply(id=request.id)), [pidfd])
     os.close(pidfd)
 
 
