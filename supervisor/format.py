@@ -417,6 +417,7 @@ _EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -442,15 +443,16 @@ def _model_at(path: KeyPath) -> type[Model]:
     return nested[around[2]] if len(around) > 2 else Task
 
 
-def explain(path: KeyPath, error: Any) -> str:
-    """`error` is pydantic's ErrorDetails, a TypedDict whose `ctx` is not described."""
+def explain(path: KeyPath, error: Any, model: type[BaseModel] | None = None) -> str:
+    """`error` is pydantic's ErrorDetails, a TypedDict whose `ctx` is not described. `model`: whose
+    keys the last part of `path` had to be one of, where that is not a pipeline's."""
     kind: str = error["type"]
     context: dict[str, Any] = error.get("ctx", {})
     value = error["input"]
     if kind == "value_error":
         return str(context["error"])
     if kind == "extra_forbidden":
-        return unknown_key(path[-1], _keys(_model_at(path)))
+        return unknown_key(path[-1], _keys(model or _model_at(path)))
     if kind == "missing":
         return _MISSING.get(str(path[-1]), "is missing")
     if kind in _EXPECTED:
@@ -472,7 +474,7 @@ def explain(path: KeyPath, error: Any) -> str:
     return str(error["msg"])
 
 
-def _keys(model: type[Model]) -> Sequence[str]:
+def _keys(model: type[BaseModel]) -> Sequence[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

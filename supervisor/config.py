@@ -1,0 +1,229 @@
+"""How this host's operator wants casemate to run: `casemate.toml`, environment, flags.
+
+They count in that rising order: a flag beats `CASEMATE_…`, which beats the file. All three say the
+same things in the same words:
+
+    state = "/var/lib/casemate"      CASEMATE_STATE=…          --state …
+    max_parallel = 8                 CASEMATE_MAX_PARALLEL=8
+    memory = "8GiB"                  CASEMATE_MEMORY=8GiB
+    allow = ["env:API_KEY"]          CASEMATE_ALLOW=env:API_KEY,path:/srv/data
+    degrade = ["landlock"]           CASEMATE_DEGRADE=landlock
+    strict = ["cgroup"]              CASEMATE_STRICT=cgroup
+
+The file is the one that `$CASEMATE_CONFIG` names, else `casemate/casemate.toml` below
+`$XDG_CONFIG_HOME` (`~/.config`). Never one in the current folder: `allow` and `degrade` hand out
+authority over the host, and a cloned repository must not be able to grant it to itself. Where such
+a file lies about, `Config.notes` says that it was not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ..protocol.errors import UsageError
+from ..protocol.units import parse_size
+from .format import explain
+from .hostpipe import Settings
+from .pipeline import Allow
+from .reading import shown
+
+__all__ = ["Config", "default_state", "load_config"]
+
+# Of the memory this host (or container) has, the share that running attempts' limits may sum to:
+# the rest is the kernel's, the page cache's, ours and the embedding program's.
+MEMORY_SHARE = 0.75
+
+# Agents mostly wait for somebody else, so more of them than processors is right; their memory is
+# what is bounded. Below four a single slow task would make a wide graph look serial.
+LEAST_PARALLEL = 4
+
+_FILE_NAME = "casemate.toml"
+
+
+def _words(value: Any) -> Any:
+    """A list in the file, words with commas between them in the environment."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+_Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+
+
+class _Operator(BaseSettings):
+    """What was said; None where nothing was."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CASEMATE_",
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        validate_default=False,
+    )
+
+    state: Path | None = None
+    max_parallel: int | None = Field(default=None, ge=1)
+    memory: Annotated[int | None, NoDecode, BeforeValidator(parse_size)] = None
+    allow: _Words = ()
+    degrade: _Words = ()
+    strict: _Words = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What holds after all of it: every value decided. `notes`: what a person should be told."""
+
+    state: Path
+    max_parallel: int
+    memory_budget: int
+    allow: Allow
+    degrade: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def settings(self) -> Settings:
+        """As an engine gets it."""
+        return Settings(
+            state=str(self.state),
+            max_parallel=self.max_parallel,
+            memory_budget=self.memory_budget,
+            degrade=self.degrade,
+            strict=self.strict,
+        )
+
+
+def load_config(
+    *,
+    config: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    max_parallel: int | None = None,
+    memory: int | str | None = None,
+    allow: Sequence[str] | None = None,
+    degrade: Sequence[str] | None = None,
+    strict: Sequence[str] | None = None,
+) -> Config:
+    """The arguments are the flags: None where one was not given. Raises UsageError."""
+    flags = {
+        "state": None if state is None else os.fspath(state),
+        "max_parallel": max_parallel,
+        "memory": memory,
+        "allow": allow,
+        "degrade": degrade,
+        "strict": strict,
+    }
+    flags = {name: value for name, value in flags.items() if value is not None}
+    path, notes = _find_file(config)
+    written = _read_file(path) if path is not None else {}
+    said = _merged(flags, written, path)
+    decided = _absolute(said.state) if said.state is not None else default_state()
+    return Config(
+        state=decided,
+        max_parallel=said.max_parallel or max(LEAST_PARALLEL, len(os.sched_getaffinity(0))),
+        memory_budget=said.memory or int(_host_memory() * MEMORY_SHARE),
+        allow=Allow.parse(said.allow, state=decided),
+        degrade=said.degrade,
+        strict=said.strict,
+        notes=notes,
+    )
+
+
+def default_state() -> Path:
+    """`$XDG_STATE_HOME/casemate`, else `~/.local/state/casemate`."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "casemate"
+
+
+def _merged(flags: Mapping[str, Any], written: Mapping[str, Any], path: Path | None) -> _Operator:
+    class Sourced(_Operator):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            # no .env file of the current folder, for the same reason as no casemate.toml
+            return init_settings, env_settings, InitSettingsSource(settings_cls, dict(written))
+
+    try:
+        return Sourced(**flags)
+    except ValidationError as error:
+        problems = []
+        for each in error.errors(include_url=False):
+            key = str(each["loc"][0])
+            if key in flags:
+                origin = f"--{key.replace('_', '-')}"
+            elif os.environ.get(f"CASEMATE_{key.upper()}"):
+                origin = f"CASEMATE_{key.upper()}"
+            else:
+                origin = f"{path}: {key}"
+            problems.append(f"{origin}: {explain(('config', key), each, _Operator)}")
+        raise UsageError("\n".join(problems)) from error
+
+
+def _find_file(named: str | os.PathLike[str] | None) -> tuple[Path | None, tuple[str, ...]]:
+    chosen = named or os.environ.get("CASEMATE_CONFIG")
+    if chosen:
+        return _absolute(Path(chosen)), ()
+    own = _xdg("XDG_CONFIG_HOME", ".config") / "casemate" / _FILE_NAME
+    here = Path(_FILE_NAME).absolute()
+    notes: tuple[str, ...] = ()
+    if here.is_file() and here != own:
+        notes = (
+            f"{here} was not read: whoever wrote this folder would decide what it may do to this "
+            f"host. If that is you, set CASEMATE_CONFIG={_FILE_NAME}, or move it to {own}",
+        )
+    return (own if own.is_file() else None), notes
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        written = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, not TOML
+        raise UsageError(f"{path}: is not TOML: {error}") from error
+    state = written.get("state")
+    if isinstance(state, str) and not Path(state).expanduser().is_absolute():
+        raise UsageError(
+            f"{path}: state: {shown(state)} would be another folder wherever casemate is started; "
+            "write a path that begins with / or ~"
+        )
+    return written
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _xdg(variable: str, default: str) -> Path:
+    # The specification: what is not absolute is to be ignored.
+    named = Path(os.environ.get(variable, ""))
+    return named if named.is_absolute() else Path.home() / default
+
+
+def _host_memory() -> int:
+    """Physical memory, or the container's limit where that is less."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # As a container sees its own cgroup, v2 and v1. A limit on some folder further down (a systemd
+    # unit's) is not looked for: the budget is a default, and the kernel still holds the limit.
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            memory = min(memory, int(Path(file).read_text(encoding="ascii")))
+    return memory

@@ -1,0 +1,61 @@
+"""casemate: run graphs of untrusted agent tasks, each attempt in its own sealed process.
+
+The public names, loaded when first used: every guest may import this package, and what a task does
+not use it should not pay for. `import casemate` alone loads nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .protocol.errors import CasemateError, SetupRefused, UsageError
+    from .protocol.events import ErrorKind, TaskError
+    from .sandbox.context import RuntimeContext
+    from .supervisor.api import PipelineEvent, RunResult, Supervisor
+    from .supervisor.builder import AgentSpec, Limits, Pipeline, Retry, Task, Timeouts
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentSpec",
+    "CasemateError",
+    "ErrorKind",
+    "Limits",
+    "Pipeline",
+    "PipelineEvent",
+    "Retry",
+    "RunResult",
+    "RuntimeContext",
+    "SetupRefused",
+    "Supervisor",
+    "Task",
+    "TaskError",
+    "Timeouts",
+    "UsageError",
+    "__version__",
+]
+
+_HOME = {
+    ".protocol.errors": ("CasemateError", "SetupRefused", "UsageError"),
+    ".protocol.events": ("ErrorKind", "TaskError"),
+    ".sandbox.context": ("RuntimeContext",),
+    ".supervisor.api": ("PipelineEvent", "RunResult", "Supervisor"),
+    ".supervisor.builder": ("AgentSpec", "Limits", "Pipeline", "Retry", "Task", "Timeouts"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'casemate' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(module, __name__), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
