@@ -212,10 +212,10 @@ class FakeHost:
         for controller in controllers:
             names += (V2_CONTROLLER_FILES if unified else V1_CONTROLLER_FILES)[controller]
         for name in set(names) - self.missing:
-            (folder / name).touch()
+            (folder / name).write_bytes(b"")  # not touch: it calls os.open, which a test breaks
         if unified:
             (folder / "cgroup.controllers").write_text(" ".join(sorted(controllers)))
-            (folder / "cgroup.subtree_control").touch()
+            (folder / "cgroup.subtree_control").write_bytes(b"")
 
     def offer(self, path: str, controllers: str, on: str = "") -> Path:
         folder = self.root / "sys/fs/cgroup" / path
@@ -454,10 +454,14 @@ def test_a_spawn_on_v1_writes_these_files(host: FakeHost) -> None:
     manager.close()
 
 
-def test_v1_without_memsw_turns_swapping_down(host: FakeHost) -> None:
+@pytest.mark.parametrize("has_swap", [True, False])
+def test_v1_without_memsw_turns_swapping_down(host: FakeHost, has_swap: bool) -> None:
     host.missing = {"memory.memsw.limit_in_bytes"}
     host.lay(V1, V1_MEMBERSHIP)
+    swaps = "Filename Type Size Used Priority\n" + "/dev/sda2 partition 9 0 -2\n" * has_swap
+    (host.root / "proc/swaps").write_text(swaps)
     manager = CgroupManager(host.probe())
+    assert any("swap is not bounded" in problem for problem in manager.problems) == has_swap
     manager.create("a-1", limits())
     assert dict(host.writes)["a-1/memory.swappiness"] == "0"
     manager.close()
@@ -718,18 +722,29 @@ def test_without_cgroup_kill_a_fork_bomb_is_killed_as_well(here: Manager) -> Non
     assert group.pids_hit()
 
 
-def test_our_own_lowered_ceiling_does_not_count_as_a_hit(here: Manager) -> None:
+def test_our_own_lowered_ceiling_does_not_count_as_a_hit(
+    here: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     group = here.manager.create("lowered", limits(pids=50))
     if "pids" not in here.manager.controllers:
         assert not group.pids_hit()
         return
+    [pids] = [parent for parent in group._parents if "pids" in parent.controllers]
     for parent in group._parents:
         parent.can_kill = False
     child = here.start(
-        group, "print(flush=True)\nwhile True:\n if os.fork(): os.wait()\n else: os._exit(0)"
+        group,
+        "print(flush=True)\nwhile True:\n"
+        "    try:\n        if os.fork() == 0: os._exit(0)\n        os.wait()\n"
+        "    except OSError: pass",
     )
     assert child.stdout is not None
     child.stdout.readline()
+    with monkeypatch.context() as patch:  # the ceiling falls, and the killing is late
+        patch.setattr(cgroup._Parent, "members", lambda parent, name: [])
+        group.kill()
+    wait_until(lambda: b"max 0" not in (cgroup._read("lowered/pids.events", pids.fd) or b""))
+    assert not group.pids_hit()
     group.kill()
     assert group.wait_empty(30)
     assert not group.pids_hit()
@@ -901,3 +916,45 @@ def test_when_any_call_of_a_spawn_fails_nothing_of_it_remains(
             break
     assert failed >= 3 * len(branches)
     assert len(list(fds.iterdir())) == before
+
+
+def test_when_any_call_of_a_managers_start_fails_it_leaves_no_folder(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systemd_host(host)
+    facts = host.probe()
+    fds = Path("/proc/self/fd")
+    before = len(list(fds.iterdir()))
+    outcomes = []
+    for n in range(100):
+        left = n
+
+        def failing(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*args: object, **named: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise OSError(errno.EMFILE, "as arranged")
+                return real(*args, **named)
+
+            return call
+
+        manager: CgroupManager | None = None
+        with monkeypatch.context() as patch:
+            patch.setattr(cgroup, "_mkdir", failing(host.mkdir))
+            patch.setattr(cgroup, "_write", failing(host.write))
+            patch.setattr(os, "open", failing(os.open))
+            patch.setattr(os, "listdir", failing(os.listdir))
+            with contextlib.suppress(OSError):
+                manager = CgroupManager(facts)
+        if manager is not None:
+            # What could not be switched on is told, and then not claimed.
+            outcomes.append(len(manager.controllers))
+            assert bool(manager.problems) == (left < 0)
+            manager.close()
+        assert not list((host.root / "sys").rglob("casemate*"))
+        assert len(list(fds.iterdir())) == before
+        if left >= 0:
+            break
+    assert outcomes[-1] == 3
+    assert 2 in outcomes

@@ -287,6 +287,7 @@ def test_only_sampled_limits_are_ours_to_judge() -> None:
     assert exceeded(replace(over, memory=100), both, sampled) is ErrorKind.PIDS
     assert exceeded(replace(over, memory=100, pids=5), both, sampled) is None
     assert exceeded(over, both, held) is None
+    assert exceeded(over, both, {"memory": "sampled"}) is ErrorKind.MEMORY  # as in task.started
     assert exceeded(Measured(), both, sampled) is None
 
 
