@@ -1,0 +1,315 @@
+"""The Python API: `Supervisor` for programs that embed casemate, and the synchronous shortcuts.
+
+The engine behind a `Supervisor` is a child process reached over a socketpair (`hostpipe.py`): a
+host that blocks its own loop delays no kill. Events do not come through that pipe. `execute()` is a
+cursor over the run's journal, woken by the engine's notes of how far it is committed: a slow reader
+costs nothing, and misses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import msgspec
+from msgspec import Raw
+
+from ..protocol import codec
+from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
+from ..protocol.events import Event
+from ..protocol.pipeline import PipelineSpec
+from . import hostpipe
+from .builder import Pipeline
+from .config import Config, load_config
+from .journal import JournalReader
+from .state import StateDirectory
+from .pipeline import compile_document, load_pipeline
+
+__all__ = ["EngineHandle", "PipelineEvent", "RunResult", "Supervisor", "follow", "run_pipeline"]
+
+ENDINGS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineEvent:
+    """One fact of a run. `seq` counts the run's events from 1, without holes."""
+
+    seq: int
+    run: str
+    task: str | None
+    attempt: int | None
+    kind: str
+    at: datetime
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented JSON shape; bytes and datetimes as `{"$bytes": …}`, `{"$datetime": …}`."""
+        return {
+            "seq": self.seq,
+            "run": self.run,
+            "task": self.task,
+            "attempt": self.attempt,
+            "kind": self.kind,
+            "at": self.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "data": codec.to_jsonable(self.data),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended. `outputs`: {sink task: output}; `errors`: {task: its final error}."""
+
+    run: str
+    state: str
+    outputs: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "completed"
+
+
+class EngineHandle(Protocol):
+    """What a client needs of an engine, be it in this process or another."""
+
+    async def submit(self, spec: PipelineSpec, value: Raw) -> str: ...
+    async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]: ...
+
+
+async def follow(
+    state: StateDirectory, engine: EngineHandle, run: str, since: int = 0
+) -> AsyncIterator[PipelineEvent]:
+    """The run's events after `since`, in order, until its last one."""
+    committed, ended = await engine.wait_committed(run, since)
+    reader = await asyncio.to_thread(JournalReader, state.run(run))
+    try:
+        while True:
+            while since < committed:
+                for event in await asyncio.to_thread(reader.events, since, 1000):
+                    since = event.seq
+                    yield public(event)
+            if ended:
+                return
+            committed, ended = await engine.wait_committed(run, since)
+    finally:
+        reader.close()
+
+
+def public(event: Event) -> PipelineEvent:
+    """The event as a program sees it. Its data holds a task's own values: this is where they are
+    opened, in the client's process, never in the engine."""
+    return PipelineEvent(
+        seq=event.seq,
+        run=event.run,
+        task=event.task,
+        attempt=event.attempt,
+        kind=event.kind,
+        at=datetime.fromtimestamp(event.at, UTC),
+        data=_opened(event.data),
+    )
+
+
+def _opened(data: Raw) -> dict[str, Any]:
+    try:
+        opened = codec.decode_value(data)
+    except RemoteViolation as error:
+        # A hostile guest may send what only looks like a value. It harms nobody but its reader.
+        return {"undecodable": str(error)}
+    assert isinstance(opened, dict)
+    return opened
+
+
+class Supervisor:
+    """Runs pipelines. Use it as an async context manager; leaving it ends its engine.
+
+    Settings that are not given come from `casemate.toml` and the environment (see README).
+    """
+
+    def __init__(
+        self,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        max_parallel: int | None = None,
+        config: Config | None = None,
+    ) -> None:
+        self._config = config or load_config(state=state, max_parallel=max_parallel)
+        self._state = StateDirectory(self._config.state)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[hostpipe.Answer]] = {}
+        self._progress: dict[str, tuple[int, bool]] = {}
+        self._news = asyncio.Condition()
+        self._gone: str | None = None
+
+    async def __aenter__(self) -> Self:
+        ours, theirs = socket.socketpair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r};"
+            "from casemate.supervisor.engine import main; main()"
+        )
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", code, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                # The engine needs a few names of ours, and no secret among them.
+                env={k: v for k, v in os.environ.items() if k in _ENGINE_ENVIRONMENT},
+                start_new_session=True,  # ^C in the host's terminal is the host's to handle
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        hostpipe.write(self._writer, self._config.settings())
+        head = await hostpipe.read(reader)
+        ready = msgspec.msgpack.decode(head, type=hostpipe.Answer) if head else None
+        if ready is None or ready.refused is not None:
+            await self.__aexit__()
+            why = ready.refused if ready else "the engine ended before it was ready"
+            raise SetupRefused(why)
+        self._listening = asyncio.create_task(self._listen(reader))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)
+        if self._listening is not None:
+            await self._listening
+
+    # --- verbs -----------------------------------------------------------------------------
+
+    async def submit(self, pipeline: Pipeline | PipelineSpec | str, input: Any = None) -> str:
+        """Start a run; its id. Raises UsageError for a pipeline or input that cannot run."""
+        return await self._submit(self._spec(pipeline), _value(input))
+
+    async def execute(
+        self, pipeline: Pipeline | PipelineSpec | str, input: Any = None
+    ) -> AsyncIterator[PipelineEvent]:
+        """Start a run and yield its events, lossless and in order. Dropping the iterator does not
+        stop the run."""
+        run = await self.submit(pipeline, input)
+        async for event in self.events(run):
+            yield event
+
+    async def events(self, run: str, since: int = 0) -> AsyncIterator[PipelineEvent]:
+        """The events of a run of this supervisor, those after `since`."""
+        async for event in follow(self._state, self, run, since):
+            yield event
+
+    async def cancel(self, run: str, reason: str = "cancelled by the embedding program") -> None:
+        """Kill what the run has going and end it."""
+        await self._ask(hostpipe.CancelRun(run, reason))
+
+    # --- the engine's side -----------------------------------------------------------------
+
+    def _spec(self, pipeline: Pipeline | PipelineSpec | str) -> PipelineSpec:
+        if isinstance(pipeline, PipelineSpec):
+            return pipeline
+        if isinstance(pipeline, str):
+            return load_pipeline(Path(pipeline), self._config.allow)
+        return compile_document(
+            pipeline.document(), root=Path(pipeline.root), allow=self._config.allow
+        )
+
+    async def _submit(self, spec: PipelineSpec, value: Raw) -> str:
+        answer = await self._ask(hostpipe.Submit(spec, value))
+        assert answer.run is not None
+        return answer.run
+
+    async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
+        async with self._news:
+            while True:
+                seq, ended = self._progress.get(run, (0, False))
+                if ended or seq > beyond:
+                    return seq, ended
+                if self._gone is not None:
+                    raise CasemateError(self._gone)
+                await self._news.wait()
+
+    async def _ask(self, verb: hostpipe.Submit | hostpipe.CancelRun) -> hostpipe.Answer:
+        if self._writer is None or self._gone is not None:
+            raise CasemateError(self._gone or "use the Supervisor inside `async with`")
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        hostpipe.write(self._writer, hostpipe.Ask(number, verb))
+        await self._writer.drain()
+        reply: hostpipe.Answer = await answer
+        if reply.refused is not None:
+            raise UsageError(reply.refused)
+        return reply
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        decoder = msgspec.msgpack.Decoder(hostpipe.Answer | hostpipe.Committed)
+        while (body := await hostpipe.read(reader)) is not None:
+            match decoder.decode(body):
+                case hostpipe.Answer() as answer:
+                    self._answers.pop(answer.id).set_result(answer)
+                case hostpipe.Committed(run=run, seq=seq, ended=ended):
+                    async with self._news:
+                        self._progress[run] = seq, ended
+                        self._news.notify_all()
+        async with self._news:
+            self._gone = "the engine is gone: its runs are interrupted, their journals are kept"
+            self._news.notify_all()
+        for waiting in self._answers.values():
+            waiting.set_exception(CasemateError(self._gone))
+
+
+_ENGINE_ENVIRONMENT = {"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"}
+
+
+def _value(input: Any) -> Raw:
+    return Raw(codec.encode_value(input))
+
+
+def run_pipeline(pipeline: Pipeline, input: Any = None, **settings: Any) -> RunResult:
+    """`Pipeline.run`: the whole run in one call, from any thread, with or without a running loop.
+
+    It has a thread and a loop of its own, so that it also works where a loop is already running
+    (a notebook).
+    """
+    box: list[RunResult | BaseException] = []
+
+    def whole() -> None:
+        try:
+            box.append(asyncio.run(_run_to_end(pipeline, input, settings)))
+        except BaseException as error:
+            box.append(error)
+
+    thread = threading.Thread(target=whole, name="casemate-run")
+    thread.start()
+    thread.join()
+    [result] = box
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+async def _run_to_end(pipeline: Pipeline, input: Any, settings: dict[str, Any]) -> RunResult:
+    async with Supervisor(**settings) as supervisor:
+        return await collect(supervisor.execute(pipeline, input))
+
+
+async def collect(events: AsyncIterator[PipelineEvent]) -> RunResult:
+    run, state = "", "interrupted"
+    outputs: dict[str, Any] = {}
+    errors: dict[str, dict[str, Any]] = {}
+    async for event in events:
+        run = event.run
+        if event.kind in {"task.failed", "task.cancelled"} and event.task:
+            errors[event.task] = event.data["error"]
+        elif event.kind == "run.completed":
+            outputs = event.data["outputs"]
+        state = ENDINGS.get(event.kind, state)
+    return RunResult(run, state, outputs, errors)

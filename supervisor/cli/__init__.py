@@ -1,0 +1,29 @@
+"""The `casemate` command. One file a command; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point. Errors a person can mend are one line and exit code 2 (3: no sandbox here)."""
+    # Exit codes and messages are ours; typer's pretty tracebacks would print local variables.
+    os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
+    from ...protocol.errors import SetupRefused, UsageError
+    from .app import app
+
+    try:
+        app()
+    except UsageError as error:
+        print(f"casemate: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SetupRefused as error:
+        print(f"casemate: {error}", file=sys.stderr)
+        sys.exit(3)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

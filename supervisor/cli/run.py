@@ -1,0 +1,77 @@
+"""`casemate run`: the engine in this very process, and a view of its events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+from msgspec import Raw
+from rich.console import Console
+
+from ...protocol import codec
+from ...protocol.errors import UsageError
+from ...protocol.pipeline import PipelineSpec
+from ..api import ENDINGS, PipelineEvent, follow
+from ..config import Config, load_config
+from ..engine import Engine
+from ..pipeline import load_pipeline
+from .view import LiveView, PlainView, View
+
+__all__ = ["run_file"]
+
+EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 130}
+
+
+def run_file(
+    file: Path, *, input: str | None, workspace: Path | None, as_json: bool, state: Path | None
+) -> int:
+    config = load_config(state=state)
+    value = _input(input)
+    spec = load_pipeline(file, config.allow, workspace=workspace)
+    return asyncio.run(_run(config, spec, value, as_json))
+
+
+def _input(text: str | None) -> Raw:
+    if text is None:
+        return Raw(codec.encode_value(None))
+    try:
+        if text.startswith("@"):
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        return Raw(codec.encode_value(codec.from_jsonable(json.loads(text)), name="input"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--input: {error}; give JSON, or @FILE with JSON in it") from error
+
+
+async def _run(config: Config, spec: PipelineSpec, value: Raw, as_json: bool) -> int:
+    loop = asyncio.get_running_loop()
+    async with Engine(config.settings()) as engine:
+        run = await engine.submit(spec, value)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, engine.cancel, run, f"by {number.name}")
+        outcome = "interrupted"
+        with _view(spec, as_json) as view:
+            async for event in follow(engine.state, engine, run):
+                view.see(event)
+                outcome = ENDINGS.get(event.kind, outcome)
+        if not as_json:
+            print(f"{view.summary()} · run {run}")
+    return EXIT_CODES.get(outcome, 1)
+
+
+class JsonView(View):
+    """Each event as one line of JSON on stdout."""
+
+    def see(self, event: PipelineEvent) -> None:
+        sys.stdout.write(msgspec.json.encode(event.as_json()).decode() + "\n")
+        sys.stdout.flush()
+
+
+def _view(spec: PipelineSpec, as_json: bool) -> View:
+    if as_json:
+        return JsonView(spec)
+    console = Console()
+    return LiveView(spec, console) if console.is_terminal else PlainView(spec, console)

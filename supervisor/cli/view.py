@@ -1,0 +1,241 @@
+"""What a person sees of a run: a live table on a terminal, plain lines elsewhere.
+
+Both are fed the same events and know nothing else. Whatever a task wrote is escaped before it is
+shown: control characters would let it repaint the terminal, markup would let it forge our words.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ...protocol import codec
+from ...protocol.pipeline import PipelineSpec
+from ...protocol.units import format_size
+from ..api import PipelineEvent
+from ..core import graph
+
+__all__ = ["LiveView", "PlainView", "View", "printable"]
+
+STYLES = {
+    "waiting": ("·", "dim"),
+    "ready": ("·", "cyan"),
+    "running": ("▶", "bold blue"),
+    "retrying": ("↻", "yellow"),
+    "completed": ("✔", "green"),
+    "failed": ("✘", "red"),
+    "cancelled": ("✘", "magenta"),
+}
+BECOMES = {
+    "task.ready": "ready",
+    "task.started": "running",
+    "task.retrying": "retrying",
+    "task.completed": "completed",
+    "task.failed": "failed",
+    "task.cancelled": "cancelled",
+}
+# One line of a task's own text on one screen line; 8 KiB of it may arrive in one event.
+TEXT_WIDTH = 200
+
+
+def printable(text: str, width: int = TEXT_WIDTH) -> str:
+    """One harmless line: control characters and newlines as escapes, cut at `width`."""
+    text = text[: 4 * width]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def brief(value: Any) -> str:
+    """A task's value on one line."""
+    try:
+        return printable(msgspec.json.encode(codec.to_jsonable(value)).decode())
+    except (TypeError, ValueError, RecursionError):
+        return "(a value that cannot be shown)"
+
+
+def lines_of(event: PipelineEvent) -> Iterator[str]:
+    """What there is to say about an event; nothing for the mere noise (usage, ready)."""
+    data = event.data
+    match event.kind:
+        case "task.started":
+            again = f", attempt {event.attempt}" if event.attempt != 1 else ""
+            yield f"started (pid {data['pid']}{again})"
+        case "task.emitted":
+            yield f"item {brief(data.get('item'))}"
+        case "task.log":
+            for line in data["text"].splitlines():
+                yield f"{data['stream']}: {printable(line)}"
+            if data.get("dropped"):
+                yield f"{data['stream']}: {data['dropped']} bytes beyond the output limit dropped"
+        case "task.progress":
+            total = f" of {data['total']:g}" if data.get("total") is not None else ""
+            yield f"progress {data['done']:g}{total}"
+        case "task.completed":
+            yield f"completed in {seconds(data['seconds'])}: {brief(data['output'])}"
+        case "task.retrying":
+            yield f"{describe(data['error'])}; again in {seconds(data['delay'])}"
+        case "task.failed" | "task.cancelled":
+            yield f"{event.kind.removeprefix('task.')}: {describe(data['error'])}"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+
+
+def describe(error: dict[str, Any]) -> str:
+    kind, message = error["kind"], printable(error["message"])
+    name = f"{printable(error['type'])}: " if error.get("type") else ""
+    return f"{kind}: {name}{message}"
+
+
+@dataclass(slots=True)
+class Row:
+    state: str = "waiting"
+    attempt: int = 0
+    began: float | None = None
+    seconds: float = 0.0
+    memory: int | None = None
+    items: int = 0
+    last: str = ""
+
+    def elapsed(self, now: float) -> float:
+        return self.seconds + (now - self.began if self.began is not None else 0.0)
+
+
+class View:
+    """What both views share: the state of every task, kept from events."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.spec = spec
+        self.rows = {task: Row() for task in graph.build(spec).order}
+        self.run = ""
+        self.began = time.monotonic()
+        self.outcome = ""
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def see(self, event: PipelineEvent) -> None:
+        self.run = event.run
+        if event.task is None:
+            if event.kind in {"run.completed", "run.failed", "run.cancelled"}:
+                self.outcome = event.kind.removeprefix("run.")
+            return
+        row = self.rows[event.task]
+        row.state = BECOMES.get(event.kind, row.state)
+        row.attempt = event.attempt or row.attempt
+        if event.kind == "task.started":
+            row.began = time.monotonic()
+        elif event.kind in BECOMES and row.began is not None:
+            row.seconds = row.elapsed(time.monotonic())
+            row.began = None
+        elif event.kind == "task.usage" and event.data.get("memory"):
+            row.memory = max(row.memory or 0, event.data["memory"])
+        elif event.kind == "task.emitted":
+            row.items += 1
+        for row.last in lines_of(event):
+            pass
+
+    def summary(self) -> str:
+        done = sum(row.state == "completed" for row in self.rows.values())
+        took = seconds(time.monotonic() - self.began)
+        outcome = self.outcome or "running"
+        return f"{outcome}: {done} of {len(self.rows)} tasks completed in {took}"
+
+
+class PlainView(View):
+    """One line an event, for pipes and logs."""
+
+    def __init__(self, spec: PipelineSpec, console: Console) -> None:
+        super().__init__(spec)
+        self._console = console
+        self._width = max(map(len, self.rows), default=0)
+
+    def see(self, event: PipelineEvent) -> None:
+        if event.kind == "run.started":
+            self._print(f"run {event.run} · {printable(self.spec.name)} · {len(self.rows)} tasks")
+        super().see(event)
+        for line in lines_of(event):
+            at = event.at.astimezone().strftime("%H:%M:%S")
+            self._print(f"{at} {event.task:{self._width}} {line}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView(View):
+    """The whole graph, redrawn a few times a second, and the newest lines below it."""
+
+    def __init__(self, spec: PipelineSpec, console: Console) -> None:
+        super().__init__(spec)
+        self._console = console
+        self._graph = graph.build(spec)
+        self._depth: dict[str, int] = {}
+        for task in self.rows:
+            above = self._graph.upstream[task]
+            self._depth[task] = 1 + max((self._depth[u] for u in above), default=-1)
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=8, transient=False
+        )
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._live.__exit__(*exception)
+
+    def _render(self) -> RenderableType:
+        now = time.monotonic()
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
+        table.add_column("task", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("try", justify="right")
+        table.add_column("time", justify="right", no_wrap=True)
+        table.add_column("memory", justify="right", no_wrap=True)
+        table.add_column("items", justify="right")
+        table.add_column("last event", no_wrap=True, overflow="ellipsis", ratio=1)
+        shown, hidden = self._visible()
+        for task in shown:
+            row = self.rows[task]
+            mark, style = STYLES[row.state]
+            elapsed = row.elapsed(now)
+            table.add_row(
+                Text("  " * min(self._depth[task], 8) + task),
+                Text(f"{mark} {row.state}", style=style),
+                str(row.attempt or ""),
+                f"{elapsed:.1f} s" if elapsed else "",
+                format_size(row.memory) if row.memory else "",
+                str(row.items or ""),
+                Text(row.last, style="dim"),
+            )
+        title = Text.assemble(
+            (printable(self.spec.name), "bold"), f"  {self.run}  ", (self.summary(), "dim")
+        )
+        parts: list[RenderableType] = [title, table]
+        if hidden:
+            parts.append(Text(f"… and {hidden} more tasks", style="dim"))
+        return Group(*parts)
+
+    def _visible(self) -> tuple[list[str], int]:
+        """As many tasks as the screen has room for: those where something happens come first, in
+        graph order still."""
+        room = max(self._console.size.height - 5, 5)
+        tasks = list(self.rows)
+        if len(tasks) <= room:
+            return tasks, 0
+        urgency = {"running": 0, "retrying": 0, "failed": 1, "ready": 2, "completed": 4}
+        chosen = sorted(tasks, key=lambda task: urgency.get(self.rows[task].state, 3))[:room]
+        kept = set(chosen)
+        return [task for task in tasks if task in kept], len(tasks) - room

@@ -1,0 +1,495 @@
+"""The engine: the one process that decides, kills and journals.
+
+One asyncio loop. Whatever happens (a greeting, a death, a timer, a client's wish) becomes an input
+of the core (`core/scheduler.py`); the core answers with commands; this file carries them out:
+
+    Record         append to the journal; published to observers once it is durable
+    Spawn          a new sandbox through the zygote; told its job once what it builds on is durable
+    CancelAttempt  a message and SIGTERM
+    Kill           SIGKILL to the tree; `Ended` follows when it is proved dead
+
+It never imports a task's code, never opens a task's payload, and does no disk work on the loop: the
+journal has its writer thread, files go through `asyncio.to_thread`. No libzmq either: what faces
+tasks is our own endpoint, what faces observers is the front, in a process of its own.
+
+Backpressure has one place: while more than JOURNAL_BACKLOG_SIZE waits to be written, no link and no
+output is read. Then the tasks wait, and the engine's memory is bounded by the journal's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from msgspec import Raw
+
+from ..protocol.errors import CasemateError, SetupRefused, UsageError
+from ..protocol.events import ErrorKind, EventData, TaskError, TaskUsage
+from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE
+from ..protocol.messages import Run
+from ..protocol.pipeline import PipelineSpec, TaskSpec
+from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
+from .core.commands import CancelAttempt, Command, Kill, Record, Spawn
+from .core.events import Active, CancelRun, Ended, Input, Started, Submit, Tick, Told, Used
+from .core.scheduler import Scheduler
+from .core.verdict import Seen, judge
+from .front import Frames, FrontProcess, encode_frames
+from .hostpipe import Settings
+from .journal import Commit, Journal
+from .links import Attempt, Key, Lines
+from .sandboxes import Sandboxes
+from .sources import snapshot
+from .state import OwnedRun, StateDirectory, make_runtime_directory
+from .values import ValueStore
+
+__all__ = ["Engine"]
+
+# How often a live attempt is looked at. Once a second is what `task.usage` promises; where limits
+# are only sampled, a tenth of a second bounds the overshoot.
+USAGE_INTERVAL = 1.0
+SAMPLE_INTERVAL = 0.1
+
+# Near its cpu limit an attempt is looked at as often as it could reach it, but not more than this.
+FINEST_INTERVAL = 0.01
+
+# Inputs above this do not fit into RUN beside its other fields: they go by a file bound read-only.
+INPUT_SIZE = MESSAGE_SIZE - 64 * KIB
+
+_NIL = b"\xc0"
+_LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
+
+# Called with (run, last durable seq, whether the run has ended).
+Listener = Callable[[str, int, bool], None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the engine keeps of a run."""
+
+    owned: OwnedRun
+    spec: PipelineSpec
+    tasks: dict[str, TaskSpec]
+    input: Raw
+    has_sources: bool
+    appended: int = 0
+    committed: int = 0
+    has_ended: bool = False  # its last event is durable, or never will be
+    problem: str | None = None  # why its journal ended early
+    # Attempts that may be told RUN once the journal is durable up to a number: a heap.
+    gated: list[tuple[int, Key]] = field(default_factory=list)
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class Engine:
+    """Use it as an async context manager. All methods belong to its loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._core = Scheduler(settings.max_parallel, settings.memory_budget)
+        self._runs: dict[str, _Run] = {}
+        self._attempts: dict[Key, Attempt] = {}
+        self._by_sandbox: dict[int, Attempt] = {}
+        self._inputs: deque[Input] = deque()
+        self._is_stepping = False
+        self._is_closing = False
+        self._is_congested = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._zygote_fd = -1
+        self._background: set[asyncio.Task[None]] = set()
+        self.listener: Listener | None = None
+
+    # --- life ------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self.state = await asyncio.to_thread(StateDirectory.open, Path(self._settings.state))
+        self._runtime = await asyncio.to_thread(make_runtime_directory)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        # In this thread, which outlives them: both carry a parent-death signal.
+        self.front = FrontProcess(self.state)
+        await self.front.start()
+        self._sandboxes = Sandboxes(self._settings.degrade, self._settings.strict)
+        await asyncio.to_thread(self._sandboxes.wait_ready)
+        self._watch_zygote()
+        self._journal = Journal(self._committed_in_thread, self._failed_in_thread)
+        await self.front.wait_ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Kill what lives. Runs under way are left interrupted, their journals whole."""
+        self._is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for attempt in list(self._attempts.values()):
+            attempt.kill()
+        while self._attempts or self._background:
+            await asyncio.sleep(0.002)
+        await asyncio.to_thread(self._journal.close)
+        await asyncio.sleep(
+            0
+        )  # what the writer thread sent last is published before the front ends
+        await self.front.close()
+        self._loop.remove_reader(self._zygote_fd)
+        await asyncio.to_thread(self._sandboxes.close)
+        for run in self._runs.values():
+            run.owned.ownership.release()
+        os.close(self._null)
+        self._runtime.rmdir()
+
+    # --- what clients ask --------------------------------------------------------------------
+
+    async def submit(self, spec: PipelineSpec, value: Raw) -> str:
+        """Start a run; its id. Raises UsageError for a pipeline that cannot run."""
+        owned = await asyncio.to_thread(self.state.create_run)
+        run = owned.directory.id
+        try:
+            taken = await asyncio.to_thread(snapshot, spec, owned.directory.sources)
+            self._journal.open(owned.directory)
+            tasks = {task.id: task for task in spec.tasks}
+            self._runs[run] = _Run(owned, spec, tasks, value, has_sources=taken.files > 0)
+            self._feed(
+                Submit(
+                    run=run,
+                    spec=spec,
+                    input=value,
+                    spec_bytes=Raw(msgspec.msgpack.encode(spec)),
+                    seed=secrets.randbits(63),
+                )
+            )
+        except BaseException:
+            if self._runs.pop(run, None) is not None:
+                self._journal.close_run(run)
+            owned.ownership.release()
+            raise
+        return run
+
+    def cancel(self, run: str, reason: str) -> None:
+        """End a run: what lives is killed. Nothing happens to one that has ended."""
+        if run not in self._runs:
+            raise UsageError(f"run {run}: not one of this supervisor's")
+        self._feed(CancelRun(run, reason))
+
+    async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
+        """Wait until events after `beyond` are durable or the run has ended: (last seq, ended)."""
+        known = self._runs[run]
+        while known.committed <= beyond and not known.has_ended:
+            news: asyncio.Future[None] = self._loop.create_future()
+            known.waiting.append(news)
+            await news
+        if known.problem is not None:
+            raise CasemateError(known.problem)
+        return known.committed, known.has_ended
+
+    # --- the core ----------------------------------------------------------------------------
+
+    def _feed(self, input: Input) -> None:
+        """Tell the core and do what it asks. What happens meanwhile waits its turn."""
+        self._inputs.append(input)
+        if self._is_stepping or self._is_closing:
+            return
+        self._is_stepping = True
+        try:
+            while self._inputs:
+                for command in self._core.step(self._loop.time(), self._inputs.popleft()):
+                    self._carry_out(command)
+        finally:
+            self._is_stepping = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        deadline = self._core.deadline()
+        if self._timer is not None:
+            if self._timer.when() == deadline:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline != math.inf:
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._feed(Tick())
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Record():
+                self._record(command.run, command.task, command.attempt, [command.data])
+            case Spawn():
+                self._spawn(command)
+            case CancelAttempt(run=run, task=task, attempt=number):
+                if attempt := self._attempts.get(Key(run, task, number)):
+                    attempt.cancel()
+            case Kill(run=run, task=task, attempt=number):
+                if attempt := self._attempts.get(Key(run, task, number)):
+                    attempt.kill()
+
+    # --- the journal -------------------------------------------------------------------------
+
+    def _record(
+        self, run_id: str, task: str | None, attempt: int | None, data: list[EventData]
+    ) -> None:
+        run = self._runs[run_id]
+        if run.has_ended:
+            return  # its journal failed: nothing can be added
+        now = time.time()
+        seqs = self._journal.append(run_id, [(task, attempt, now, each) for each in data])
+        run.appended = seqs.stop - 1
+        if not self._is_congested and self._journal.backlog > JOURNAL_BACKLOG_SIZE:
+            self._is_congested = True
+            for live in self._attempts.values():
+                live.pause()
+
+    def _committed_in_thread(self, commit: Commit) -> None:
+        last = commit.events[-1]
+        frames = encode_frames(commit)
+        self._loop.call_soon_threadsafe(
+            self._committed, commit.run, last.seq, last.kind in _LAST_KINDS, frames
+        )
+
+    def _committed(self, run_id: str, seq: int, is_last: bool, frames: Frames) -> None:
+        run = self._runs[run_id]
+        run.committed = seq
+        self.front.publish(frames)
+        while run.gated and run.gated[0][0] <= seq:
+            _, key = heapq.heappop(run.gated)
+            if attempt := self._attempts.get(key):
+                attempt.allow_run()
+        if self._is_congested and self._journal.backlog < JOURNAL_BACKLOG_SIZE // 2:
+            self._is_congested = False
+            for live in self._attempts.values():
+                live.resume()
+        if is_last:
+            self._end_run(run)
+        self._tell(run_id, run)
+
+    def _failed_in_thread(self, run_id: str, error: Exception) -> None:
+        self._loop.call_soon_threadsafe(self._journal_failed, run_id, error)
+
+    def _journal_failed(self, run_id: str, error: Exception) -> None:
+        """What cannot be recorded may not go on: the run's tasks are killed, it is interrupted."""
+        run = self._runs[run_id]
+        run.problem = f"run {run_id}: its journal cannot be written: {error}"
+        self._end_run(run)
+        self._feed(CancelRun(run_id, run.problem))
+        self._tell(run_id, run)
+
+    def _end_run(self, run: _Run) -> None:
+        run.has_ended = True
+        self._journal.close_run(run.owned.directory.id, run.owned.ownership.release)
+
+    def _tell(self, run_id: str, run: _Run) -> None:
+        """Wake those who wait for this run's events."""
+        for news in run.waiting:
+            if not news.done():
+                news.set_result(None)
+        run.waiting.clear()
+        if self.listener is not None:
+            self.listener(run_id, run.committed, run.has_ended)
+
+    # --- spawning ----------------------------------------------------------------------------
+
+    def _spawn(self, command: Spawn) -> None:
+        key = Key(command.run, command.task, command.attempt)
+        value = self._input(command)
+        if len(value) <= INPUT_SIZE:
+            self._start(key, value, None)
+        else:
+            self._in_background(self._start_by_file(key, value))
+
+    def _input(self, command: Spawn) -> bytes:
+        """msgpack of what the task sees: its upstreams' outputs by id, or the run's input. Put
+        together from closed values; nothing is decoded."""
+        if not command.upstream:
+            return bytes(self._runs[command.run].input)
+        return msgspec.msgpack.encode(
+            {task: self._core.output(command.run, task) for task in command.upstream}
+        )
+
+    async def _start_by_file(self, key: Key, value: bytes) -> None:
+        store = ValueStore(self._runs[key.run].owned.directory.values)
+        try:
+            digest = await asyncio.to_thread(store.put, value)
+        except (OSError, CasemateError) as error:
+            self._never_started(key, f"its input cannot be kept: {error}")
+        else:
+            self._start(key, _NIL, store.path(digest))
+
+    def _start(self, key: Key, value: bytes, input_file: Path | None) -> None:
+        run = self._runs[key.run]
+        task = run.tasks[key.task]
+        message = Run(
+            run=key.run,
+            task=key.task,
+            attempt=key.attempt,
+            entry=task.execute,
+            input=Raw(value),
+            input_file=INPUT_FILE if input_file else None,
+            spec=task.spec,
+            idempotency_key=f"{key.run}/{key.task}",
+            deadline=task.timeouts.wall,
+            workspace=WORKSPACE if run.spec.workspace else None,
+        )
+        lines = None
+        try:
+            lines = Lines(self._runtime)
+            lease = self._sandboxes.spawn(
+                self._sandbox_spec(key, run, task, input_file),
+                lines.stdio(self._null),
+                link=lines.listener.fileno(),
+            )
+        except (OSError, SetupRefused) as error:
+            if lines is not None:
+                lines.close()
+            self._never_started(key, str(error))
+            return
+        finally:
+            if lines is not None:
+                lines.close_theirs()
+        attempt = Attempt(self._loop, self, key, task, lease, lines, message)
+        self._attempts[key] = attempt
+        self._by_sandbox[lease.sandbox.number] = attempt
+        attempt.watch()
+        if self._is_congested:
+            attempt.pause()
+        if run.appended <= run.committed:
+            attempt.allow_run()
+        else:
+            heapq.heappush(run.gated, (run.appended, key))
+
+    def _sandbox_spec(
+        self, key: Key, run: _Run, task: TaskSpec, input_file: Path | None
+    ) -> SandboxSpec:
+        passed = {name: os.environ[name] for name in task.host_env if name in os.environ}
+        ours = {
+            "CASEMATE_RUN": key.run,
+            "CASEMATE_TASK": key.task,
+            "CASEMATE_ATTEMPT": str(key.attempt),
+        }
+        return SandboxSpec(
+            mode=Mode.GUEST,
+            limits=task.limits,
+            env=passed | task.env | ours,
+            network=task.network,
+            workspace=run.spec.workspace,
+            sources=str(run.owned.directory.sources) if run.has_sources else None,
+            input_file=str(input_file) if input_file else None,
+        )
+
+    def _never_started(self, key: Key, why: str) -> None:
+        error = TaskError(kind=ErrorKind.SETUP, message=why)
+        self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
+
+    def _watch_zygote(self) -> None:
+        self._zygote_fd = self._sandboxes.fileno()
+        self._loop.add_reader(self._zygote_fd, self._zygote_answered)
+
+    def _zygote_answered(self) -> None:
+        """Pidfds have come; or the zygote died, and there is a new one. Its sandboxes then tell
+        of their deaths themselves; those it had not made yet never will be."""
+        fd = self._zygote_fd
+        self._loop.remove_reader(fd)
+        try:
+            answered, _ = self._sandboxes.receive()
+        finally:
+            self._watch_zygote()
+        for sandbox in answered:
+            if attempt := self._by_sandbox.get(sandbox.number):
+                attempt.answered()
+
+    # --- what attempts tell (links.Owner) ------------------------------------------------------
+
+    def attempt_greeted(self, attempt: Attempt) -> None:
+        key = attempt.key
+        self._feed(Started(key.run, key.task, key.attempt, attempt.pid, attempt.walls))
+        self._sample(attempt)
+
+    def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None:
+        key = attempt.key
+        self._record(key.run, key.task, key.attempt, said)
+        self._feed(Active(key.run, key.task, key.attempt))
+
+    def attempt_told(self, attempt: Attempt) -> None:
+        self._feed(Told(attempt.key.run, attempt.key.task, attempt.key.attempt))
+
+    def attempt_dead(self, attempt: Attempt) -> None:
+        """Its tree is gone and its last words are read."""
+        if attempt.result is not None and attempt.result.digest is not None:
+            self._in_background(self._fetch_and_end(attempt))
+        else:
+            self._end(attempt, attempt.result.output if attempt.result is not None else None)
+
+    async def _fetch_and_end(self, attempt: Attempt) -> None:
+        """The output was too large for a message: it lies in the outbox."""
+        output = None
+        try:
+            output = await asyncio.to_thread(attempt.take_output)
+        except (OSError, CasemateError) as error:
+            attempt.blame(ErrorKind.PROTOCOL, f"its output file: {error}")
+        self._end(attempt, output)
+
+    def _end(self, attempt: Attempt, output: Raw | None) -> None:
+        """Judge the attempt, once, and give back what it held."""
+        key = attempt.key
+        account = self._sandboxes.release(attempt.lease)
+        del self._attempts[key]
+        del self._by_sandbox[attempt.lease.sandbox.number]
+        if self._is_closing:
+            return
+        verdict = judge(
+            Seen(
+                output=output,
+                failure=attempt.failure,
+                cause=attempt.cause,
+                started=attempt.greeted,
+                status=attempt.status,
+                out_of_memory=account.out_of_memory,
+                pids_refused=account.pids_refused,
+                usage=account.usage,
+            )
+        )
+        if isinstance(verdict, TaskError):
+            ended = Ended(key.run, key.task, key.attempt, output=None, error=verdict)
+        else:
+            ended = Ended(key.run, key.task, key.attempt, output=verdict, error=None)
+        self._feed(ended)
+
+    # --- looking after the living --------------------------------------------------------------
+
+    def _sample(self, attempt: Attempt, reported: float = 0.0) -> None:
+        """Measure, tell the core, and come back in time for whatever limit is nearest."""
+        key = attempt.key
+        if self._attempts.get(key) is not attempt or attempt.is_dead:
+            return
+        measured = attempt.lease.measure()
+        if (kind := attempt.lease.exceeded(measured)) is not None:
+            attempt.blame(kind, f"past its {kind} limit (sampled)")
+            attempt.kill()
+            return
+        now = self._loop.time()
+        if now - attempt.began >= USAGE_INTERVAL and now - reported >= USAGE_INTERVAL * 0.9:
+            reported = now
+            usage = TaskUsage(memory=measured.memory, cpu=measured.cpu, pids=measured.pids)
+            self._record(key.run, key.task, key.attempt, [usage])
+        interval = SAMPLE_INTERVAL if attempt.lease.is_sampled else USAGE_INTERVAL
+        limit = attempt.task.timeouts.cpu
+        if limit is not None and measured.cpu is not None:
+            self._feed(Used(key.run, key.task, key.attempt, measured.cpu))
+            # It could burn on every core at once.
+            soonest = (limit - measured.cpu) / (os.cpu_count() or 1)
+            interval = min(interval, max(soonest, FINEST_INTERVAL))
+        self._loop.call_later(interval, self._sample, attempt, reported)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,76 @@
+"""The private pipe between an embedding program and its engine, which is a child process.
+
+One unix stream socketpair; each message is `u32 length | msgpack`. The host asks (`Ask`), the
+engine answers each ask once (`Answer`) and tells, unasked, how far each run's journal is committed
+(`Committed`): never the events themselves. The host reads those from the journal, at its own pace,
+so a slow host costs the engine nothing. Both ends trust each other: the task's side never sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..protocol.pipeline import PipelineSpec
+
+__all__ = ["Answer", "Ask", "CancelRun", "Committed", "Settings", "Submit", "read", "write"]
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """How an engine is set up: the first message it gets."""
+
+    state: str
+    max_parallel: int
+    memory_budget: int
+    degrade: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()
+
+
+class Submit(Struct, frozen=True, tag="submit"):
+    spec: PipelineSpec
+    input: Raw
+
+
+class CancelRun(Struct, frozen=True, tag="cancel"):
+    run: str
+    reason: str
+
+
+class Ask(Struct, frozen=True):
+    id: int
+    verb: Submit | CancelRun
+
+
+class Answer(Struct, frozen=True, tag="answer"):
+    """`refused` is set where the ask could not be granted: a message for a person."""
+
+    id: int
+    run: str | None = None
+    refused: str | None = None
+
+
+class Committed(Struct, frozen=True, tag="committed"):
+    """Events of `run` up to `seq` are durable; `ended`: there will be no more."""
+
+    run: str
+    seq: int
+    ended: bool
+
+
+_LENGTH = 4
+
+
+async def read(reader: asyncio.StreamReader) -> bytes | None:
+    """The next message's bytes; None at the end of the stream."""
+    try:
+        head = await reader.readexactly(_LENGTH)
+        return await reader.readexactly(int.from_bytes(head, "little"))
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return None
+
+
+def write(writer: asyncio.StreamWriter, message: Struct) -> None:
+    body = msgspec.msgpack.encode(message)
+    writer.write(len(body).to_bytes(_LENGTH, "little") + body)

@@ -1,0 +1,509 @@
+"""One live attempt as the engine holds it: a sandbox, its link, its output pipes.
+
+The supervisor makes every endpoint. For the link it listens on a unix socket in its own private
+folder, connects to that socket once, and removes the path: nobody else can ever connect. The guest
+inherits the listening end. What comes out of the link is parsed by `protocol/zmtp.py` and decoded
+by `protocol/codec.py`; here it becomes events for the journal and news for the core.
+
+The end has one order: the tree is killed; its death is proved (pidfd, cgroup); what is still in the
+link and the pipes is read; then the attempt is judged, once. A process that nobody killed and that
+merely exits takes the same road.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import functools
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Raw
+
+from ..protocol import codec
+from ..protocol.errors import LocalViolation, RemoteViolation
+from ..protocol.events import (
+    ErrorKind,
+    EventData,
+    TaskEmitted,
+    TaskError,
+    TaskLog,
+    TaskProgress,
+)
+from ..protocol.limits import LINK_READ_SIZE, LINK_VERSION, LOG_LINE_SIZE
+from ..protocol.link import Conversation, Role
+from ..protocol.messages import (
+    Accept,
+    Cancel,
+    Emit,
+    Fail,
+    Hello,
+    Kind,
+    Log,
+    Message,
+    Progress,
+    Result,
+    Run,
+)
+from ..protocol.pipeline import TaskSpec
+from ..protocol.zmtp import Endpoint
+from ..sandbox.process import Stdio
+from .outbox import take_output
+from .sandboxes import Lease
+
+__all__ = ["Attempt", "Key", "Lines", "Link", "Owner"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    run: str
+    task: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"task {self.task} (attempt {self.attempt})"
+
+
+class Owner(Protocol):
+    """Who is told. Called on the loop; none of these may block."""
+
+    def attempt_greeted(self, attempt: Attempt) -> None: ...
+    def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None: ...
+    def attempt_told(self, attempt: Attempt) -> None: ...
+    def attempt_dead(self, attempt: Attempt) -> None: ...
+
+
+_numbers = itertools.count()
+
+
+def open_link(directory: Path) -> tuple[socket.socket, socket.socket]:
+    """(the listening end for the guest, our connected end). The path is gone on return."""
+    path = str(directory / f"link-{next(_numbers)}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        try:
+            # backlog 0: the kernel then holds one waiting connection, which is ours.
+            listener.listen(0)
+            ours.setblocking(False)
+            ours.connect(path)
+        finally:
+            os.unlink(path)
+    except BaseException:
+        listener.close()
+        ours.close()
+        raise
+    return listener, ours
+
+
+class Link:
+    """Our end of the conversation: bytes to messages and back, never blocking."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._endpoint = Endpoint()
+        self._conversation = Conversation(Role.SUPERVISOR)
+        self._unsent = bytearray(self._endpoint.greeting())
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> list[Message] | None:
+        """What one read gives, maybe no whole message; None at the end of the stream.
+
+        Raises RemoteViolation when the guest broke the rules, BlockingIOError where there is nothing.
+        """
+        try:
+            data = self._socket.recv(LINK_READ_SIZE)
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        messages: list[Message] = []
+        for frame in self._endpoint.receive(data):
+            message = codec.decode_from_guest(frame)
+            self._conversation.received(codec.kind_of(message))
+            messages.append(message)
+        return messages
+
+    def send(self, message: Message) -> None:
+        self._conversation.sent(codec.kind_of(message))
+        self._unsent += self._endpoint.send(codec.encode(message))
+
+    def may_send(self, kind: Kind) -> bool:
+        return self._conversation.may_send(kind)
+
+    def flush(self) -> bool:
+        """Write what can be written; False while something remains."""
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except (BrokenPipeError, ConnectionResetError):
+                self._unsent.clear()  # nobody is there to read it; the pidfd tells the rest
+                break
+            del self._unsent[:sent]
+        return True
+
+
+class Output:
+    """stdout or stderr of a sandbox, as lines of text."""
+
+    def __init__(self, fd: int, stream: str) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.stream = stream
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._partial = ""
+
+    def read(self) -> bytes | None:
+        """b"" when nothing waits, None at the end."""
+        try:
+            return os.read(self.fd, LINK_READ_SIZE) or None
+        except (BlockingIOError, InterruptedError):
+            return b""
+
+    def texts(self, data: bytes, final: bool = False) -> Iterator[str]:
+        """Whole lines, several to a text where they came together: one event a read, not one a
+        line, is what lets a chatty task run at full speed."""
+        text = self._partial + self._decode(data, final)
+        cut = len(text) if final else text.rfind("\n") + 1
+        if not cut and len(text) >= LOG_LINE_SIZE:
+            cut = len(text)
+        self._partial = text[cut:]
+        for start in range(0, cut, LOG_LINE_SIZE):
+            yield text[start : min(start + LOG_LINE_SIZE, cut)]
+
+
+class Lines:
+    """Both ends of what connects the engine with one sandbox: link, stdout, stderr."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.listener, self.connection = open_link(runtime)
+        self._theirs: list[int] = []
+        self.stdout = self.stderr = -1
+        try:
+            self.stdout, out = os.pipe()
+            self._theirs.append(out)
+            self.stderr, err = os.pipe()
+            self._theirs.append(err)
+        except OSError:
+            self.close()
+            raise
+
+    def stdio(self, stdin: int) -> Stdio:
+        out, err = self._theirs
+        return Stdio(stdin, out, err)
+
+    def close_theirs(self) -> None:
+        """The sandbox has its own copies now: ours would keep the pipes from ending."""
+        self.listener.close()
+        for fd in self._theirs:
+            os.close(fd)
+        self._theirs.clear()
+
+    def close(self) -> None:
+        self.close_theirs()
+        self.connection.close()
+        for fd in (self.stdout, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+
+
+class Attempt:
+    """Everything the engine holds for one attempt, from the request to the proof of death."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        owner: Owner,
+        key: Key,
+        task: TaskSpec,
+        lease: Lease,
+        lines: Lines,
+        job: Run,
+    ) -> None:
+        self.key = key
+        self.task = task
+        self.lease = lease
+        self.began = loop.time()
+        self.greeted = False
+        self.is_dead = False
+        self.result: Result | None = None
+        self.failure: Fail | None = None
+        self.cause: TaskError | None = None  # what the engine noticed first
+        self._sandbox = lease.sandbox
+        self._loop = loop
+        self._owner = owner
+        self._link = Link(lines.connection)
+        self._outputs = [Output(lines.stdout, "stdout"), Output(lines.stderr, "stderr")]
+        self._job: Run | None = job
+        self._is_run_allowed = False
+        self._is_killed = False
+        self._is_paused = False
+        self._output_left = task.limits.output
+        self._dropped = {"stdout": 0, "stderr": 0, "log": 0}
+        self._watched: dict[int, Callable[[], None]] = {}
+
+    @property
+    def pid(self) -> int:
+        """Of the sandbox's init, as the host sees it; 0 when it is gone already."""
+        return self._sandbox.host_pid or 0
+
+    @property
+    def walls(self) -> dict[str, Any]:
+        """What is in force: the plan's words, and what the kernel said when it was read back."""
+        ready = self._sandbox.ready
+        return {**self._sandbox.plan.walls, "posture": ready.posture if ready else {}}
+
+    @property
+    def status(self) -> int | None:
+        """The guest's wait status, where it ended by itself."""
+        return self._sandbox.exited.status if self._sandbox.exited is not None else None
+
+    # --- the start ---------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Begin to listen; the sandbox is on its way."""
+        self._watch(self._link.fileno(), self._on_link)
+        for output in self._outputs:
+            self._watch(output.fd, functools.partial(self._on_output, output))
+        self._watch(self._sandbox.status_fileno(), self._on_status)
+        self._flush()
+
+    def answered(self) -> None:
+        """The zygote made the process, and from now on its death is watched; or it could not."""
+        sandbox = self._sandbox
+        if sandbox.pidfd is not None:
+            self._watch(sandbox.pidfd, self._on_death)
+            if self.lease.oom_fd is not None:
+                self._watch(self.lease.oom_fd, self._on_out_of_memory)
+        else:
+            assert sandbox.failed is not None
+            kind = ErrorKind.LOST if sandbox.failed.step == "zygote" else ErrorKind.SETUP
+            self.blame(kind, sandbox.failed.message)
+            self._finish()
+
+    def allow_run(self) -> None:
+        """What this attempt builds on is durable: it may be told its job."""
+        self._is_run_allowed = True
+        self._send_job()
+
+    def _send_job(self) -> None:
+        if self._is_run_allowed and self.greeted and self._job is not None and not self.is_dead:
+            self._link.send(self._job)
+            self._job = None  # its input may be large
+            self._flush()
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Ask it to end by itself: a message, and SIGTERM to the guest."""
+        if self._link.may_send(Kind.CANCEL):
+            self._link.send(Cancel(grace=self.task.timeouts.grace))
+            self._flush()
+        self._sandbox.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree; idempotent."""
+        if not self._is_killed:
+            self._is_killed = True
+            self._sandbox.kill()
+
+    def blame(self, kind: ErrorKind, message: str) -> None:
+        """Note why it fails. The first cause is kept."""
+        if self.cause is None:
+            self.cause = TaskError(kind=kind, message=message)
+
+    def take_output(self) -> Raw:
+        """The output from the outbox. Blocks on the disk."""
+        assert self.result is not None
+        return take_output(self._sandbox.outbox, self.result)
+
+    def _on_out_of_memory(self) -> None:
+        """cgroup v1 kills one process of the group, or none yet: the group is ours to kill."""
+        assert self.lease.oom_fd is not None
+        self._unwatch(self.lease.oom_fd)
+        if self.lease.cgroup.oom_killed():
+            self.blame(ErrorKind.MEMORY, "the memory limit was reached")
+            self.kill()
+
+    def _on_death(self) -> None:
+        """The pidfd says that init's pid namespace is empty; the cgroup must say so too."""
+        if not self.is_dead:
+            if self._sandbox.is_dead():
+                self._finish()
+            else:
+                self._sandbox.kill()
+
+    def _finish(self) -> None:
+        self.is_dead = True
+        for fd in list(self._watched):
+            self._unwatch(fd)
+        self._drain()
+        self._link.close()
+        for output in self._outputs:
+            os.close(output.fd)
+        self._owner.attempt_dead(self)
+
+    def _drain(self) -> None:
+        """Bounded by what the kernel's socket and pipe buffers hold: nobody writes any more."""
+        self._read_status()
+        is_whole = self.cause is None or self.cause.kind is not ErrorKind.PROTOCOL
+        try:
+            while is_whole and (messages := self._link.read()) is not None:
+                self._handle(messages)
+        except RemoteViolation as violation:
+            self.blame(ErrorKind.PROTOCOL, str(violation))
+        except BlockingIOError:
+            pass
+        said: list[EventData] = []
+        for output in self._outputs:
+            while data := output.read():
+                said += self._log(output, data)
+            said += self._log(output, b"", final=True)
+        said += [
+            TaskLog(stream=stream, text="", dropped=count)
+            for stream, count in self._dropped.items()
+            if count
+        ]
+        if said:
+            self._owner.attempt_said(self, said)
+
+    # --- what it says ------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop reading: the kernel's buffers fill, and the task waits. Its death is still seen."""
+        if not self._is_paused:
+            self._is_paused = True
+            for fd in self._spoken():
+                self._loop.remove_reader(fd)
+
+    def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            for fd in self._spoken():
+                self._loop.add_reader(fd, self._watched[fd])
+
+    def _spoken(self) -> list[int]:
+        """The descriptors that the task's own words come through, those still open."""
+        fds = [self._link.fileno(), *(output.fd for output in self._outputs)]
+        return [fd for fd in fds if fd in self._watched]
+
+    def _on_status(self) -> None:
+        self._read_status()
+        if self._sandbox.status_ended:
+            self._unwatch(self._sandbox.status_fileno())
+
+    def _read_status(self) -> None:
+        try:
+            self._sandbox.read_status_nowait()
+        except RemoteViolation as violation:
+            self.blame(ErrorKind.PROTOCOL, str(violation))
+            self.kill()
+        if (failed := self._sandbox.failed) is not None and self.cause is None:
+            step = "" if failed.step == "zygote" else f"step {failed.step}: "
+            self.blame(ErrorKind.SETUP, f"the sandbox could not be built: {step}{failed.message}")
+
+    def _on_link(self) -> None:
+        try:
+            messages = self._link.read()
+            if messages is None:
+                self._unwatch(self._link.fileno())
+            else:
+                self._handle(messages)
+        except BlockingIOError:
+            pass
+        except RemoteViolation as violation:
+            self.blame(ErrorKind.PROTOCOL, str(violation))
+            self._unwatch(self._link.fileno())
+            self.kill()
+
+    def _handle(self, messages: list[Message]) -> None:
+        said: list[EventData] = []
+        told = False
+        for message in messages:
+            match message:
+                case Emit(item=item):
+                    self._output_left -= memoryview(item).nbytes
+                    if self._output_left < 0:
+                        self.blame(
+                            ErrorKind.OUTPUT_LIMIT,
+                            f"items and logs beyond limits.output, {self.task.limits.output} bytes",
+                        )
+                        self.kill()
+                        break
+                    said.append(TaskEmitted(item))
+                case Log(text=text, fields=fields):
+                    size = len(text) + memoryview(fields).nbytes
+                    if self._output_left < size:
+                        self._dropped["log"] += size
+                    else:
+                        self._output_left -= size
+                        said.append(TaskLog(stream="log", text=text, fields=fields))
+                case Progress(done=done, total=total):
+                    said.append(TaskProgress(done, total))
+                case Hello(version=version):
+                    self._greet(version)
+                case Result():
+                    self.result, told = message, True
+                case Fail():
+                    self.failure, told = message, True
+                case _:
+                    raise LocalViolation(f"{self.key}: the codec let {message!r} through")
+        if said:
+            self._owner.attempt_said(self, said)
+        if told:
+            self._owner.attempt_told(self)
+
+    def _greet(self, version: int) -> None:
+        if version != LINK_VERSION:
+            raise RemoteViolation(f"{self.key}: speaks link version {version}, not {LINK_VERSION}")
+        self._read_status()  # `ready` was sent before
+        self.greeted = True
+        self._link.send(Accept(version=LINK_VERSION))
+        self._flush()
+        self._owner.attempt_greeted(self)
+        self._send_job()
+
+    def _on_output(self, output: Output) -> None:
+        data = output.read()
+        if data is None:
+            self._unwatch(output.fd)
+        elif data and (said := self._log(output, data)):
+            self._owner.attempt_said(self, said)
+
+    def _log(self, output: Output, data: bytes, final: bool = False) -> list[EventData]:
+        kept = data[: max(self._output_left, 0)]
+        self._output_left -= len(kept)
+        self._dropped[output.stream] += len(data) - len(kept)
+        return [TaskLog(stream=output.stream, text=text) for text in output.texts(kept, final)]
+
+    # --- the loop ----------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        if self.is_dead:
+            return
+        if self._link.flush():
+            self._loop.remove_writer(self._link.fileno())
+        else:
+            self._loop.add_writer(self._link.fileno(), self._flush)
+
+    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._watched[fd] = callback
+        self._loop.add_reader(fd, callback)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)

@@ -1,0 +1,157 @@
+"""The engine's hold on sandboxes: one zygote, one cgroup manager, the reserved uids.
+
+`spawn` gives a `Lease` at once: a sandbox under way, its cgroup, its slot, its meter. Its pidfd
+comes with the zygote's answer, for which the zygote's descriptor is watched. When the zygote dies
+its sandboxes die with it and a new one is started; what it had not made yet has failed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from dataclasses import dataclass
+
+from msgspec import structs
+
+from ..protocol.errors import SetupRefused
+from ..protocol.events import ErrorKind, Usage
+from ..sandbox import cgroup as cgroups
+from ..sandbox.cgroup import Backing, Cgroup, CgroupManager, Measured
+from ..sandbox.plan import look_at, make_plan
+from ..sandbox.probe import Probe, probe
+from ..sandbox.process import Sandbox, Stdio, Zygote
+from ..sandbox.spec import SandboxSpec
+from .usage import Meter, exceeded
+
+__all__ = ["Account", "Lease", "Sandboxes"]
+
+# Importing pyzmq and preparing the template takes 0.2 s on an idle 2-core VM (Python 3.11); this
+# leaves a hundredfold for load.
+ZYGOTE_DEADLINE = 20.0
+
+# How the facade and the builder know that they run inside.
+SEALED = {"CASEMATE_SANDBOX": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What an attempt used, read once after its end."""
+
+    usage: Usage
+    out_of_memory: bool
+    pids_refused: bool
+
+
+class Lease:
+    """One sandbox and all that goes with it."""
+
+    def __init__(
+        self, spec: SandboxSpec, sandbox: Sandbox, cgroup: Cgroup, backing: dict[str, Backing]
+    ) -> None:
+        self.spec = spec
+        self.sandbox = sandbox
+        self.cgroup = cgroup
+        self._backing = backing
+        self._meter: Meter | None = None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Some limit is held by looking, not by a cgroup."""
+        return Backing.SAMPLED in self._backing.values()
+
+    @property
+    def oom_fd(self) -> int | None:
+        """Readable when the group ran out of memory, where the kernel would kill only a part."""
+        return self.cgroup.oom_fd
+
+    def measure(self) -> Measured:
+        if self._meter is None:
+            pid = self.sandbox.host_pid
+            if pid is None:
+                return self.cgroup.usage()
+            self._meter = Meter(pid, self.cgroup, self.spec.limits)
+        return self._meter.sample()
+
+    def exceeded(self, measured: Measured) -> ErrorKind | None:
+        """A limit that only sampling holds, and that is passed."""
+        return exceeded(measured, self.spec.limits, self._backing)
+
+
+class Sandboxes:
+    """Not to be used after `close`. Everything here is for one thread, which must outlive it: the
+    kernel ties the parent-death signal to the thread that forked."""
+
+    def __init__(self, degrade: tuple[str, ...] = (), strict: tuple[str, ...] = ()) -> None:
+        """Blocks for a moment: looks at the host, starts the zygote."""
+        self._degrade = degrade
+        self._strict = strict
+        self.probe: Probe = probe()
+        cgroups.sweep(self.probe.cgroup)
+        self._cgroups = CgroupManager(self.probe.cgroup)
+        self._zygote = Zygote.start(self.probe)
+        self._names = itertools.count(1)
+        self._free_slots: list[int] = []
+        self._slots = itertools.count()
+
+    def fileno(self) -> int:
+        """The zygote's: when readable, call `receive`. Another one after each death of a zygote."""
+        return self._zygote.fileno()
+
+    def wait_ready(self) -> None:
+        """Blocks until sandboxes can be had. Raises SetupRefused, which says why not."""
+        self._zygote.wait_ready(ZYGOTE_DEADLINE)
+
+    def receive(self) -> tuple[list[Sandbox], bool]:
+        """Sandboxes the zygote has answered for, and whether it died: then there is a new one."""
+        answered = self._zygote.receive_nowait()
+        if not self._zygote.is_dead:
+            return answered, False
+        self._zygote.close()
+        self._zygote = Zygote.start(self.probe)
+        return answered, True
+
+    def spawn(self, spec: SandboxSpec, stdio: Stdio, link: int | None = None) -> Lease:
+        """Ask for a sandbox. Raises SetupRefused, or OSError where its cgroup cannot be made."""
+        slot = heapq.heappop(self._free_slots) if self._free_slots else next(self._slots)
+        cgroup: Cgroup | None = None
+        try:
+            spec = structs.replace(
+                spec, slot=slot, degrade=self._degrade, strict=self._strict, env=spec.env | SEALED
+            )
+            backing = self._cgroups.backing(spec.limits)
+            plan = make_plan(spec, self.probe, look_at(spec), backing)
+            try:
+                cgroup = self._cgroups.create(f"a{next(self._names)}", spec.limits)
+            except OSError as error:
+                raise SetupRefused(f"its cgroup cannot be made: {error}") from error
+            sandbox = self._zygote.spawn_nowait(plan, stdio, link=link, cgroup=cgroup)
+        except BaseException:
+            if cgroup is not None:
+                self._cgroups.discard(cgroup)
+            heapq.heappush(self._free_slots, slot)
+            raise
+        return Lease(spec, sandbox, cgroup, backing)
+
+    def release(self, lease: Lease) -> Account:
+        """Give everything back. The sandbox must be dead."""
+        measured = lease.measure()
+        account = Account(
+            usage=Usage(
+                memory=measured.memory_peak, cpu=measured.cpu, pids=measured.pids_peak, disk=None
+            ),
+            out_of_memory=lease.cgroup.oom_killed(),
+            pids_refused=lease.cgroup.pids_hit(),
+        )
+        lease.sandbox.close()
+        self._cgroups.discard(lease.cgroup)
+        self._cgroups.collect()
+        heapq.heappush(self._free_slots, lease.spec.slot)
+        return account
+
+    def close(self) -> None:
+        """End the zygote and with it whatever still lives; leave no cgroup behind."""
+        self._zygote.close()
+        left = self._cgroups.close()
+        if left:
+            os.write(2, f"casemate: cgroups could not be removed: {left}\n".encode())

@@ -1,0 +1,1 @@
+"""One attack a file: `attack(target)` succeeds outside a sandbox and must raise inside."""

@@ -1,0 +1,11 @@
+"""Read the environment of the sandbox's own init."""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "PermissionError"
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return len(Path("/proc/1/environ").read_bytes())

@@ -1,0 +1,13 @@
+"""Change the workspace."""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    place = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    (place / "planted").write_text("x")
+    return "written"
