@@ -150,6 +150,10 @@ class FakeSupervisor:
         self._conversation.sent(codec.kind_of(message))
         self._link.sendall(self._endpoint.send(codec.encode(message)))
 
+    def send_frame(self, frame: bytes) -> None:
+        """Any bytes as one frame, allowed or not."""
+        self._link.sendall(self._endpoint.send(frame))
+
     def next(self) -> Message:
         """The guest's next message; EOFError when it is gone."""
         while not self._frames:

@@ -320,7 +320,7 @@ def test_sigterm_passes_a_blocked_emit(guest: FakeSupervisor) -> None:
         "    say(emit='x' * 900_000)\n    print('sent', flush=True)\n"
     )
     guest.start(python(script))
-    wait_until(lambda: guest.stdout().count("sent") >= 4)
+    wait_until(lambda: guest.stdout().count("sent") >= 16)
     guest.terminate()
     wait_until(lambda: "terminated" in guest.stdout())
     _, outcome = guest.finish()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from casemate.protocol import codec
 from casemate.protocol.limits import VALUE_SIZE
-from casemate.protocol.messages import Emit, Fail, Log, Message, Progress, Result
+from casemate.protocol.messages import Cancel, Emit, Fail, Log, Message, Progress, Result
 from casemate.protocol.pipeline import FileEntry, ModuleEntry, PickleEntry
 from casemate.sandbox.context import PAYLOAD_SIZE
 from casemate.sandbox.guest import SEND_QUEUE
@@ -423,6 +423,12 @@ def test_what_was_printed_is_out_before_the_result(guest: FakeSupervisor) -> Non
     assert guest.stderr() == "to stderr"
 
 
+def test_what_a_library_printed_is_out_too(guest: FakeSupervisor) -> None:
+    guest.source("agents.py", "import ctypes\ndef task(): ctypes.CDLL(None).printf(b'from C')\n")
+    guest.output(TASK)
+    assert guest.stdout() == "from C"
+
+
 def test_lines_leave_as_they_end(guest: FakeSupervisor) -> None:
     guest.source("agents.py", "import time\ndef task():\n    print('begun')\n    time.sleep(600)\n")
     guest.start(TASK)
@@ -470,7 +476,7 @@ def test_a_slow_supervisor_holds_the_task_back(guest: FakeSupervisor, tmp_path: 
         "agents.py",
         "def task(input, ctx):\n"
         "    with open(input, 'wb', buffering=0) as sent:\n"
-        "        for n in range(60):\n"
+        "        for n in range(100):\n"
         "            ctx.emit(bytes(900_000))\n            sent.write(b'.')\n",
     )
     sent = tmp_path / "sent"
@@ -483,7 +489,7 @@ def test_a_slow_supervisor_holds_the_task_back(guest: FakeSupervisor, tmp_path: 
     while isinstance(guest.next(), Emit):
         received += 1
         assert sent.stat().st_size <= received + bound
-    assert received == 60
+    assert received == 100
 
 
 def test_a_forked_child_cannot_speak_for_the_task(guest: FakeSupervisor) -> None:
@@ -654,7 +660,7 @@ def test_a_task_blocked_in_emit_is_interrupted(guest: FakeSupervisor, tmp_path: 
         "    finally:\n        print('interrupted')\n",
     )
     guest.start(TASK)
-    wait_until(lambda: guest.stdout().count("sent") >= SEND_QUEUE)
+    wait_until(lambda: guest.stdout().count("sent") >= SEND_QUEUE - 1)
     guest.terminate()
     wait_until(lambda: "interrupted" in guest.stdout())
     _, outcome = guest.finish()
@@ -682,3 +688,24 @@ def test_a_guest_terminated_before_its_job_is_gone(guest: FakeSupervisor) -> Non
     os.kill(guest.pid, signal.SIGTERM)
     with pytest.raises((EOFError, ConnectionError)):
         guest.next()
+
+
+# -- a supervisor that errs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "why"),
+    [
+        (b"", "empty message"),
+        (b"\xff\x80", "message of kind 255"),
+        (codec.encode(Cancel(grace=1.0)), "guest was sent CANCEL while greeted"),
+    ],
+)
+def test_a_guest_that_is_told_nonsense_leaves_and_says_why(
+    guest: FakeSupervisor, frame: bytes, why: str
+) -> None:
+    guest.next()  # HELLO
+    guest.send_frame(frame)
+    with pytest.raises((EOFError, ConnectionError)):
+        guest.next()
+    assert f"RemoteViolation: {why}" in guest.stderr()
