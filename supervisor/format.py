@@ -214,7 +214,12 @@ class Retry(Model):
     on: Annotated[
         tuple[str, ...],
         PlainValidator(_kinds),
-        WithJsonSchema({"type": "array", "items": {"enum": _RETRYABLE}, "default": list(_RETRIED)}),
+        WithJsonSchema(
+            {
+                "anyOf": [{"enum": _RETRYABLE}, {"type": "array", "items": {"enum": _RETRYABLE}}],
+                "default": list(_RETRIED),
+            }
+        ),
     ] = Field(
         default_factory=lambda: _RETRIED,  # as a default, pydantic's schema would warn of it
         description="error kinds; timeout stands for every timeout.*",
@@ -266,7 +271,10 @@ def _command(value: Any) -> CommandEntry:
 def _agent_spec(value: Any) -> Raw:
     if not isinstance(value, dict):
         raise ValueError(f"expected a map such as {{role: reviewer}}, got {shown(value)}")
-    encoded = codec.encode_value(value, name="spec")
+    try:
+        encoded = codec.encode_value(value, name="spec")
+    except codec.ValueRefused as refusal:
+        raise ValueError(str(refusal)) from refusal
     if len(encoded) > SPEC_SIZE:
         raise ValueError(
             f"is {len(encoded) // KIB} KiB, at most {SPEC_SIZE // KIB}: hand large data over as "
@@ -379,7 +387,9 @@ class Pipeline(Model):
     """A pipeline file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}$")
-    tasks: dict[_TaskId, Task] = Field(min_length=1)
+    tasks: dict[_TaskId, Task] = Field(
+        min_length=1, json_schema_extra={"additionalProperties": False}
+    )
     edges: Annotated[Any, WithJsonSchema(_EDGES_SCHEMA)] = Field(
         default=(), description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}"
     )
@@ -406,7 +416,7 @@ def json_schema() -> dict[str, Any]:
     schema = Pipeline.model_json_schema()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "https://casemate.dev/pipeline.schema.json",
+        "$id": "urn:casemate:pipeline",
         **schema,
     }
 

@@ -380,11 +380,11 @@ class _Compiler:
 
     def _workspace_folder(self, model: Pipeline) -> str | None:
         if self._workspace is not None:  # the operator's word: anywhere but the forbidden places
-            folder, path = self._workspace.resolve(), ()
+            folder = self._workspace.resolve()
             if reason := self._forbidden(folder):
-                self._wrong(f"workspace {shown(str(self._workspace))}: {reason}", path)
+                self._problems.append(Problem(f"the workspace {self._workspace} {reason}"))
             elif not folder.is_dir():
-                self._wrong(f"workspace {shown(str(self._workspace))} is not a folder", path)
+                self._problems.append(Problem(f"the workspace {self._workspace} is not a folder"))
             return str(folder)
         if model.workspace is None:
             return None

@@ -353,7 +353,7 @@ def _yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     reason = ", ".join(part for part in parts if part) or str(getattr(error, "reason", error))
-    if "cannot start any token" in reason and "\\t" in reason:
+    if "\\t" in reason or "a tab character" in reason:
         reason = "a tab; YAML is indented with spaces"
     return Problem(f"is not YAML: {reason}", line=mark.line + 1 if mark is not None else None)
 
