@@ -8,8 +8,8 @@ host's root. The walk skips a directory that is mounted over, so what is mounted
 own root (or on the parent of its mount point) and not on the mount point.
 
 `prepare` is done once; a child then makes its ruleset (one call, one more for each path) and enters
-it. A ruleset holds no per-child path can be made once and entered by every child: its descriptor is
-shared, so nothing may be added to it afterwards.
+it. A ruleset that holds no per-child path can be made once and entered by every child; the object
+behind its descriptor is shared, so nothing may be added to it afterwards.
 
 Landlock must come after the mounts: a process inside it can no longer mount.
 """
@@ -17,10 +17,9 @@ Landlock must come after the mounts: a process inside it can no longer mount.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from dataclasses import dataclass
-from errno import ENOSYS, EOPNOTSUPP
+from errno import EINVAL, ENOSYS, EOPNOTSUPP
 
 from . import syscalls
 
@@ -154,11 +153,19 @@ class Wall:
             os.close(fd)
 
     def allow_fd(self, ruleset: int, fd: int, granted: int) -> None:
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            granted &= _FILE
-        syscalls.landlock_add_rule(
-            ruleset, syscalls.LANDLOCK_RULE_PATH_BENEATH, _PATH_BENEATH.pack(granted, fd)
-        )
+        for rights_granted in (granted, granted & _FILE):
+            try:
+                syscalls.landlock_add_rule(
+                    ruleset,
+                    syscalls.LANDLOCK_RULE_PATH_BENEATH,
+                    _PATH_BENEATH.pack(rights_granted, fd),
+                )
+                return
+            except OSError as error:
+                # A file cannot take rights over folders. Asking fstat first would cost each of the
+                # folders, which is nearly all there is, a call.
+                if error.errno != EINVAL or rights_granted & ~_FILE == 0:
+                    raise
 
     def restrict_self(self, ruleset: int) -> None:
         """Enter the ruleset for good; no_new_privs must be set."""

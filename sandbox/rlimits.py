@@ -13,7 +13,7 @@ import resource
 from ..protocol.limits import KIB, MIB
 from ..protocol.pipeline import Limits
 
-__all__ = ["Table", "apply", "table"]
+__all__ = ["COMMON", "Table", "apply", "table"]
 
 Table = tuple[tuple[int, int, int], ...]  # resource, soft, hard
 
@@ -37,18 +37,29 @@ _SIGPENDING = 4 * KIB
 _INIT = 1
 
 
+# The same for every sandbox.
+COMMON: Table = (
+    (resource.RLIMIT_CORE, _CORE, _CORE),
+    (resource.RLIMIT_MEMLOCK, _MEMLOCK, _MEMLOCK),
+    (resource.RLIMIT_STACK, _STACK_SOFT, _STACK_HARD),
+    (resource.RLIMIT_SIGPENDING, _SIGPENDING, _SIGPENDING),
+    (resource.RLIMIT_MSGQUEUE, 0, 0),
+    (resource.RLIMIT_RTPRIO, 0, 0),
+    (resource.RLIMIT_NICE, 0, 0),
+)
+
+# What `apply` has set in this process or in one that it was forked from: limits are inherited and
+# can only be lowered, so a row found here is in force. A zygote that applies COMMON once spares
+# every child these calls.
+_in_force: set[tuple[int, int, int]] = set()
+
+
 def table(limits: Limits, *, sampled: frozenset[str] = frozenset()) -> Table:
     """What to set; `sampled` names the limits (`memory`, `pids`) that no cgroup backs."""
     rows = [
+        *COMMON,
         (resource.RLIMIT_NOFILE, limits.files, limits.files),
-        (resource.RLIMIT_CORE, _CORE, _CORE),
         (resource.RLIMIT_FSIZE, limits.disk, limits.disk),
-        (resource.RLIMIT_MEMLOCK, _MEMLOCK, _MEMLOCK),
-        (resource.RLIMIT_STACK, _STACK_SOFT, _STACK_HARD),
-        (resource.RLIMIT_SIGPENDING, _SIGPENDING, _SIGPENDING),
-        (resource.RLIMIT_MSGQUEUE, 0, 0),
-        (resource.RLIMIT_RTPRIO, 0, 0),
-        (resource.RLIMIT_NICE, 0, 0),
     ]
     if "memory" in sampled:
         rows.append((resource.RLIMIT_DATA, limits.memory, limits.memory))
@@ -62,8 +73,12 @@ def apply(rows: Table) -> None:
 
     A limit that is already lower stays: raising a hard limit takes a capability over the host.
     """
-    for kind, soft, hard in rows:
+    for row in rows:
+        if row in _in_force:
+            continue
+        kind, soft, hard = row
         ceiling = resource.getrlimit(kind)[1]
         if ceiling != resource.RLIM_INFINITY:
             hard = min(hard, ceiling)
         resource.setrlimit(kind, (min(soft, hard), hard))
+        _in_force.add(row)

@@ -82,6 +82,21 @@ def test_a_lower_limit_of_the_host_stays() -> None:
     assert forked(work) == ((100, 100), (2 * MIB, 2 * MIB))
 
 
+def test_what_a_parent_has_set_holds_in_its_children() -> None:
+    table = rlimits.table(LIMITS)
+
+    def work() -> dict[int, tuple[int, int]]:
+        rlimits.apply(rlimits.COMMON)
+
+        def child() -> dict[int, tuple[int, int]]:
+            rlimits.apply(table)
+            return {kind: resource.getrlimit(kind) for kind, _, _ in table}
+
+        return forked(child)
+
+    assert forked(work) == as_dict(table)
+
+
 def test_a_process_runs_into_them(tmp_path: Path) -> None:
     table = rlimits.table(LIMITS, sampled=frozenset({"memory"}))
 
