@@ -125,20 +125,23 @@ class _Events:
         return CommandError("error", f"{where}: {why}" + (f": {shown}{more}" if shown else ""))
 
 
-def run(entry: CommandEntry, input: object, context: RuntimeContext) -> Any:
-    """Run the command to its end and return its output (user's data), or raise CommandError."""
+def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: int) -> Any:
+    """Run the command to its end and return its output (user's data), or raise CommandError.
+    `events_fd` is a descriptor whose number is taken over for the command's events."""
     input_path = Path(os.environ.get("TMPDIR", "/tmp"), f"casemate-input-{os.getpid()}.json")
     with input_path.open("x", encoding="utf-8") as file:
         json.dump(codec.to_jsonable(input), file, ensure_ascii=False)
     events_read, events_write = os.pipe()
+    os.dup2(events_write, events_fd, inheritable=False)
+    os.close(events_write)
     wake_read, wake_write = os.pipe()
     for fd in (events_read, wake_read, wake_write):
         os.set_blocking(fd, False)
     # A handler of any kind makes SIGCHLD write to the wakeup descriptor; SIG_DFL would not.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    process = _start(entry.argv, str(input_path), events_write)
-    os.close(events_write)
+    process = _start(entry.argv, str(input_path), events_fd)
+    os.close(events_fd)
 
     def forward(number: int, frame: FrameType | None) -> None:
         # Straight from the handler: the main thread may be blocked in a send.

@@ -193,6 +193,9 @@ def main(listener_fd: int, places: Places = INSIDE) -> NoReturn:
 
 
 def _live(listener_fd: int, places: Places) -> NoReturn:
+    # The lowest number there is, before libzmq takes a handful: a command's events need one below
+    # ten, for dash reads no other in `>&$CASEMATE_EVENTS_FD`.
+    low_fd = os.dup(0)
     link = Link(listener_fd)
     link.send(Hello(version=LINK_VERSION, pid=os.getpid()))
     _become_ordinary()  # while the engine answers
@@ -201,7 +204,7 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
         raise LocalViolation(f"guest: expected ACCEPT and RUN, got {accept!r} and {run!r}")
     termination = Termination(link)
     try:
-        outcome = _perform(run, link, termination, places)
+        outcome = _perform(run, link, termination, places, low_fd)
     except Cancelled as error:  # SIGTERM came between the task's last line and `disarm`
         outcome = _failure(error)
     if not link.is_ours:
@@ -239,7 +242,9 @@ def _become_ordinary() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def _perform(run: Run, link: Link, termination: Termination, places: Places) -> Result | Fail:
+def _perform(
+    run: Run, link: Link, termination: Termination, places: Places, low_fd: int
+) -> Result | Fail:
     deadline = None if run.deadline is None else time.monotonic() + run.deadline
     reserve: bytes | None = bytes(RESERVE_SIZE)  # from calloc: counted, but not yet touched
     try:
@@ -255,8 +260,9 @@ def _perform(run: Run, link: Link, termination: Termination, places: Places) -> 
         )
         input = _read_input(run)
         if isinstance(run.entry, CommandEntry):
-            output = command.run(run.entry, input, context)
+            output = command.run(run.entry, input, context, low_fd)
         else:
+            os.close(low_fd)
             function = loader.load(run.entry, places.sources)
             output = _call(function, input, context, termination)
         return _result(output, run, places)

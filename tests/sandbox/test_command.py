@@ -40,8 +40,8 @@ def python(script: str) -> CommandEntry:
 
 
 def events(line: str) -> str:
-    """A shell line that says one event. dash redirects only to descriptors of one digit."""
-    return f"echo '{line}' > /proc/self/fd/$CASEMATE_EVENTS_FD\n"
+    """A shell line that says one event."""
+    return f"echo '{line}' >&$CASEMATE_EVENTS_FD\n"
 
 
 def test_a_shell_command_speaks(guest: FakeSupervisor) -> None:
@@ -164,7 +164,7 @@ def test_a_line_that_says_nothing_we_know_ends_it(
 
 
 def test_bytes_that_are_no_text_end_it(guest: FakeSupervisor) -> None:
-    failure = guest.failure(shell("printf '\\377\\n' > /proc/self/fd/$CASEMATE_EVENTS_FD"))
+    failure = guest.failure(shell("printf '\\377\\n' >&$CASEMATE_EVENTS_FD"))
     assert "line 1 of $CASEMATE_EVENTS_FD: not JSON" in failure.message
 
 
@@ -198,7 +198,7 @@ def test_a_large_output_goes_by_file(guest: FakeSupervisor) -> None:
 
 
 def test_the_last_line_needs_no_newline_and_empty_lines_say_nothing(guest: FakeSupervisor) -> None:
-    entry = shell("printf '\\n \\n{\"output\": 1}' > /proc/self/fd/$CASEMATE_EVENTS_FD")
+    entry = shell("printf '\\n \\n{\"output\": 1}' >&$CASEMATE_EVENTS_FD")
     assert guest.output(entry) == 1
 
 
