@@ -22,7 +22,6 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -62,6 +61,7 @@ class Building:
     cgroup_tasks: tuple[int, ...]
     trees: dict[str, int] = field(default_factory=dict)
     outbox: int | None = None
+    own: int = -1  # our folder in the host's /proc
 
 
 def start_session(build: Building) -> None:
@@ -79,7 +79,7 @@ def join_cgroups(build: Building) -> None:
 
 
 def offer_to_oom_killer(build: Building) -> None:
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    namespaces.write("/proc/self/oom_score_adj", "1000")
 
 
 def clone_trees(build: Building) -> None:
@@ -94,6 +94,7 @@ def clone_trees(build: Building) -> None:
 
 def make_proc(build: Building) -> None:
     build.trees["/proc"] = mounts.fresh_proc(only_pids=build.plan.proc is ProcView.PIDS)
+    build.own = namespaces.open_self()
 
 
 def make_scratch(build: Building) -> None:
@@ -141,12 +142,17 @@ def take_identity(build: Building) -> None:
     kernel.unprivileged_userns_clone is 0, making a user namespace takes CAP_SYS_ADMIN."""
     if build.plan.host_id is None:
         raise LocalViolation("step `identity` without a reserved id")
+    for fd in build.stdio:
+        # Else /dev/stdout, which is opened anew, would be a stranger's pipe. Never a file of the
+        # host: a pipe with a name has one.
+        if os.readlink(f"fd/{fd}", dir_fd=build.own).startswith("pipe:["):
+            os.fchown(fd, build.plan.host_id, build.plan.host_id)
     caps.become(build.plan.host_id, build.plan.host_id)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
 
 def enter_user(build: Building) -> None:
-    namespaces.enter_sandbox_user(INSIDE_ID)
+    namespaces.enter_sandbox_user(INSIDE_ID, build.own)
 
 
 def connect_stdio(build: Building) -> None:
@@ -336,6 +342,8 @@ def execute(plan: Plan) -> SetupFailed:
 def tend(guest_pid: int, status: int) -> NoReturn:
     """Reap until the guest ends, say how it did, and take everything else along by exiting."""
     syscalls.close_all_but((status,))
+    # The engine's SIGTERM comes to us, the one process it has a pidfd of.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(guest_pid, signal.SIGTERM))
     while True:
         pid, code, _usage = os.wait4(-1, 0)
         if pid == guest_pid:

@@ -176,7 +176,8 @@ def make_file_system(kind: str, options: dict[str, str | None], attributes: int)
 def fresh_proc(*, only_pids: bool) -> int:
     """A /proc of the pid namespace we are in. Made before the host's goes out of view: the kernel
     gives a user namespace no /proc unless it already sees one whole."""
-    options: dict[str, str | None] = {"hidepid": "invisible"}
+    # Not "invisible": that one shows all to members of group 0 (Linux 5.8 and later have both).
+    options: dict[str, str | None] = {"hidepid": "ptraceable"}
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     if only_pids:
         options["subset"] = "pid"

@@ -27,6 +27,7 @@ from ..protocol.errors import SetupRefused, UsageError
 from ..protocol.pipeline import Network
 from . import rlimits, syscalls
 from .cgroup import Backing
+from .mounts import is_below
 from .probe import Probe
 from .spec import (
     DEGRADABLE,
@@ -271,10 +272,6 @@ def check(spec: SandboxSpec) -> None:
         under = [own for own in RESERVED_INSIDE if is_below(inside, own)]
         if under and not is_below(inside, SHARED_MEMORY):
             raise UsageError(f"bind {inside}: {under[0]} belongs to the sandbox itself")
-
-
-def is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + "/")
 
 
 def plan_binds(

@@ -373,16 +373,23 @@ def ids_fact(host: Host) -> Fact:
 
 
 def limit_facts(cgroups: cgroup.CgroupFacts) -> list[Fact]:
-    problems = "; ".join(cgroups.problems)
+    """What holds each limit; the first that none of the cgroups holds carries the reasons."""
     facts = []
+    reasons = "; ".join(cgroups.problems)
     for name in cgroup.LIMITING:
-        present = name in cgroups.controllers
+        if name in cgroups.controllers:
+            facts.append(
+                Fact(name=f"{name} limit", present=True, detail=f"cgroup ({cgroups.hierarchy})")
+            )
+            continue
+        held = "not held at all" if name == "cpu" else "sampled: rlimits and polling"
         facts.append(
             Fact(
                 name=f"{name} limit",
-                present=present,
-                detail=f"cgroup {cgroups.hierarchy}" if present else f"sampled only: {problems}",
-                remedy="" if present else cgroups.remedy,
+                present=False,
+                detail=f"{held} ({reasons})" if reasons else held,
+                remedy=cgroups.remedy,
             )
         )
+        reasons = ""
     return facts

@@ -183,6 +183,12 @@ class Sandbox:
                 self.exited = self.exited or record
         return record
 
+    def terminate(self) -> None:
+        """SIGTERM to the guest, by way of init: a request, not an end."""
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
     def kill(self) -> None:
         """The whole tree, at once and without waiting. May come at any moment, and twice."""
         self.is_killed = True

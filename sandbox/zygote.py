@@ -194,6 +194,14 @@ def answer(
     os.close(pidfd)
 
 
+def make_mount_points(plan: Plan, template: mounts.Template) -> None:
+    """For binds at paths of their own; those inside another bind must find theirs there."""
+    for bind in plan.binds:
+        outer = (*mounts.SCRATCH, *(b.inside for b in plan.binds if b.inside != bind.inside))
+        if not any(mounts.is_below(bind.inside, folder) for folder in outer):
+            mounts.ensure_mount_point(template, bind.inside, folder=not bind.host_is_file)
+
+
 def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
     """Fork the sandbox's init; its pidfd."""
     plan = request.plan
@@ -215,10 +223,7 @@ def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
         link=links[0] if links else None,
         cgroup_tasks=tuple(by_role[FdRole.CGROUP_TASKS]),
     )
-    for bind in plan.binds:
-        folder = not bind.host_is_file
-        if not any(mounts.is_below(bind.inside, own) for own in mounts.SCRATCH):
-            mounts.ensure_mount_point(workshop.template, bind.inside, folder=folder)
+    make_mount_points(plan, workshop.template)
     # The bare system call, since libc knows neither pidfds nor CLONE_INTO_CGROUP; with what
     # os.fork() does around it.
     interpreter.PyOS_BeforeFork()
