@@ -462,6 +462,14 @@ def _write(path: str, text: str, dir_fd: int) -> None:
         os.close(fd)
 
 
+def _write_if_there(path: str, text: str, dir_fd: int) -> None:
+    try:
+        _write(path, text, dir_fd)
+    except OSError as error:  # removed before the open, or after it
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+
+
 def _read(path: str, dir_fd: int) -> bytes | None:
     """None where there is no such file: an older kernel, a missing controller, a removed folder."""
     try:
@@ -566,12 +574,10 @@ class _Parent:
 
     def kill(self, name: str) -> None:
         if self.can_kill:
-            with suppress(FileNotFoundError):
-                _write(f"{name}/cgroup.kill", "1", self.fd)
+            _write_if_there(f"{name}/cgroup.kill", "1", self.fd)
             return
         if "pids" in self.controllers:
-            with suppress(FileNotFoundError):
-                _write(f"{name}/pids.max", "0", self.fd)
+            _write_if_there(f"{name}/pids.max", "0", self.fd)
         done: set[int] = set()
         for _ in range(KILL_ROUNDS):
             fresh = set(self.members(name)) - done
@@ -928,8 +934,11 @@ class CgroupManager:
 def _clear(parent: _Parent, patience: float) -> list[Path]:
     """Kill what lives in the attempts of one engine's folder; remove them and it; what is left."""
     deadline = time.monotonic() + patience
-    with os.scandir(parent.path) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    try:
+        with os.scandir(parent.path) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:  # another engine sweeps too
+        return []
     for name in names:
         parent.kill(name)
     left = []
@@ -1012,7 +1021,7 @@ def sweep(facts: CgroupFacts, patience: float = REMOVAL_PATIENCE, root: Path = P
             try:
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
-                continue  # another engine sweeps too
+                continue
             try:
                 remains = _clear(
                     _Parent(folder, fd, branch.unified, branch.controllers, branch.can_kill),
