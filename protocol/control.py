@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 
+from .events import TaskError
 from .limits import CONTROL_VERSION, EVENT_VERSION
 
 __all__ = [
@@ -140,7 +141,7 @@ class TaskSummary(Struct, frozen=True, kw_only=True):
     state: str  # waiting, ready, running, retrying, completed, failed, cancelled
     attempt: int = 0
     since: float | None = None  # wall clock: when it came into this state
-    error: Raw | None = None  # a TaskError
+    error: TaskError | None = None
 
 
 class ControlError(StrEnum):

@@ -49,6 +49,7 @@ from ..protocol.events import (
     RunStarted,
     TaskCompleted,
     TaskEmitted,
+    TaskError,
     TaskLog,
 )
 from ..protocol.limits import (
@@ -289,6 +290,8 @@ class Journal:
     def open(self, run: RunDirectory, *, last_seq: int = 0) -> None:
         """Begin to write a run that this supervisor owns. `last_seq` is what its journal ends
         with: 0 for a new run. Where the file says otherwise, the run fails."""
+        if not self._thread.is_alive():
+            raise LocalViolation("the journal's writer is gone")
         if run.id in self._books:
             raise LocalViolation(f"run {run.id}: journal opened twice")
         self._books[run.id] = _Book(last_seq + 1)
@@ -718,7 +721,7 @@ class _Planned(Struct):
 
 
 class _Failure(Struct):
-    error: Raw | None = None
+    error: TaskError | None = None
 
 
 def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:

@@ -61,8 +61,10 @@ class ValueStore:
         target = self.path(digest)
         if not self._holds(target, len(value)):
             self._write(target, value)
-        # Also where the file was there already: its writer may have died between rename and sync.
+        # Also where file and folder were there already: who made them may have died between that
+        # and the sync. A directory that is clean costs microseconds.
         fsync_directory(target.parent)
+        fsync_directory(self._root)
         return digest
 
     def _holds(self, target: Path, size: int) -> bool:
@@ -74,9 +76,7 @@ class ValueStore:
 
     def _write(self, target: Path, value: bytes | memoryview) -> None:
         for folder in (self._root, self._tmp, target.parent):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-                fsync_directory(folder.parent)
+            folder.mkdir(mode=0o700, exist_ok=True)
         building = self._tmp / secrets.token_hex(8)
         descriptor = os.open(
             building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400
