@@ -23,7 +23,16 @@ import ctypes
 import hashlib
 import struct
 from dataclasses import dataclass
-from errno import EAFNOSUPPORT, EINVAL, ENOPROTOOPT, ENOSYS, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
+from errno import (
+    EAFNOSUPPORT,
+    EINVAL,
+    ENOMEM,
+    ENOPROTOOPT,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPERM,
+    EPROTONOSUPPORT,
+)
 
 from ..protocol.errors import LocalViolation
 from . import syscalls
@@ -117,7 +126,7 @@ ALLOWED = (
         open openat openat2 creat close close_range read write readv writev pread64 pwrite64
         preadv pwritev preadv2 pwritev2 lseek dup dup2 dup3 flock truncate ftruncate fallocate
         fadvise64 readahead fsync fdatasync sync_file_range copy_file_range sendfile splice tee
-        pipe pipe2 memfd_create umask
+        pipe pipe2 umask
         """,
     ),
     _group(
@@ -159,7 +168,7 @@ ALLOWED = (
         "memory",
         "allocators, JITs and thread stacks; mlock is bounded by RLIMIT_MEMLOCK",
         """
-        brk mmap munmap mremap mprotect madvise msync mincore mlock mlock2 munlock mlockall
+        brk munmap mremap mprotect madvise msync mincore mlock mlock2 munlock mlockall
         munlockall pkey_alloc pkey_free pkey_mprotect mseal map_shadow_stack membarrier
         """,
     ),
@@ -228,7 +237,7 @@ ALLOWED = (
         "ipc",
         "System V and POSIX queues of the own ipc namespace (RLIMIT_MSGQUEUE 0 forbids the latter)",
         """
-        shmget shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
+        shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
         mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
         """,
     ),
@@ -285,6 +294,11 @@ _MSG_OOB = 1
 # Urgent data on unix sockets gave a browser's sandbox away (CVE-2025-38236). EOPNOTSUPP is what a
 # kernel built without it answers; receiving needs no check when nothing can be sent.
 _NO_URGENT_DATA = fail(EOPNOTSUPP)
+
+# Huge pages come from a pool of the whole host, and a memory limit does not count them unless the
+# host mounted its cgroups so (memory_hugetlb_accounting). ENOMEM is the answer of an empty pool.
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x4_0000, 0x4, 0o4000
+_NO_HUGE_PAGES = fail(ENOMEM)
 
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 
@@ -379,6 +393,9 @@ CHECKED: dict[str, Outcome] = {
     "sendto": Flags(3, _MSG_OOB, _NO_URGENT_DATA, ALLOW),
     "sendmsg": Flags(2, _MSG_OOB, _NO_URGENT_DATA, ALLOW),
     "sendmmsg": Flags(3, _MSG_OOB, _NO_URGENT_DATA, ALLOW),
+    "mmap": Flags(3, _MAP_HUGETLB, _NO_HUGE_PAGES, ALLOW),
+    "memfd_create": Flags(1, _MFD_HUGETLB, _NO_HUGE_PAGES, ALLOW),
+    "shmget": Flags(2, _SHM_HUGETLB, _NO_HUGE_PAGES, ALLOW),
     # A terminal given as stdin must not be typed into (TIOCSTI, TIOCLINUX), taken over (TIOCCONS),
     # given another line discipline, or driven as a console (KD* and VT*).
     "ioctl": Switch(

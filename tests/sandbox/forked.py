@@ -6,6 +6,7 @@ import faulthandler
 import os
 import pickle
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,10 +20,18 @@ class ChildFailedError(AssertionError):
     """The child raised, or died without an answer."""
 
 
+def _fork() -> int:
+    """A fork that other tests' threads (a ZeroMQ context, an executor) may live beside: the child
+    here calls the kernel, writes to a pipe and ends."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def forked(work: Callable[[], Result]) -> Result:
     """The result of work() in a child; ChildFailedError when it raised."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         try:
             answer: tuple[bool, object] = (True, work())
@@ -48,7 +57,7 @@ def forked(work: Callable[[], Result]) -> Result:
 
 def wait_status(work: Callable[[], object]) -> int:
     """The wait status of a child that ran work(), for what is expected to kill it."""
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         faulthandler.disable()  # a death that is expected needs no traceback of pytest's
         try:

@@ -231,6 +231,12 @@ def test_x32_calls_are_killed() -> None:
         ("sendmsg", (3, 0, 1), "ENOTSUP"),
         ("sendmmsg", (3, 0, 1, 0), "allow"),
         ("sendmmsg", (3, 0, 1, 1), "ENOTSUP"),
+        ("mmap", (0, 4096, 3, 0x22), "allow"),
+        ("mmap", (0, 4096, 3, 0x4_0022), "ENOMEM"),
+        ("memfd_create", (1, 1), "allow"),
+        ("memfd_create", (1, 5), "ENOMEM"),
+        ("shmget", (0, 4096, 0o1600), "allow"),
+        ("shmget", (0, 4096, 0o5600), "ENOMEM"),
         ("ioctl", (0, 0x5401), "allow"),  # TCGETS
         ("ioctl", (0, 0x5411), "allow"),
         ("ioctl", (0, 0x5413), "allow"),  # TIOCGWINSZ
