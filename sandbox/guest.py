@@ -392,7 +392,7 @@ def _result(output: Any, run: Run, places: Places) -> Result | Fail:
     try:
         payload = codec.encode_value(output)
     except codec.ValueRefused as error:
-        return Fail(kind="invalid_output", message=str(error), type=_type_name(error))
+        return Fail(kind="invalid_output", message=str(error))
     if len(payload) <= PAYLOAD_SIZE:
         return Result(output=Raw(payload))
     if len(payload) > VALUE_SIZE:
@@ -429,7 +429,8 @@ def _failure(error: BaseException) -> Fail:
     return Fail(
         kind="error",
         message=_message(error),
-        type=_type_name(error),
+        # Our own words for a mistake say everything; the name of our class would be noise.
+        type=None if type(error) is UsageError else _type_name(error),
         traceback=_traceback(error),
     )
 

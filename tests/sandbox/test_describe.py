@@ -64,7 +64,7 @@ def test_it_runs_as_a_task_and_refuses_as_one(guest_host: GuestHost, tmp_path: P
     with FakeSupervisor(guest_host, tmp_path) as guest:
         guest.source("flow.py", "")
         failure = guest.failure(entry, job)
-        assert failure.type == "casemate.protocol.errors.UsageError"
+        assert (failure.kind, failure.type) == ("error", None)
         assert failure.message.startswith("flow.py: leaves no Pipeline")
         assert failure.traceback is None
 

@@ -278,20 +278,19 @@ def test_an_error_is_told_from_the_tasks_own_code_on(guest: FakeSupervisor) -> N
         "def parse(text):\n    raise BadLine(f'cannot read {text!r}')\n"
         "def task(input):\n    return parse(input)\n",
     )
-    assert guest.failure(TASK, "}{") == Fail(
-        kind="error",
-        message="cannot read '}{'",
-        type="agents.BadLine",
-        traceback=(
-            "Traceback (most recent call last):\n"
-            f'  File "{guest.sources}/agents.py", line 5, in task\n'
-            "    return parse(input)\n"
-            "           ^^^^^^^^^^^^\n"
-            f'  File "{guest.sources}/agents.py", line 3, in parse\n'
-            "    raise BadLine(f'cannot read {text!r}')\n"
-            "agents.BadLine: cannot read '}{'\n"
-        ),
-    )
+    failure = guest.failure(TASK, "}{")
+    assert (failure.kind, failure.type) == ("error", "agents.BadLine")
+    assert failure.message == "cannot read '}{'"
+    # Which part of a line is underlined differs between versions of Python.
+    lines = [line for line in (failure.traceback or "").splitlines() if line.strip(" ^")]
+    assert lines == [
+        "Traceback (most recent call last):",
+        f'  File "{guest.sources}/agents.py", line 5, in task',
+        "    return parse(input)",
+        f'  File "{guest.sources}/agents.py", line 3, in parse',
+        "    raise BadLine(f'cannot read {text!r}')",
+        "agents.BadLine: cannot read '}{'",
+    ]
 
 
 def test_a_refused_item_is_raised_where_the_task_yields_it(guest: FakeSupervisor) -> None:
