@@ -15,6 +15,7 @@ such name (lambdas, closures, notebook cells) is pickled by value, and unpickled
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -45,6 +46,9 @@ AgentSpec = Mapping[str, object]
 # `Any`: a task's function takes and gives whatever its author likes; the boundary checks values.
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
+
+
+_US = __name__.partition(".")[0]
 
 
 class _Unset:
@@ -160,7 +164,7 @@ class Pipeline:
 
     `root` is the folder that every path of the pipeline is relative to and stays beneath; by
     default the folder of the file that makes the pipeline (the current folder in a notebook).
-    `limits`, `timeouts`, `retry`, `env` and `network` are the defaults of its tasks.
+    `limits`, `timeouts`, `retry`, `sources`, `env` and `network` are the defaults of its tasks.
     """
 
     def __init__(
@@ -172,6 +176,7 @@ class Pipeline:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
         fail_fast: bool = False,
@@ -184,6 +189,7 @@ class Pipeline:
         self.limits = limits
         self.timeouts = timeouts
         self.retry = retry
+        self.sources = sources
         self.env = env
         self.network = network
         self.fail_fast = fail_fast
@@ -286,6 +292,8 @@ class Pipeline:
         ):
             if options is not None:
                 defaults[name] = options.document()
+        if sources := _plain(self.sources):
+            defaults["sources"] = sources
         if self.env is not None:
             defaults["env"] = _plain(self.env)
         if self.network is not None:
@@ -375,10 +383,10 @@ def _entry(task: str, execute: Function | str, root: Path) -> object:
     module = sys.modules.get(getattr(execute, "__module__", None) or "")
     name: str | None = getattr(execute, "__qualname__", None)
     if module is None or name is None or not _is_found(module, name, execute):
-        return _pickled(task, execute, module)
+        return _pickled(task, execute, root)
     file = getattr(module, "__file__", None)
     if file is None or not os.path.isfile(file):
-        return _pickled(task, execute, module)  # a prompt or a notebook: no file to send
+        return _pickled(task, execute, root)  # a prompt or a notebook: no file to send
     path = Path(file).resolve()
     if path.is_relative_to(root.resolve()) and not _is_installed(path):
         return f"{path.relative_to(root.resolve()).as_posix()}:{name}"
@@ -402,31 +410,29 @@ def _is_found(module: ModuleType, name: str, function: Function) -> bool:
 
 def _is_installed(path: Path) -> bool:
     """Whether the sandbox has this file at the same place: it belongs to the interpreter."""
+    return any(path.is_relative_to(folder) for folder in _installed_folders())
+
+
+@functools.cache
+def _installed_folders() -> frozenset[Path]:
     import sysconfig
 
-    folders = {"stdlib", "platstdlib", "purelib", "platlib"}
-    return any(
-        path.is_relative_to(Path(folder).resolve())
-        for name, folder in sysconfig.get_paths().items()
-        if name in folders
+    names = {"stdlib", "platstdlib", "purelib", "platlib"}
+    return frozenset(
+        Path(folder).resolve() for name, folder in sysconfig.get_paths().items() if name in names
     )
 
 
-def _pickled(task: str, function: Function, module: ModuleType | None) -> dict[str, object]:
+def _pickled(task: str, function: Function, root: Path) -> dict[str, object]:
     import cloudpickle  # type: ignore[import-untyped]
 
-    # By value with all of its own module that it uses: by reference the module would have to be
-    # importable in the sandbox, where a lambda's file may not even exist.
-    by_value = (
-        module is not None
-        and module.__name__ != "__main__"
-        and (file := getattr(module, "__file__", None)) is not None
-        and not _is_installed(Path(file).resolve())
-        and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
-    )
-    if by_value:
-        cloudpickle.register_pickle_by_value(module)
+    # By value with all that it uses of the pipeline's own code: by reference those modules would
+    # have to be importable in the sandbox, where nobody has named their files.
+    known = cloudpickle.list_registry_pickle_by_value()
+    own = [module for module in _modules_beneath(root, function) if module.__name__ not in known]
     try:
+        for module in own:
+            cloudpickle.register_pickle_by_value(module)
         payload = cloudpickle.dumps(function)
     # whatever the objects it drags in raise from their __reduce__
     except Exception as error:
@@ -435,7 +441,26 @@ def _pickled(task: str, function: Function, module: ModuleType | None) -> dict[s
             f"({type(error).__name__}: {error}); define it at the top level of a file"
         ) from error
     finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
+        for module in own:
+            if module.__name__ in cloudpickle.list_registry_pickle_by_value():
+                cloudpickle.unregister_pickle_by_value(module)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return {"pickle": payload, "name": name}
+
+
+def _modules_beneath(root: Path, function: Function) -> list[ModuleType]:
+    """The loaded modules of the pipeline's folder, and the function's own wherever it lies."""
+    folder = f"{root.resolve()}{os.sep}"
+    home = getattr(function, "__module__", None)
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        # cloudpickle takes __main__ by value anyway; casemate itself is in every sandbox
+        if name == "__main__" or name.startswith(f"{_US}.") or not isinstance(file, str):
+            continue
+        path = Path(file).resolve() if name == home or file.endswith(".py") else None
+        if path is None or _is_installed(path):
+            continue
+        if name == home or str(path).startswith(folder):
+            found.append(module)
+    return found

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -532,13 +531,11 @@ def test_a_bomb_of_merges_as_well(folder: Path) -> None:
     assert message.endswith("more than 300000 values, aliases counted in full")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "? " * 100_000])
-def test_depth_is_refused_before_the_parser_looks_further(folder: Path, text: str) -> None:
-    # libyaml would take a quarter of a minute over the first two: not a timed test, a hang
-    before = time.process_time()
-    message = refusal(folder, text)
+@pytest.mark.parametrize("start", ["[", "{a: ", "- ", "? "])
+def test_depth_is_refused_before_the_parser_looks_further(folder: Path, start: str) -> None:
+    # libyaml is quadratic here: read to their ends, the first two would take half an hour
+    message = refusal(folder, start * 1_000_000)
     assert "nested more than 64 deep" in message or "a key must be a text" in message
-    assert time.process_time() - before < 5
 
 
 def test_a_file_too_large_is_not_read(folder: Path) -> None:
