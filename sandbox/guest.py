@@ -33,7 +33,7 @@ import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any, NoReturn
 
 import zmq
@@ -305,27 +305,49 @@ def _arguments(
     """A task takes (input, ctx), (input), (ctx) or (), told apart by its signature: the first
     parameter is the input unless it is called `ctx`, the second is the context if it has no
     default or is called `ctx`; `ctx` may be keyword-only."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):  # some functions written in C do not tell
+    shape = _shape(function)
+    if shape is None:
         return (input,), {}
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    named = {p.name: context for p in parameters if p.kind is p.KEYWORD_ONLY and p.name == "ctx"}
-    if len([p for p in places if p.default is p.empty]) > 2:
+    names, required, is_variadic, has_named_context = shape
+    if required > 2:
         name = getattr(function, "__qualname__", repr(function))
         raise UsageError(
-            f"{name} takes {', '.join(p.name for p in places)}; a task takes (input, ctx), "
-            "(input), (ctx) or ()"
+            f"{name} takes {', '.join(names)}; a task takes (input, ctx), (input), (ctx) or ()"
         )
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return (input,) if "ctx" in named else (input, context), named
-    positional: list[Any] = []
-    if places:
-        positional.append(context if places[0].name == "ctx" else input)
-    takes_second = len(places) > 1 and places[0].name != "ctx"
-    if takes_second and (places[1].default is places[1].empty or places[1].name == "ctx"):
-        positional.append(context)
-    return tuple(positional), named
+    named = {"ctx": context} if has_named_context else {}
+    if is_variadic:
+        return (input,) if has_named_context else (input, context), named
+    if not names or names[0] == "ctx":
+        return (context,) * len(names[:1]), named
+    takes_context = len(names) > 1 and (required > 1 or names[1] == "ctx")
+    return (input, context) if takes_context else (input,), named
+
+
+def _shape(function: Callable[..., Any]) -> tuple[list[str], int, bool, bool] | None:
+    """Its positional parameters, how many have no default, whether it takes `*args`, whether it
+    has a keyword-only `ctx`. None: it does not tell."""
+    if type(function) is FunctionType and not function.__dict__:
+        # A function as written, under no decorator: its code says it all. `inspect` says it as
+        # well, but copies 260 KiB of pages from the zygote for it.
+        code = function.__code__
+        count = code.co_argcount
+        return (
+            list(code.co_varnames[:count]),
+            count - len(function.__defaults__ or ()),
+            bool(code.co_flags & inspect.CO_VARARGS),
+            "ctx" in code.co_varnames[count : count + code.co_kwonlyargcount],
+        )
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):  # some functions written in C
+        return None
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return (
+        [p.name for p in places],
+        len([p for p in places if p.default is p.empty]),
+        any(p.kind is p.VAR_POSITIONAL for p in parameters),
+        any(p.kind is p.KEYWORD_ONLY and p.name == "ctx" for p in parameters),
+    )
 
 
 def _drive(generator: Generator[Any, Any, Any], context: RuntimeContext) -> Any:

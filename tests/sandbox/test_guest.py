@@ -94,6 +94,7 @@ def test_an_async_generator_emits_and_gives_none(guest: FakeSupervisor) -> None:
     assert codec.decode_value(outcome.output) is None
 
 
+@pytest.mark.parametrize("is_marked", [False, True])  # by its code, by its signature
 @pytest.mark.parametrize(
     ("parameters", "given"),
     [
@@ -116,7 +117,7 @@ def test_an_async_generator_emits_and_gives_none(guest: FakeSupervisor) -> None:
     ],
 )
 def test_a_function_takes_what_it_names(
-    guest: FakeSupervisor, parameters: str, given: list[object]
+    guest: FakeSupervisor, parameters: str, given: list[object], is_marked: bool
 ) -> None:
     guest.source(
         "agents.py",
@@ -125,7 +126,8 @@ def test_a_function_takes_what_it_names(
         "    for value in locals().copy().values():\n"
         "        if value is not found and value != {}:\n"
         "            found += value if isinstance(value, tuple) else [value]\n"
-        "    return ['CTX' if hasattr(v, 'run_id') else v for v in found]\n",
+        "    return ['CTX' if hasattr(v, 'run_id') else v for v in found]\n"
+        f"if {is_marked}: task.mark = 1\n",
     )
     assert guest.output(TASK, "INPUT") == given
 
