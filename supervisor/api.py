@@ -16,117 +16,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import msgspec
 from msgspec import Raw
 
 from ..protocol import codec
-from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
-from ..protocol.events import Event
+from ..protocol.errors import CasemateError, SetupRefused, UsageError
 from ..protocol.pipeline import PipelineSpec
 from . import hostpipe
 from .builder import Pipeline
 from .config import Config, load_config
-from .journal import JournalReader
+from .cursor import PipelineEvent, RunResult, collect, follow
+from .describe import read_pipeline
+from .pipeline import compile_document
 from .state import StateDirectory
-from .pipeline import compile_document, load_pipeline
 
-__all__ = ["EngineHandle", "PipelineEvent", "RunResult", "Supervisor", "follow", "run_pipeline"]
+# A pipeline built here, one that was compiled before, or the path of a pipeline file.
+Runnable = Pipeline | PipelineSpec | str | os.PathLike[str]
 
-ENDINGS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineEvent:
-    """One fact of a run. `seq` counts the run's events from 1, without holes."""
-
-    seq: int
-    run: str
-    task: str | None
-    attempt: int | None
-    kind: str
-    at: datetime
-    data: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """The documented JSON shape; bytes and datetimes as `{"$bytes": …}`, `{"$datetime": …}`."""
-        return {
-            "seq": self.seq,
-            "run": self.run,
-            "task": self.task,
-            "attempt": self.attempt,
-            "kind": self.kind,
-            "at": self.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "data": codec.to_jsonable(self.data),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended. `outputs`: {sink task: output}; `errors`: {task: its final error}."""
-
-    run: str
-    state: str
-    outputs: dict[str, Any] = field(default_factory=dict)
-    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        return self.state == "completed"
-
-
-class EngineHandle(Protocol):
-    """What a client needs of an engine, be it in this process or another."""
-
-    async def submit(self, spec: PipelineSpec, value: Raw) -> str: ...
-    async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]: ...
-
-
-async def follow(
-    state: StateDirectory, engine: EngineHandle, run: str, since: int = 0
-) -> AsyncIterator[PipelineEvent]:
-    """The run's events after `since`, in order, until its last one."""
-    committed, ended = await engine.wait_committed(run, since)
-    reader = await asyncio.to_thread(JournalReader, state.run(run))
-    try:
-        while True:
-            while since < committed:
-                for event in await asyncio.to_thread(reader.events, since, 1000):
-                    since = event.seq
-                    yield public(event)
-            if ended:
-                return
-            committed, ended = await engine.wait_committed(run, since)
-    finally:
-        reader.close()
-
-
-def public(event: Event) -> PipelineEvent:
-    """The event as a program sees it. Its data holds a task's own values: this is where they are
-    opened, in the client's process, never in the engine."""
-    return PipelineEvent(
-        seq=event.seq,
-        run=event.run,
-        task=event.task,
-        attempt=event.attempt,
-        kind=event.kind,
-        at=datetime.fromtimestamp(event.at, UTC),
-        data=_opened(event.data),
-    )
-
-
-def _opened(data: Raw) -> dict[str, Any]:
-    try:
-        opened = codec.decode_value(data)
-    except RemoteViolation as error:
-        # A hostile guest may send what only looks like a value. It harms nobody but its reader.
-        return {"undecodable": str(error)}
-    assert isinstance(opened, dict)
-    return opened
+__all__ = ["PipelineEvent", "RunResult", "Supervisor", "run_pipeline"]
 
 
 class Supervisor:
@@ -149,7 +59,7 @@ class Supervisor:
         self._listening: asyncio.Task[None] | None = None
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[hostpipe.Answer]] = {}
-        self._progress: dict[str, tuple[int, bool]] = {}
+        self._progress: dict[str, hostpipe.Committed] = {}
         self._news = asyncio.Condition()
         self._gone: str | None = None
 
@@ -157,7 +67,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         code = (
             f"import sys; sys.path[:] = {sys.path!r};"
-            "from casemate.supervisor.engine import main; main()"
+            "from casemate.supervisor.embedded import main; main()"
         )
         with theirs:
             self._process = subprocess.Popen(
@@ -189,13 +99,16 @@ class Supervisor:
 
     # --- verbs -----------------------------------------------------------------------------
 
-    async def submit(self, pipeline: Pipeline | PipelineSpec | str, input: Any = None) -> str:
-        """Start a run; its id. Raises UsageError for a pipeline or input that cannot run."""
-        return await self._submit(self._spec(pipeline), _value(input))
+    async def submit(self, pipeline: Runnable, input: Any = None) -> str:
+        """Start a run; its id. `pipeline` may be the path of a file. Raises UsageError for a
+        pipeline or an input that cannot run."""
+        value = Raw(codec.encode_value(input, name="input"))
+        spec = await asyncio.to_thread(self._spec, pipeline)
+        answer = await self._ask(hostpipe.Submit(spec, value))
+        assert answer.run is not None
+        return answer.run
 
-    async def execute(
-        self, pipeline: Pipeline | PipelineSpec | str, input: Any = None
-    ) -> AsyncIterator[PipelineEvent]:
+    async def execute(self, pipeline: Runnable, input: Any = None) -> AsyncIterator[PipelineEvent]:
         """Start a run and yield its events, lossless and in order. Dropping the iterator does not
         stop the run."""
         run = await self.submit(pipeline, input)
@@ -213,26 +126,21 @@ class Supervisor:
 
     # --- the engine's side -----------------------------------------------------------------
 
-    def _spec(self, pipeline: Pipeline | PipelineSpec | str) -> PipelineSpec:
+    def _spec(self, pipeline: Runnable) -> PipelineSpec:
         if isinstance(pipeline, PipelineSpec):
             return pipeline
-        if isinstance(pipeline, str):
-            return load_pipeline(Path(pipeline), self._config.allow)
-        return compile_document(
-            pipeline.document(), root=Path(pipeline.root), allow=self._config.allow
-        )
-
-    async def _submit(self, spec: PipelineSpec, value: Raw) -> str:
-        answer = await self._ask(hostpipe.Submit(spec, value))
-        assert answer.run is not None
-        return answer.run
+        if isinstance(pipeline, (str, os.PathLike)):
+            return read_pipeline(Path(pipeline), self._config)
+        return compile_document(pipeline.document(), root=pipeline.root, allow=self._config.allow)
 
     async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
         async with self._news:
             while True:
-                seq, ended = self._progress.get(run, (0, False))
-                if ended or seq > beyond:
-                    return seq, ended
+                known = self._progress.get(run)
+                if known is not None and known.problem is not None:
+                    raise CasemateError(known.problem)
+                if known is not None and (known.ended or known.seq > beyond):
+                    return known.seq, known.ended
                 if self._gone is not None:
                     raise CasemateError(self._gone)
                 await self._news.wait()
@@ -255,9 +163,9 @@ class Supervisor:
             match decoder.decode(body):
                 case hostpipe.Answer() as answer:
                     self._answers.pop(answer.id).set_result(answer)
-                case hostpipe.Committed(run=run, seq=seq, ended=ended):
+                case hostpipe.Committed() as committed:
                     async with self._news:
-                        self._progress[run] = seq, ended
+                        self._progress[committed.run] = committed
                         self._news.notify_all()
         async with self._news:
             self._gone = "the engine is gone: its runs are interrupted, their journals are kept"
@@ -267,10 +175,6 @@ class Supervisor:
 
 
 _ENGINE_ENVIRONMENT = {"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"}
-
-
-def _value(input: Any) -> Raw:
-    return Raw(codec.encode_value(input))
 
 
 def run_pipeline(pipeline: Pipeline, input: Any = None, **settings: Any) -> RunResult:
@@ -299,17 +203,3 @@ def run_pipeline(pipeline: Pipeline, input: Any = None, **settings: Any) -> RunR
 async def _run_to_end(pipeline: Pipeline, input: Any, settings: dict[str, Any]) -> RunResult:
     async with Supervisor(**settings) as supervisor:
         return await collect(supervisor.execute(pipeline, input))
-
-
-async def collect(events: AsyncIterator[PipelineEvent]) -> RunResult:
-    run, state = "", "interrupted"
-    outputs: dict[str, Any] = {}
-    errors: dict[str, dict[str, Any]] = {}
-    async for event in events:
-        run = event.run
-        if event.kind in {"task.failed", "task.cancelled"} and event.task:
-            errors[event.task] = event.data["error"]
-        elif event.kind == "run.completed":
-            outputs = event.data["outputs"]
-        state = ENDINGS.get(event.kind, state)
-    return RunResult(run, state, outputs, errors)

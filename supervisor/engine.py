@@ -190,6 +190,10 @@ class Engine:
             raise CasemateError(known.problem)
         return known.committed, known.has_ended
 
+    def problem(self, run: str) -> str | None:
+        """Why a run ended without its last event; None where it did not."""
+        return self._runs[run].problem
+
     # --- the core ----------------------------------------------------------------------------
 
     def _feed(self, input: Input) -> None:

@@ -57,6 +57,7 @@ class Committed(Struct, frozen=True, tag="committed"):
     run: str
     seq: int
     ended: bool
+    problem: str | None = None  # why it ended without a last event
 
 
 _LENGTH = 4

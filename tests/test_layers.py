@@ -98,14 +98,23 @@ def test_nothing_python_lies_at_the_root() -> None:
 
 
 def test_the_engine_loads_without_libzmq() -> None:
-    code = "import sys, casemate.supervisor.engine; print('zmq' in sys.modules)"
+    code = "import sys, casemate.supervisor.embedded; print('zmq' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
 
 
 def test_the_wheel_holds_the_tree_and_nothing_generic(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "-o",
+            str(tmp_path),
+            str(ROOT),
+        ],
         capture_output=True,
         check=True,
     )

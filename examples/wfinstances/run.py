@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from casemate import Limits, Pipeline, Supervisor
+from casemate import Limits, Pipeline, Supervisor, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,14 +27,16 @@ def build(workflow: dict[str, Any], name: str, scale: float) -> tuple[Pipeline, 
     tasks = workflow["specification"]["tasks"]
     seconds = {task["id"]: task["runtimeInSeconds"] for task in workflow["execution"]["tasks"]}
     ids = {task["id"]: f"t{number:04}" for number, task in enumerate(tasks)}
-    pipeline = Pipeline(name, root=str(Path(__file__).parent))
+    pipeline = Pipeline(name)
     parents = {}
     for task in tasks:
         pipeline.add_task(
-            ids[task["id"]],
-            execute="step.py:step",
-            spec={"name": task["name"], "seconds": seconds[task["id"]] * scale},
-            limits=Limits(memory="64MiB"),
+            Task(
+                ids[task["id"]],
+                "step.py:step",
+                spec={"name": task["name"], "seconds": seconds[task["id"]] * scale},
+                limits=Limits(memory="64MiB"),
+            )
         )
         parents[ids[task["id"]]] = [ids[parent] for parent in task["parents"]]
     for child, its_parents in parents.items():

@@ -15,10 +15,10 @@ from rich.console import Console
 from ...protocol import codec
 from ...protocol.errors import UsageError
 from ...protocol.pipeline import PipelineSpec
-from ..api import ENDINGS, PipelineEvent, follow
 from ..config import Config, load_config
+from ..cursor import ENDINGS, PipelineEvent, follow
+from ..describe import read_pipeline
 from ..engine import Engine
-from ..pipeline import load_pipeline
 from .view import LiveView, PlainView, View
 
 __all__ = ["run_file"]
@@ -31,7 +31,7 @@ def run_file(
 ) -> int:
     config = load_config(state=state)
     value = _input(input)
-    spec = load_pipeline(file, config.allow, workspace=workspace)
+    spec = read_pipeline(file, config, workspace)
     return asyncio.run(_run(config, spec, value, as_json))
 
 

@@ -20,8 +20,8 @@ from rich.text import Text
 from ...protocol import codec
 from ...protocol.pipeline import PipelineSpec
 from ...protocol.units import format_size
-from ..api import PipelineEvent
 from ..core import graph
+from ..cursor import PipelineEvent
 
 __all__ = ["LiveView", "PlainView", "View", "printable"]
 

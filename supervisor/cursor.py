@@ -1,0 +1,128 @@
+"""Reading a run: a cursor over its journal, lossless and in order, at the reader's own pace.
+
+Nothing is queued for a reader. It asks the engine only how far the journal is durable, and reads
+the rows itself: a slow reader costs nothing and misses nothing. This is also where a task's values
+are opened: in the reader's process, never in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from msgspec import Raw
+
+from ..protocol import codec
+from ..protocol.errors import RemoteViolation
+from ..protocol.events import Event
+from .journal import JournalReader
+from .state import StateDirectory
+
+__all__ = ["ENDINGS", "Committer", "PipelineEvent", "RunResult", "collect", "follow", "public"]
+
+ENDINGS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineEvent:
+    """One fact of a run. `seq` counts the run's events from 1, without holes."""
+
+    seq: int
+    run: str
+    task: str | None
+    attempt: int | None
+    kind: str
+    at: datetime
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented JSON shape; bytes and datetimes as `{"$bytes": …}`, `{"$datetime": …}`."""
+        return {
+            "seq": self.seq,
+            "run": self.run,
+            "task": self.task,
+            "attempt": self.attempt,
+            "kind": self.kind,
+            "at": self.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "data": codec.to_jsonable(self.data),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended. `outputs`: {sink task: output}; `errors`: {task: its final error}."""
+
+    run: str
+    state: str
+    outputs: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "completed"
+
+
+class Committer(Protocol):
+    """What a cursor needs of an engine, be it in this process or another."""
+
+    async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]: ...
+
+
+async def follow(
+    state: StateDirectory, engine: Committer, run: str, since: int = 0
+) -> AsyncIterator[PipelineEvent]:
+    """The run's events after `since`, in order, until its last one."""
+    committed, ended = await engine.wait_committed(run, since)
+    reader = await asyncio.to_thread(JournalReader, state.run(run))
+    try:
+        while True:
+            while since < committed:
+                for event in await asyncio.to_thread(reader.events, since, 1000):
+                    since = event.seq
+                    yield public(event)
+            if ended:
+                return
+            committed, ended = await engine.wait_committed(run, since)
+    finally:
+        reader.close()
+
+
+def public(event: Event) -> PipelineEvent:
+    """The event as a program sees it. Its data holds a task's own values: this is where they are
+    opened, in the client's process, never in the engine."""
+    return PipelineEvent(
+        seq=event.seq,
+        run=event.run,
+        task=event.task,
+        attempt=event.attempt,
+        kind=event.kind,
+        at=datetime.fromtimestamp(event.at, UTC),
+        data=_opened(event.data),
+    )
+
+
+def _opened(data: Raw) -> dict[str, Any]:
+    try:
+        opened = codec.decode_value(data)
+    except RemoteViolation as error:
+        # A hostile guest may send what only looks like a value. It harms nobody but its reader.
+        return {"undecodable": str(error)}
+    assert isinstance(opened, dict)
+    return opened
+
+
+async def collect(events: AsyncIterator[PipelineEvent]) -> RunResult:
+    run, state = "", "interrupted"
+    outputs: dict[str, Any] = {}
+    errors: dict[str, dict[str, Any]] = {}
+    async for event in events:
+        run = event.run
+        if event.kind in {"task.failed", "task.cancelled"} and event.task:
+            errors[event.task] = event.data["error"]
+        elif event.kind == "run.completed":
+            outputs = event.data["outputs"]
+        state = ENDINGS.get(event.kind, state)
+    return RunResult(run, state, outputs, errors)

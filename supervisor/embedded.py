@@ -1,0 +1,66 @@
+"""The engine as a child of the program that embeds it: an `Engine` at the end of `hostpipe`.
+
+Ends when the host hangs up, whether it closed or died: what lives is killed, runs under way stay
+interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+import msgspec
+
+from ..protocol.errors import CasemateError
+from . import hostpipe
+from .engine import Engine
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    asyncio.run(_serve(int(sys.argv[1])))
+
+
+async def _serve(fd: int) -> None:
+    host = socket.socket(fileno=fd)
+    host.set_inheritable(False)
+    reader, writer = await asyncio.open_connection(sock=host)
+    head = await hostpipe.read(reader)
+    if head is None:
+        return
+    settings = msgspec.msgpack.decode(head, type=hostpipe.Settings)
+    try:
+        async with Engine(settings) as engine:
+            hostpipe.write(writer, hostpipe.Answer(0))
+            engine.listener = lambda run, seq, ended: hostpipe.write(
+                writer, hostpipe.Committed(run, seq, ended, engine.problem(run))
+            )
+            await _answer(engine, reader, writer)
+    except CasemateError as error:
+        hostpipe.write(writer, hostpipe.Answer(0, refused=str(error)))
+    finally:
+        writer.close()
+
+
+async def _answer(
+    engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    decoder = msgspec.msgpack.Decoder(hostpipe.Ask)
+    async with asyncio.TaskGroup() as asks:
+
+        async def grant(ask: hostpipe.Ask) -> None:
+            try:
+                run = None
+                match ask.verb:
+                    case hostpipe.Submit(spec=spec, input=value):
+                        run = await engine.submit(spec, value)
+                    case hostpipe.CancelRun(run=cancelled, reason=reason):
+                        engine.cancel(cancelled, reason)
+                hostpipe.write(writer, hostpipe.Answer(ask.id, run))
+            except (CasemateError, OSError) as error:
+                hostpipe.write(writer, hostpipe.Answer(ask.id, refused=str(error)))
+
+        while (body := await hostpipe.read(reader)) is not None:
+            asks.create_task(grant(decoder.decode(body)))
