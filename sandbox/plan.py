@@ -158,7 +158,7 @@ def make_plan(
         )
 
     optional = {
-        "hostname": "uts" in walls.in_force,
+        "hostname": bool(clone_flags & syscalls.CLONE_NEWUTS),  # else it would be the host's
         "loopback": has_loopback,
         "identity": host_id is not None,
         "user": has_user,

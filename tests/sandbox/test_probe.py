@@ -1,0 +1,165 @@
+"""What a host gives: every refusal says why and what to do. Hosts are pretended, and this one is
+looked at."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+from casemate.protocol.errors import SetupRefused
+from casemate.sandbox import probe as probing
+from casemate.sandbox.cgroup import CgroupFacts, Hierarchy
+from casemate.sandbox.probe import TRIAL, Host, Probe, Tried, has_reserved_ids, judge
+from casemate.sandbox.spec import FIRST_RESERVED_ID
+from sealed import this_host
+
+WORKED = {name: Tried() for name in TRIAL}
+DENIED = Tried(errno.EPERM, "unshare: Operation not permitted")
+NO_CGROUPS = CgroupFacts(Hierarchy.V2, (), ("controllers not to be had",), "Delegate them.")
+
+
+def judged(cgroups: CgroupFacts = NO_CGROUPS, **fields: Any) -> Probe:
+    host = {
+        "kernel": (6, 1),
+        "euid": 1000,
+        "reserved_ids": False,
+        "tried": WORKED,
+        "sysctls": {},
+        "landlock_abi": 4,
+        "seccomp": True,
+        "unreadable": None,
+        "container": False,
+        **fields,
+    }
+    return judge(Host(**host), prefix="/usr", prefixes=("/usr",), cgroups=cgroups)
+
+
+def failed(*names: str, **more: Tried) -> dict[str, Tried]:
+    return {**WORKED, **dict.fromkeys(names, DENIED), **more}
+
+
+def test_this_host_gives_every_wall() -> None:
+    facts = this_host().facts
+    missing = [
+        f"{fact.name}: {fact.detail}. {fact.remedy}"
+        for fact in facts.values()
+        if not fact.present and fact.name != "reserved ids" and not fact.name.endswith("limit")
+    ]
+    assert missing == [], "the tests of the walls need all of them"
+
+
+def test_looking_changes_nothing_here() -> None:
+    names = ("mnt", "net", "pid", "user")
+    before = [os.readlink(f"/proc/self/ns/{name}") for name in names]
+    probing.probe()
+    assert [os.readlink(f"/proc/self/ns/{name}") for name in names] == before
+
+
+def test_whoever_is_root_over_the_hosts_ids_hands_out_uids() -> None:
+    assert this_host().privileged == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "expected"),
+    [
+        ("         0          0 4294967295\n", True),
+        ("         0     100000      65536\n", False),
+        ("      1000       1000          1\n", False),
+        (f"  0 0 1000\n {FIRST_RESERVED_ID} {FIRST_RESERVED_ID} 100000\n", True),
+        ("", False),
+    ],
+)
+def test_reserved_ids_must_exist_in_our_user_namespace(uid_map: str, expected: bool) -> None:
+    assert has_reserved_ids(uid_map) == expected
+
+
+def test_all_is_well_where_all_is_given() -> None:
+    facts = judged(euid=0, reserved_ids=True).facts
+    walls = [name for name in facts if not name.endswith("limit")]
+    assert all(facts[name].present for name in walls)
+
+
+def test_every_absence_has_a_reason_and_a_remedy() -> None:
+    nothing = judged(
+        kernel=(5, 4),
+        tried=failed(*TRIAL),
+        landlock_abi=0,
+        seccomp=False,
+        unreadable="/root/python/lib",
+    )
+    for fact in nothing.facts.values():
+        assert not fact.present
+        assert fact.detail
+    remedies = [fact.remedy for fact in nothing.facts.values()]
+    assert sum(1 for remedy in remedies if not remedy) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"sysctls": {"kernel/apparmor_restrict_unprivileged_userns": "1"}}, "AppArmor"),
+        ({"sysctls": {"kernel/unprivileged_userns_clone": "0"}}, "unprivileged_userns_clone=1"),
+        ({"sysctls": {"user/max_user_namespaces": "0"}}, "max_user_namespaces=10000"),
+        ({"container": True}, "--security-opt"),
+        ({}, "CONFIG_USER_NS"),
+    ],
+)
+def test_the_remedy_for_missing_user_namespaces_fits_the_host(
+    fields: dict[str, Any], word: str
+) -> None:
+    fact = judged(tried={"user": DENIED}, **fields).facts["user"]
+    assert not fact.present
+    assert "Operation not permitted" in fact.detail
+    assert word in fact.remedy
+
+
+def test_ubuntus_apparmor_lets_the_namespace_be_made_and_takes_the_power_away() -> None:
+    sysctls = {"kernel/apparmor_restrict_unprivileged_userns": "1"}
+    facts = judged(tried={"user": Tried(), "pid": DENIED}, sysctls=sysctls).facts
+    assert "AppArmor" in facts["pid"].remedy
+    assert not facts["mount"].present, "what could not be tried is not there"
+    assert "pid wall failed before it" in facts["mount"].detail
+    assert "AppArmor" in facts["mount"].remedy
+
+
+def test_masked_proc_of_a_container_is_explained() -> None:
+    fact = judged(tried=failed("proc"), container=True).facts["proc"]
+    assert "systempaths=unconfined" in fact.remedy
+    bare = judged(tried=failed("proc")).facts["proc"]
+    assert "/proc" in bare.remedy
+
+
+def test_a_kernel_before_landlock_is_too_old() -> None:
+    assert not judged(kernel=(5, 12)).facts["kernel"].present
+    assert judged(kernel=(5, 13)).facts["kernel"].present
+
+
+def test_an_interpreter_that_strangers_cannot_read_is_named() -> None:
+    fact = judged(euid=0, reserved_ids=True, unreadable="/root/py/bin/python3").facts["python"]
+    assert "/root/py/bin/python3" in fact.detail
+    assert "chmod" in fact.remedy
+
+
+def test_limits_say_what_holds_them() -> None:
+    facts = judged().facts
+    assert facts["memory limit"].detail.startswith("sampled")
+    assert facts["cpu limit"].detail.startswith("not held")
+    assert facts["memory limit"].remedy == "Delegate them."
+
+
+@pytest.mark.parametrize(("release", "version"), [("6.18.44-fc", (6, 18)), ("5.13", (5, 13))])
+def test_kernel_versions_are_read(release: str, version: tuple[int, int]) -> None:
+    assert probing.kernel_version(release) == version
+
+
+def test_a_release_that_is_none_is_refused() -> None:
+    with pytest.raises(SetupRefused, match="mainline"):
+        probing.kernel_version("mainline")
+
+
+def test_a_trial_that_breaks_off_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "TRIAL_PROGRAM", "raise SystemExit('no luck')")
+    with pytest.raises(SetupRefused, match="no luck"):
+        probing.run_trial(unprivileged=True)
