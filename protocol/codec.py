@@ -43,6 +43,7 @@ from .limits import (
     LINK_VERSION,
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
+    READ_DEPTH,
     VALUE_DEPTH,
     VALUE_SIZE,
 )
@@ -288,9 +289,9 @@ def checked_raw(data: bytes) -> Raw:
 # `Any`: a user's value has whatever type its user knows it to have.
 def decode_value(raw: Raw | bytes) -> Any:
     """A user's value. RemoteViolation when it is none; its cost is linear in its size, within the
-    factor of VALUE_DEPTH, and its memory at most about a hundredfold."""
+    factor of READ_DEPTH, and its memory at most about a hundredfold."""
     try:
-        return _opened(raw, VALUE_DEPTH)
+        return _opened(raw, READ_DEPTH)
     except (ValueError, RecursionError) as error:
         problem = cut_text(str(error), _QUOTED_SIZE)
     raise RemoteViolation(f"not a value: {problem}")
@@ -306,7 +307,7 @@ def _opened(raw: Raw | bytes, depth: int) -> Any:
         except msgspec.ValidationError:
             pass  # bytes or datetimes in it, or deeper, or wrong
     if not depth:
-        raise ValueError(f"nested deeper than {VALUE_DEPTH} levels")
+        raise ValueError(f"nested deeper than {READ_DEPTH} levels")
     if first[0] in _ARRAYS:
         return [_opened(item, depth - 1) for item in _open_list(raw)]
     return {key: _opened(item, depth - 1) for key, item in _open_dict(raw).items()}
@@ -407,7 +408,7 @@ def _carried_datetime(value: datetime, path: str) -> datetime:
 
 def _check_depth(path: str, depth: int) -> None:
     if not depth:
-        raise _refused(path, f"nesting deeper than {VALUE_DEPTH} levels", "is there a cycle?")
+        raise _refused(path, "nesting this deep", f"at most {VALUE_DEPTH} levels (is it a cycle?)")
 
 
 def _refused(path: str, what: str, remedy: str) -> ValueRefused:
@@ -457,7 +458,7 @@ _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def to_jsonable(value: object, name: str = "output") -> Any:
     """A value as what `json` can write and `from_jsonable` reads back."""
-    return _jsonable(value, name, VALUE_DEPTH)
+    return _jsonable(value, name, READ_DEPTH)
 
 
 def _jsonable(value: object, path: str, depth: int) -> object:
@@ -492,7 +493,7 @@ def _jsonable(value: object, path: str, depth: int) -> object:
 
 def from_jsonable(data: object, name: str = "input") -> Any:
     """The value that JSON data stands for; ValueRefused where a "$" word is used wrongly."""
-    return _unjsonable(data, name, VALUE_DEPTH)
+    return _unjsonable(data, name, READ_DEPTH)
 
 
 def _unjsonable(data: object, path: str, depth: int) -> object:

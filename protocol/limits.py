@@ -40,6 +40,10 @@ ERROR_TYPE_SIZE = 512
 # what Python's recursion limit leaves to whoever walks, prints or compares it.
 VALUE_DEPTH = 128
 
+# The same when a value is read: it may then be inside an input ({upstream: output}) or the data of
+# an event ({outputs: {task: output}}), which must not make a legal value unreadable.
+READ_DEPTH = VALUE_DEPTH + 8
+
 # What may wait for the front. Beyond it frames are dropped; observers see the gap and ask for a
 # replay, so this costs no event, only memory: about 20 000 typical frames.
 FRONT_BUFFER_SIZE = 8 * MIB

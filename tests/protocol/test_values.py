@@ -26,9 +26,10 @@ from casemate.protocol.codec import (
     to_jsonable,
 )
 from casemate.protocol.errors import RemoteViolation, UsageError
-from casemate.protocol.limits import VALUE_DEPTH
+from casemate.protocol.limits import READ_DEPTH, VALUE_DEPTH
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 
 Convert = Callable[[object], Any]
 
@@ -203,7 +204,7 @@ def cycle() -> list[object]:
         ({"\ud800": 1}, "output, a key: text with lone surrogates is not carried"),
         ({1: 2}, "output: key 1 (int) is not carried; keys must be str"),
         ({"a": {None: 2}}, "output.a: key None (NoneType) is not carried"),
-        (cycle(), "nesting deeper than 128 levels is not carried; is there a cycle?"),
+        (cycle(), "nesting this deep is not carried; at most 128 levels (is it a cycle?)"),
     ],
 )
 def test_what_is_not_carried_is_named(value: object, message: str) -> None:
@@ -219,19 +220,31 @@ def test_the_callers_word_begins_the_path() -> None:
         encode_value({"a": {1}}, "item")
 
 
-@pytest.mark.parametrize("encoded", [encode_value, msgspec.msgpack.encode])
-@pytest.mark.parametrize("extra", [0, 1])
-def test_depth_is_bounded_both_ways(encoded: Callable[[object], bytes], extra: int) -> None:
-    value = nested(VALUE_DEPTH + extra)
-    if not extra:
-        assert decode_value(encoded(value)) == value
-        assert from_jsonable(to_jsonable(value)) == value
-        return
-    with pytest.raises((ValueRefused, RemoteViolation), match="deeper than 128 levels"):
-        decode_value(encoded(value))
+def test_depth_is_bounded_when_it_is_written() -> None:
+    value = nested(VALUE_DEPTH)
+    assert decode_value(encode_value(value)) == value
+    with pytest.raises(ValueRefused, match="at most 128 levels"):
+        encode_value([value])
+
+
+def test_depth_is_bounded_when_it_is_read() -> None:
+    value = nested(READ_DEPTH)
+    raw = msgspec.msgpack.encode(value)
+    assert decode_value(raw) == value
+    assert from_jsonable(to_jsonable(value)) == value
+    with pytest.raises(RemoteViolation, match="deeper than 136 levels"):
+        decode_value(b"\x91" + raw)
     for convert in (to_jsonable, from_jsonable):
-        with pytest.raises(ValueRefused, match="deeper than 128 levels"):
-            convert(value)
+        with pytest.raises(ValueRefused, match="nesting this deep is not carried"):
+            convert([value])
+
+
+def test_the_deepest_value_is_still_readable_inside_an_event() -> None:
+    value = nested(VALUE_DEPTH)
+    event = {"data": {"outputs": {"task": Raw(encode_value(value))}}}
+    opened = decode_value(msgspec.msgpack.encode(event))
+    assert opened == {"data": {"outputs": {"task": value}}}
+    assert from_jsonable(to_jsonable(opened)) == opened
 
 
 @pytest.mark.parametrize("bottom", [1, b"bytes", {"a": b"bytes"}, [b"bytes"] * 3])
