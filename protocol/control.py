@@ -25,7 +25,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from .events import TaskError
-from .limits import CONTROL_VERSION, EVENT_VERSION
+from .limits import CONTROL_VERSION
 
 __all__ = [
     "HEARTBEAT_TOPIC",
@@ -59,6 +59,9 @@ def topic(run: str, task: str | None, kind: str) -> bytes:
 
 
 class Header(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What does not apply is left out."""
+
+    version: int
     epoch: int  # changes when the front was restarted: what it had queued is gone, replay
     seq: int
     kind: str
@@ -66,13 +69,12 @@ class Header(Struct, frozen=True, kw_only=True, omit_defaults=True):
     task_seq: int | None = None  # counts this task's events from 1
     attempt: int | None = None
     omitted: dict[str, int] = {}  # "output" or "outputs/<task>": bytes
-    version: int = EVENT_VERSION
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
+    version: int
     epoch: int
     time: float
-    version: int = EVENT_VERSION
 
 
 # ------------------------------------------------------------------------------------- requests

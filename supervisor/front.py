@@ -73,6 +73,7 @@ from ..protocol.limits import (
     CONTROL_QUEUE,
     CONTROL_REQUEST_SIZE,
     CONTROL_VERSION,
+    EVENT_VERSION,
     FRONT_BUFFER_SIZE,
     FRONT_FILES,
     FRONT_MEMORY,
@@ -557,6 +558,8 @@ def _end_with(engine: int) -> None:
 
 
 def _end_for_certain() -> None:
+    # An engine that dies is EOF and signal both; the second must not cut short what the first began.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # SIGALRM has no handler here: the kernel ends us, whatever we are stuck in.
     signal.setitimer(signal.ITIMER_REAL, 2 * _PARTING_SECONDS + 1)
 
@@ -682,7 +685,7 @@ class _Front:
     def _send_heartbeat(self) -> None:
         import zmq
 
-        header = Heartbeat(epoch=self._hello.epoch, time=time.time())
+        header = Heartbeat(version=EVENT_VERSION, epoch=self._hello.epoch, time=time.time())
         self._events.send_multipart(
             [HEARTBEAT_TOPIC, _encoder.encode(header), _encoder.encode(dict(self._last))],
             zmq.NOBLOCK,
@@ -716,6 +719,7 @@ def _frame(
             topics.clear()
         name = topics[key] = topic(*key)
     header = Header(
+        version=EVENT_VERSION,
         epoch=epoch,
         seq=event.seq,
         kind=event.kind,
