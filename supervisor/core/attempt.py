@@ -110,9 +110,7 @@ class Attempt(Clock):
             return min(self._wall, self.active + timeouts.idle)
         if self.phase is Phase.SPAWNING:
             return self.spawned + timeouts.start
-        if self.phase is Phase.ASKED:
-            return self.asked + timeouts.grace
-        return math.inf
+        return self.asked + timeouts.grace  # what is being killed has no clock
 
     def overrun(self, now: float) -> tuple[ErrorKind, str]:
         """The limit that ran out, of those `due` watches."""
@@ -130,8 +128,8 @@ class Attempt(Clock):
         if error is None:  # it finished after all, too late
             return TaskError(kind=self.reason, message=self.message)
         message = self.message
-        if error.kind not in (self.reason, ErrorKind.CRASH, ErrorKind.CANCELLED):
-            # A crash is what our kill looks like from outside; anything else is worth telling.
+        if error.kind not in (self.reason, ErrorKind.CRASH, ErrorKind.LOST):
+            # These are what our own kill looks like from outside; anything else is worth telling.
             message = f"{message}; then {error.kind}: {error.message}"
         return TaskError(
             kind=self.reason,

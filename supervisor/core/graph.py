@@ -85,10 +85,8 @@ def cycles(ids: Iterable[str], edges: Iterable[Edge]) -> list[tuple[str, ...]]:
     settled: set[str] = set()
     # Depth first against the edges, by hand: a chain of 10 000 would overflow Python's stack.
     path: list[tuple[str, Iterator[str]]] = []
-    height: dict[str, int] = {}  # of the tasks on the path
+    height: dict[str, int] = {}  # where a task that is not settled stands on the path
     for start in upstream:
-        if start in settled:
-            continue
         height[start] = 0
         path.append((start, iter(upstream[start])))
         while path:
@@ -96,13 +94,10 @@ def cycles(ids: Iterable[str], edges: Iterable[Edge]) -> list[tuple[str, ...]]:
             above = next((source for source in rest if source not in settled), None)
             if above is None:
                 path.pop()
-                del height[task]
                 settled.add(task)
             elif above in height:
                 knot = [on_path for on_path, _ in path[height[above] :]]
                 del path[height[above] :]
-                for on_path in knot:
-                    del height[on_path]
                 settled.update(knot)
                 knot.reverse()
                 first = knot.index(min(knot))

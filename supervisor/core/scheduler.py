@@ -447,7 +447,6 @@ class Scheduler:
         kind = ErrorKind.TIMEOUT_RUN if cause is ErrorKind.TIMEOUT_RUN else ErrorKind.CANCELLED
         for backoff in run.backoffs.values():
             self._clocks.discard(backoff)
-        run.backoffs.clear()
         run.ready.clear()
         error = TaskError(kind=kind, message=message)
         for task in run.state.graph.order:

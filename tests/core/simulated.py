@@ -315,6 +315,9 @@ class Simulated:
             if isinstance(command, Record):
                 self.journal.append(command)
                 self.folded[command.run].apply(command)
+            elif isinstance(command, Spawn):
+                for source in command.upstream:  # as the engine does, to put its input together
+                    self.scheduler.output(command.run, source)
         for run, state in self.states.items():
             assert state == self.folded[run], f"{run}: the fold differs from the live state"
         return commands

@@ -122,6 +122,14 @@ def test_what_else_was_seen_at_the_end_is_told_beside_the_first_cause() -> None:
     assert failed == "record a#1 failed: timeout.wall: ran longer than 10 s; then memory: too much"
 
 
+@pytest.mark.parametrize("kind", ["crash", "lost", "timeout.wall"])
+def test_what_our_own_kill_looks_like_is_not_told(kind: str) -> None:
+    run = started("task a wall=10")
+    run.at(10)
+    [failed, _] = run.at(11, f"ended a#1 error={kind} killed from outside")
+    assert failed == "record a#1 failed: timeout.wall: ran longer than 10 s"
+
+
 def test_nobody_is_asked_before_it_has_started() -> None:
     run = Simulated.start("task a start=3 grace=60")
     assert run.at(3) == ["kill a#1: timeout.start"]
