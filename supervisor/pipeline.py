@@ -20,7 +20,7 @@ import pwd
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Raw
 from pydantic import ValidationError
@@ -150,9 +150,6 @@ def describing(file: Path) -> tuple[PipelineSpec, Raw]:
     return compile_document(document, root=root, source=str(file)), value
 
 
-M = TypeVar("M", bound=Model)
-
-
 class _Compiler:
     def __init__(
         self, document: Document, root: Path, allow: Allow, workspace: Path | None
@@ -163,6 +160,7 @@ class _Compiler:
         self._workspace = workspace
         self._problems: list[Problem] = []
         self._bad: set[KeyPath] = set()  # keys that do not hold what they should
+        self._sound_files: set[str] = set()  # most tasks of a large pipeline share one
 
     def compile(self) -> PipelineSpec:
         raw = self._document.value
@@ -290,9 +288,6 @@ class _Compiler:
     def _task(self, id: str, task: Task, defaults: Defaults) -> TaskSpec:
         path: KeyPath = ("tasks", id)
         entry = self._entry(task, path)
-        limits = _merged(defaults.limits, task.limits)
-        timeouts = _merged(defaults.timeouts, task.timeouts)
-        policy = _merged(defaults.retry, task.retry)
         env = self._env_of(defaults.env, ("defaults", "env")) | self._env_of(
             task.env, (*path, "env")
         )
@@ -314,9 +309,9 @@ class _Compiler:
             sources=tuple(dict.fromkeys(name for name in sources if name is not None)),
             env={name: text for name, text in env.items() if text is not None},
             host_env=tuple(sorted(name for name, text in env.items() if text is None)),
-            limits=pipeline.Limits(**dict(limits)),
-            timeouts=pipeline.Timeouts(**dict(timeouts)),
-            retry=pipeline.Retry(**dict(policy)),
+            limits=pipeline.Limits(**_merged(defaults.limits, task.limits)),
+            timeouts=pipeline.Timeouts(**_merged(defaults.timeouts, task.timeouts)),
+            retry=pipeline.Retry(**_merged(defaults.retry, task.retry)),
             network=Network(network),
         )
 
@@ -353,6 +348,8 @@ class _Compiler:
 
     def _file(self, file: str, path: KeyPath) -> None:
         """Beneath the root without exception: a task's file needs a place in the snapshot."""
+        if file in self._sound_files:
+            return
         found = self._resolved(file, path)
         if found is None:
             return
@@ -363,6 +360,8 @@ class _Compiler:
             )
         elif not found.is_file():
             self._wrong(f"{shown(file)} is not a file", path)
+        else:
+            self._sound_files.add(file)
 
     def _source(self, name: str, path: KeyPath) -> str | None:
         """As `TaskSpec.sources` has it: relative to the root, or absolute where it lies outside."""
@@ -443,9 +442,12 @@ def _takes_word(word: str) -> str:
     return f"takes the operator's word: allow {word} in casemate.toml or CASEMATE_ALLOW"
 
 
-def _merged(default: M, own: M) -> M:
+def _merged(default: Model, own: Model) -> dict[str, Any]:
     """The task's word first, then the pipeline's, then ours."""
-    return default.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
+    values = default.__dict__
+    if own.model_fields_set:
+        values = values | {name: getattr(own, name) for name in own.model_fields_set}
+    return values
 
 
 def _edge_shown(edge: Any) -> str:

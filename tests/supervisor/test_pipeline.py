@@ -37,6 +37,9 @@ from casemate.supervisor.pipeline import (
     json_schema,
     load_pipeline,
 )
+from casemate.supervisor.reading import parse_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 MIB = 2**20
 
@@ -512,6 +515,60 @@ def test_no_document_of_any_shape_gets_another_error(
         compile_document(document, root=folder)
     assert str(error.value).isprintable() or "\n" in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+KEYS = st.sampled_from(
+    ["name", "tasks", "edges", "defaults", "limits", "timeouts", "retry", "memory", "wall", "on", "a",
+     "execute", "command", "needs", "env", "sources", "spec", "from", "to", "workspace", "pickle"]
+) | st.text(max_size=3)  # fmt: skip
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
+    | st.sampled_from(["a", "1s", "1MiB", "agents.py:f", "none", "host", ".", "/", "repo"])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+TASKS = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "c.d"]), st.dictionaries(KEYS, VALUES) | VALUES
+)
+DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": VALUES,
+        "tasks": TASKS | VALUES,
+        "edges": VALUES,
+        "defaults": VALUES,
+        "a": VALUES,
+    },
+)
+
+
+@given(DOCUMENTS)
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_document_holds_it_is_a_pipeline_or_one_error(
+    document: dict[str, object],
+) -> None:
+    try:
+        compile_document(document, root=Path("/nonexistent"))
+    except PipelineError as error:
+        assert error.problems
+        assert "\x1b" not in str(error)
+
+
+@given(
+    st.text(alphabet="ab:-?[]{},&*!|>'\"%#@` \n\t<0.", max_size=40),
+    st.sampled_from([".yaml", ".json", ".toml"]),
+)
+@settings(max_examples=500, deadline=None)
+def test_whatever_a_file_holds_it_is_a_document_or_one_error(text: str, suffix: str) -> None:
+    try:
+        parse_text(text, suffix, "x")
+    except PipelineError as error:
+        assert len(error.problems) == 1
 
 
 # --- files that mean harm ------------------------------------------------------------------------
