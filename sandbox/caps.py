@@ -81,15 +81,10 @@ class Status:
 
     @property
     def is_bare(self) -> bool:
-        """No capability is left in any set."""
+        """No capability is left in any set: what must hold before a task's code runs."""
         return not (
             self.inheritable | self.permitted | self.effective | self.bounding | self.ambient
         )
-
-    @property
-    def is_sealed(self) -> bool:
-        """What must hold before a line of a task's code runs."""
-        return self.is_bare and self.no_new_privs and self.seccomp == 2
 
 
 # Seven lines that the kernel writes one after the other (fs/proc/array.c). The process's name, on

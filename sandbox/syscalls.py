@@ -1,9 +1,10 @@
 """System calls by name and number, and thin wrappers for those the standard library lacks.
 
-The tables are complete up to the newest kernel named in `TABLE_KERNEL`: the seccomp filter is
-written in names and must know every number it refuses by name. Everything goes through libc's
-`syscall()`, called with the GIL held (`PyDLL`): the callers are single-threaded, and the child of
-a raw `clone3` must not find the GIL in another state than the one it was forked with.
+The tables are complete up to Linux 6.19: the seccomp filter is written in names and must know every
+number it refuses by name. What comes later has no name here and is answered ENOSYS, as by an older
+kernel. Everything goes through libc's `syscall()`, called with the GIL held (`PyDLL`): the callers
+are single-threaded, and the child of a raw `clone3` must not find the GIL in another state than the
+one it was forked with.
 
 A wrapper raises `OSError` whose message begins with the name of the call, and nothing else of
 the package touches ctypes for a system call.
@@ -26,11 +27,7 @@ __all__ = [
     "AT_EMPTY_PATH",
     "AT_FDCWD",
     "AT_RECURSIVE",
-    "AT_SYMLINK_NOFOLLOW",
     "CAPABILITY_VERSION_3",
-    "CLONE_CLEAR_SIGHAND",
-    "CLONE_FILES",
-    "CLONE_FS",
     "CLONE_INTO_CGROUP",
     "CLONE_NEWCGROUP",
     "CLONE_NEWIPC",
@@ -40,101 +37,50 @@ __all__ = [
     "CLONE_NEWTIME",
     "CLONE_NEWUSER",
     "CLONE_NEWUTS",
-    "CLONE_PARENT",
     "CLONE_PIDFD",
     "CLONE_SIGHAND",
     "CLONE_THREAD",
     "CLONE_VM",
-    "CLOSE_RANGE_CLOEXEC",
-    "CLOSE_RANGE_UNSHARE",
     "FSCONFIG_CMD_CREATE",
-    "FSCONFIG_CMD_RECONFIGURE",
-    "FSCONFIG_SET_BINARY",
-    "FSCONFIG_SET_FD",
     "FSCONFIG_SET_FLAG",
-    "FSCONFIG_SET_PATH",
-    "FSCONFIG_SET_PATH_EMPTY",
     "FSCONFIG_SET_STRING",
     "FSMOUNT_CLOEXEC",
     "FSOPEN_CLOEXEC",
     "LANDLOCK_CREATE_RULESET_VERSION",
-    "LANDLOCK_RULE_NET_PORT",
     "LANDLOCK_RULE_PATH_BENEATH",
     "LAST_FD",
     "MNT_DETACH",
-    "MNT_EXPIRE",
-    "MNT_FORCE",
-    "MOUNT_ATTR_ATIME",
     "MOUNT_ATTR_IDMAP",
-    "MOUNT_ATTR_NOATIME",
     "MOUNT_ATTR_NODEV",
-    "MOUNT_ATTR_NODIRATIME",
     "MOUNT_ATTR_NOEXEC",
     "MOUNT_ATTR_NOSUID",
-    "MOUNT_ATTR_NOSYMFOLLOW",
     "MOUNT_ATTR_RDONLY",
-    "MOUNT_ATTR_RELATIME",
-    "MOVE_MOUNT_BENEATH",
     "MOVE_MOUNT_F_EMPTY_PATH",
-    "MOVE_MOUNT_F_SYMLINKS",
     "MOVE_MOUNT_T_EMPTY_PATH",
-    "MOVE_MOUNT_T_SYMLINKS",
-    "MS_BIND",
-    "MS_MOVE",
-    "MS_NOATIME",
-    "MS_NODEV",
-    "MS_NOEXEC",
-    "MS_NOSUID",
-    "MS_NOSYMFOLLOW",
     "MS_PRIVATE",
-    "MS_RDONLY",
     "MS_REC",
-    "MS_RELATIME",
-    "MS_REMOUNT",
-    "MS_SHARED",
-    "MS_SILENT",
     "MS_SLAVE",
-    "MS_UNBINDABLE",
     "OPEN_TREE_CLOEXEC",
     "OPEN_TREE_CLONE",
     "PR_CAPBSET_DROP",
     "PR_CAPBSET_READ",
     "PR_CAP_AMBIENT",
     "PR_CAP_AMBIENT_CLEAR_ALL",
-    "PR_CAP_AMBIENT_IS_SET",
-    "PR_CAP_AMBIENT_LOWER",
     "PR_CAP_AMBIENT_RAISE",
-    "PR_GET_DUMPABLE",
     "PR_GET_KEEPCAPS",
-    "PR_GET_NO_NEW_PRIVS",
-    "PR_GET_PDEATHSIG",
-    "PR_GET_SECCOMP",
     "PR_GET_SECUREBITS",
-    "PR_SET_CHILD_SUBREAPER",
     "PR_SET_DUMPABLE",
     "PR_SET_KEEPCAPS",
-    "PR_SET_MM",
     "PR_SET_NAME",
     "PR_SET_NO_NEW_PRIVS",
     "PR_SET_PDEATHSIG",
-    "PR_SET_PTRACER",
     "PR_SET_SECCOMP",
     "PR_SET_SECUREBITS",
-    "PR_SET_TIMERSLACK",
     "RESOLVE_BENEATH",
-    "RESOLVE_CACHED",
-    "RESOLVE_IN_ROOT",
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
-    "RESOLVE_NO_XDEV",
     "SECCOMP_FILTER_FLAG_NEW_LISTENER",
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-    "SECCOMP_FILTER_FLAG_TSYNC",
-    "SECCOMP_GET_ACTION_AVAIL",
     "SECCOMP_SET_MODE_FILTER",
-    "SECCOMP_SET_MODE_STRICT",
-    "TABLE_KERNEL",
-    "UMOUNT_NOFOLLOW",
     "X86_64",
     "Arch",
     "Argument",
@@ -177,10 +123,6 @@ def _table(runs: dict[int, str]) -> dict[str, int]:
         for offset, name in enumerate(names.split())
     }
 
-
-# The newest kernel whose system calls these tables know. What comes later has no name here and is
-# answered ENOSYS by the filter, as an older kernel would.
-TABLE_KERNEL = "6.19"
 
 # fmt: off
 _X86_64 = _table({
@@ -358,11 +300,8 @@ def syscall(
 # Processes and namespaces ------------------------------------------------------------------------
 
 CLONE_VM = 0x00000100
-CLONE_FS = 0x00000200
-CLONE_FILES = 0x00000400
 CLONE_SIGHAND = 0x00000800
 CLONE_PIDFD = 0x00001000
-CLONE_PARENT = 0x00008000
 CLONE_THREAD = 0x00010000
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -372,7 +311,6 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-CLONE_CLEAR_SIGHAND = 0x1_0000_0000
 CLONE_INTO_CGROUP = 0x2_0000_0000
 
 # flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
@@ -417,8 +355,6 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
     syscall("pidfd_send_signal", pidfd, signal, None, 0)
 
 
-CLOSE_RANGE_UNSHARE = 1 << 1
-CLOSE_RANGE_CLOEXEC = 1 << 2
 LAST_FD = 0xFFFF_FFFF
 
 
@@ -437,29 +373,19 @@ def close_all_but(keep: tuple[int, ...]) -> None:
 
 
 PR_SET_PDEATHSIG = 1
-PR_GET_PDEATHSIG = 2
-PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 PR_GET_KEEPCAPS = 7
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
-PR_GET_SECCOMP = 21
 PR_SET_SECCOMP = 22
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_GET_SECUREBITS = 27
 PR_SET_SECUREBITS = 28
-PR_SET_TIMERSLACK = 29
-PR_SET_MM = 35
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_IS_SET = 1
 PR_CAP_AMBIENT_RAISE = 2
-PR_CAP_AMBIENT_LOWER = 3
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-PR_SET_PTRACER = 0x59616D61
 
 
 def prctl(option: int, b: Argument = 0, c: Argument = 0, d: Argument = 0, e: Argument = 0) -> int:
@@ -517,31 +443,14 @@ def capget() -> tuple[int, int, int]:
 # Mounts ------------------------------------------------------------------------------------------
 
 AT_FDCWD = -100
-AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
-MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_REMOUNT = 32
-MS_NOSYMFOLLOW = 256
-MS_NOATIME = 1024
-MS_BIND = 4096
-MS_MOVE = 8192
 MS_REC = 16384
-MS_SILENT = 32768
-MS_UNBINDABLE = 1 << 17
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
-MS_SHARED = 1 << 20
-MS_RELATIME = 1 << 21
 
-MNT_FORCE = 1
 MNT_DETACH = 2
-MNT_EXPIRE = 4
-UMOUNT_NOFOLLOW = 8
 
 
 def mount(
@@ -570,11 +479,8 @@ def open_tree(dirfd: int, path: bytes, flags: int = OPEN_TREE_CLOEXEC) -> int:
     return syscall("open_tree", dirfd, path, flags)
 
 
-MOVE_MOUNT_F_SYMLINKS = 0x01
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
-MOVE_MOUNT_T_SYMLINKS = 0x10
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
-MOVE_MOUNT_BENEATH = 0x200
 
 
 def move_mount(
@@ -592,12 +498,7 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
-MOUNT_ATTR_ATIME = 0x70  # the mask of the atime settings below
-MOUNT_ATTR_RELATIME = 0x00
-MOUNT_ATTR_NOATIME = 0x10
-MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x0010_0000
-MOUNT_ATTR_NOSYMFOLLOW = 0x0020_0000
 
 _MOUNT_ATTR = struct.Struct("4Q")  # attr_set, attr_clr, propagation, userns_fd
 
@@ -619,12 +520,7 @@ def mount_setattr(
 FSOPEN_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
-FSCONFIG_SET_BINARY = 2
-FSCONFIG_SET_PATH = 3
-FSCONFIG_SET_PATH_EMPTY = 4
-FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
-FSCONFIG_CMD_RECONFIGURE = 7
 FSMOUNT_CLOEXEC = 1
 
 
@@ -645,12 +541,9 @@ def fsmount(fd: int, attributes: int = 0, flags: int = FSMOUNT_CLOEXEC) -> int:
 
 # Files -------------------------------------------------------------------------------------------
 
-RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
-RESOLVE_IN_ROOT = 0x10
-RESOLVE_CACHED = 0x20
 
 _OPEN_HOW = struct.Struct("3Q")  # flags, mode, resolve
 
@@ -662,11 +555,7 @@ def openat2(dirfd: int, path: bytes, flags: int, *, mode: int = 0, resolve: int 
 
 # seccomp and Landlock ----------------------------------------------------------------------------
 
-SECCOMP_SET_MODE_STRICT = 0
 SECCOMP_SET_MODE_FILTER = 1
-SECCOMP_GET_ACTION_AVAIL = 2
-SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
-SECCOMP_FILTER_FLAG_SPEC_ALLOW = 1 << 2
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 
 
@@ -676,7 +565,6 @@ def seccomp(operation: int, flags: int, arguments: Argument) -> int:
 
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
-LANDLOCK_RULE_NET_PORT = 2
 
 
 def landlock_create_ruleset(attributes: bytes | None, size: int, flags: int = 0) -> int:

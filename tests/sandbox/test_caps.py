@@ -137,6 +137,7 @@ if os.geteuid() == 0:
 
         def work() -> tuple[object, ...]:
             _, before, _ = syscalls.capget()
+            os.setgroups([4, 27])
             caps.become(uid, uid)
             effective, permitted, inheritable = syscalls.capget()
             keeps = syscalls.prctl(syscalls.PR_GET_KEEPCAPS)
@@ -186,23 +187,19 @@ def test_a_status_is_read_as_the_kernel_writes_it() -> None:
     status = caps.parse_status(STATUS)
     assert status == caps.Status(0, 1, 2, 0x1FF_FFFF_FFFF, 0, True, 2)
     assert not status.is_bare
-    assert not status.is_sealed
 
 
-def test_every_part_of_the_seal_counts() -> None:
+def test_one_capability_in_any_set_is_one_too_many() -> None:
     good = caps.Status(0, 0, 0, 0, 0, True, 2)
-    assert good.is_sealed
+    assert good.is_bare
     for broken in (
         replace(good, inheritable=SETPCAP),
         replace(good, permitted=SETPCAP),
         replace(good, effective=SETPCAP),
         replace(good, bounding=SETPCAP),
         replace(good, ambient=SETPCAP),
-        replace(good, no_new_privs=False),
-        replace(good, seccomp=0),
-        replace(good, seccomp=1),
     ):
-        assert not broken.is_sealed
+        assert not broken.is_bare
 
 
 def test_a_status_without_a_line_is_not_taken_for_a_good_one() -> None:

@@ -390,25 +390,49 @@ def test_a_call_allowed_always_is_so_by_its_number_alone(arch: Arch) -> None:
         assert given.steps <= 16, name
 
 
-def test_jumps_beyond_the_reach_of_a_byte_are_made() -> None:
-    """A policy an order of magnitude larger than ours: every decision different, every number."""
-    crowd = Arch("crowd", 0x1234, {})
-    emitter = seccomp._Emitter()
-    cases = tuple(
-        (number, number, seccomp._among(number % 6, (number,), seccomp.ALLOW, number + 0x50000))
-        for number in range(0, 1200, 2)
-    )
-    tree = emitter.search(seccomp._ranges(cases, seccomp.fail(errno.ENOSYS)))
-    emitter.load(0, tree)
-    decoded = bpf.decode(emitter.code())
-    assert len(decoded) > 2000
-    chance = random.Random(2)
-    for number in range(1300):
-        arguments = tuple(chance.choice((number, number + 1, 0)) for _ in range(6))
-        expected = seccomp.fail(errno.ENOSYS)
-        if number < 1200 and number % 2 == 0:
-            expected = decide(cases[number // 2][2], arguments)
-        assert bpf.evaluate(decoded, crowd.audit, number, arguments).value == expected
+def crowd(chance: random.Random, calls: int) -> dict[int, seccomp.Outcome]:
+    """A policy of many decisions, few of them alike, some of them pointless."""
+
+    def leaf() -> int:
+        return chance.choice((seccomp.ALLOW, seccomp.KILL, seccomp.fail(chance.randrange(100))))
+
+    def outcome(depth: int) -> seccomp.Outcome:
+        argument, mask = chance.randrange(6), chance.choice((1, 0xF0, 0xFFFF_FFFF))
+        kind = chance.randrange(6) if depth else 5
+        if kind == 0:
+            return Flags(argument, mask, outcome(depth - 1), outcome(depth - 1))
+        if kind == 1:
+            return IsNull(argument, outcome(depth - 1), outcome(depth - 1))
+        if kind <= 3:
+            edges = sorted(chance.sample(range(40), 2 * chance.randrange(4)))
+            cases = tuple(
+                (first, last, outcome(depth - 1))
+                for first, last in zip(edges[::2], edges[1::2], strict=True)
+            )
+            return Switch(argument, cases, outcome(depth - 1), mask)
+        return leaf()
+
+    depth = 3 if calls < 100 else 1  # so that the kernel would take the largest
+    return {number: outcome(depth) for number in range(0, 2 * calls, chance.choice((1, 2)))}
+
+
+@pytest.mark.parametrize("calls", [1, 2, 5, 20, 60, 65, 70, 80, 120, 250, 400])
+def test_any_policy_is_compiled_to_what_it_means(calls: int) -> None:
+    """Large ones too, where targets lie beyond the 8 bits of a conditional jump."""
+    chance = random.Random(calls)
+    for _ in range(10):
+        outcomes = crowd(chance, calls)
+        cases = tuple((number, number, outcome) for number, outcome in outcomes.items())
+        emitter = seccomp._Emitter()
+        tree = emitter.search(seccomp._ranges(cases, seccomp.fail(errno.ENOSYS)))
+        emitter.load(0, tree)
+        decoded = bpf.decode(emitter.code())
+        for number in (*outcomes, 5000):
+            arguments = tuple(
+                chance.choice((0, 1, 16, chance.randrange(40), HIGH)) for _ in range(6)
+            )
+            expected = decide(outcomes.get(number, seccomp.fail(errno.ENOSYS)), arguments)
+            assert bpf.evaluate(decoded, 0, number, arguments).value == expected
 
 
 @pytest.mark.parametrize(
