@@ -36,6 +36,7 @@ from . import packets
 from .cgroup import Cgroup
 from .probe import Probe
 from .spec import (
+    ENGINE_FD,
     REQUEST_SIZE,
     Exited,
     FdRole,
@@ -49,13 +50,22 @@ from .spec import (
     ZygoteConfig,
     ZygoteHello,
 )
-from .zygote import BOOTSTRAP
 
 __all__ = ["Ending", "Sandbox", "Stdio", "Zygote"]
 
 # A status record; the longest holds one error message. Read from inside the walls: not trusted.
 RECORD_SIZE = 16 * 1024
 _record = msgspec.msgpack.Decoder(StatusRecord)
+
+# The zygote is not imported here: it brings the guest along, and with it libzmq, which has no
+# place in an engine. argv[1] says where the socket is; it is moved to its place first.
+BOOTSTRAP = (
+    "import os, sys; fd = int(sys.argv[1]); "
+    f"os.dup2(fd, {ENGINE_FD}, False); fd == {ENGINE_FD} or os.close(fd); "
+    f"sys.path[:] = os.read({ENGINE_FD}, {REQUEST_SIZE}).decode('utf-8', 'surrogateescape')"
+    ".split('\\0'); "
+    "from casemate.sandbox.zygote import main; main()"
+)
 
 # What most guests need, imported once. Heavier things (asyncio, cloudpickle) would make every
 # fork dearer for the sake of few.

@@ -17,6 +17,7 @@ from ..protocol.pipeline import Limits, Network
 
 __all__ = [
     "DEGRADABLE",
+    "ENGINE_FD",
     "FIRST_RESERVED_ID",
     "INPUT_FILE",
     "INSIDE_ID",
@@ -61,6 +62,9 @@ INPUT_FILE = "/casemate/input"
 # One packet to the zygote: below the kernel's default socket buffer (net.core.wmem_max, 208 KiB),
 # for a packet must fit whole. Almost all of it is argv and environment.
 REQUEST_SIZE = 160 * 1024
+
+# Where the zygote finds the engine's socket.
+ENGINE_FD = 3
 
 # Walls the operator may give up by name where the host cannot build them. Private mounts, pids
 # and the read-only root are not here: without them there is nothing left to call a sandbox.

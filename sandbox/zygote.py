@@ -12,7 +12,7 @@ The zygote has one thread and no secrets, and waits for one thing: the engine's 
 never waits for a sandbox: what can block (paths of the host, cgroups, mounts) happens in the
 child. It has the kernel reap (SIGCHLD ignored). After each spawn it closes all it was sent.
 
-Started as `python -I -S -c BOOTSTRAP`; the engine's first packet is the module path (not an
+Started as `python -I -S -c` with process.BOOTSTRAP; the engine's first packet is the module path (not an
 argument: /proc/self/cmdline shows through to the guest), the second a `ZygoteConfig`.
 """
 
@@ -35,23 +35,25 @@ import msgspec
 from ..protocol.errors import LocalViolation
 from . import mounts, namespaces, packets, seccomp, syscalls
 from .init import Building, build_and_tend
-from .spec import REQUEST_SIZE, FdRole, Plan, SpawnReply, SpawnRequest, ZygoteConfig, ZygoteHello
-
-__all__ = ["BOOTSTRAP", "ENGINE_FD", "main"]
-
-ENGINE_FD = 3
-
-# argv[1]: where the socket is; it is moved to its place first.
-BOOTSTRAP = (
-    "import os, sys; fd = int(sys.argv[1]); "
-    f"os.dup2(fd, {ENGINE_FD}, False); fd == {ENGINE_FD} or os.close(fd); "
-    f"sys.path[:] = os.read({ENGINE_FD}, {REQUEST_SIZE}).decode('utf-8', 'surrogateescape')"
-    ".split('\\0'); "
-    "from casemate.sandbox.zygote import main; main()"
+from .spec import (
+    ENGINE_FD,
+    REQUEST_SIZE,
+    FdRole,
+    Plan,
+    SpawnReply,
+    SpawnRequest,
+    ZygoteConfig,
+    ZygoteHello,
 )
+
+__all__ = ["main"]
 
 # status, three for stdio, link, one cgroup of v2 or about six of v1; the kernel's own limit is 253.
 MAX_FDS = 32
+
+# User namespaces kept for idmapped mounts. One is a descriptor (of 1024, usually) and a few KiB of
+# the kernel's; making one takes 1 ms. An engine reuses its slots, so few are ever needed at once.
+IDMAPS = 256
 
 interpreter = ctypes.pythonapi
 
@@ -101,7 +103,7 @@ class Workshop:
 
     template: mounts.Template
     program: seccomp.Program
-    # (owner, host id) → user namespace; bounded by the files' owners times the slots in use.
+    # (owner, host id) → user namespace, in order of last use.
     idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
 
     def idmaps_for(self, plan: Plan) -> dict[tuple[int, int], int]:
@@ -111,9 +113,12 @@ class Workshop:
             if bind.owner is None or plan.host_id is None:
                 continue
             key = (bind.owner, plan.host_id)
-            if key not in self.idmaps:
-                self.idmaps[key] = namespaces.make_idmap(bind.owner, plan.host_id)
-            found[bind.owner] = self.idmaps[key]
+            fd = self.idmaps.pop(key, None)
+            if fd is None:
+                fd = namespaces.make_idmap(bind.owner, plan.host_id)
+            self.idmaps[key] = found[bind.owner] = fd
+        while len(self.idmaps) > max(IDMAPS, len(found)):
+            os.close(self.idmaps.pop(next(iter(self.idmaps))))
         return found
 
 
@@ -156,6 +161,7 @@ def prepare_interpreter(config: ZygoteConfig) -> None:
     # pid 1 is immune to every signal without a handler; Python's for SIGINT would be one.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.environ.update(base_environment(config.prefix))
     os.chdir("/")
 
 

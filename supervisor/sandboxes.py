@@ -40,7 +40,7 @@ class Account:
 
     usage: Usage
     out_of_memory: bool
-    pids_refused: bool
+    pids_refused: bool | None  # None: no cgroup counts it
 
 
 class Lease:
@@ -64,6 +64,10 @@ class Lease:
     def oom_fd(self) -> int | None:
         """Readable when the group ran out of memory, where the kernel would kill only a part."""
         return self.cgroup.oom_fd
+
+    @property
+    def counts_pids(self) -> bool:
+        return self._backing.get("pids") is Backing.CGROUP
 
     def measure(self) -> Measured:
         if self._meter is None:
@@ -141,7 +145,7 @@ class Sandboxes:
                 memory=measured.memory_peak, cpu=measured.cpu, pids=measured.pids_peak, disk=None
             ),
             out_of_memory=lease.cgroup.oom_killed(),
-            pids_refused=lease.cgroup.pids_hit(),
+            pids_refused=lease.cgroup.pids_hit() if lease.counts_pids else None,
         )
         lease.sandbox.close()
         self._cgroups.discard(lease.cgroup)

@@ -61,7 +61,7 @@ def build(sabotaged: bool) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
                     "program": program(problem, code if sabotaged else None),
                     "entry_point": problem["entry_point"],
                 },
-                limits=Limits(memory="256MiB", pids=32),
+                limits=Limits(memory="512MiB", pids=32),
                 timeouts=Timeouts(wall="1s" if verdict == "timeout.wall" else "30s"),
             )
         )

@@ -33,7 +33,7 @@ class Seen:
     status: int | None = None
     started: bool = False  # the guest greeted us
     out_of_memory: bool = False
-    pids_refused: bool = False
+    pids_refused: bool | None = False  # None: no cgroup counts it
     usage: Usage | None = None
 
 
@@ -59,14 +59,12 @@ def _error(seen: Seen) -> TaskError | None:
     return _died(seen)
 
 
-def _told(failure: Fail, pids_refused: bool) -> TaskError:
+def _told(failure: Fail, pids_refused: bool | None) -> TaskError:
     kind = ErrorKind(failure.kind)
     if kind is ErrorKind.ERROR:
         if failure.type == "MemoryError":
             kind = ErrorKind.MEMORY
-        elif pids_refused and (
-            failure.type == "BlockingIOError" or any(t in failure.message for t in _FORK_ERRORS)
-        ):
+        elif pids_refused is not False and any(t in failure.message for t in _FORK_ERRORS):
             kind = ErrorKind.PIDS
         elif failure.type == "OSError" and failure.message.startswith(_DISK_ERRORS):
             kind = ErrorKind.DISK
