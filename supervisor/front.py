@@ -18,8 +18,8 @@ his own queue in the front; nobody else notices.
 The control thread exists so that reading a thousand rows for a client does not hold up events.
 
 The front ends on EOF of fd 3 (its engine closed it, or died) after giving live observers a moment
-to take the tail. PDEATHSIG is SIGTERM here, not SIGKILL: it does the same and lets the front unlink
-its sockets; an alarm that Python cannot swallow ends it for certain.
+to take the tail, and unlinks its sockets. PDEATHSIG is SIGTERM here, not SIGKILL, which would not
+let it: the handler sets an alarm that ends the front for certain two seconds later.
 """
 
 from __future__ import annotations
@@ -508,25 +508,19 @@ def main() -> None:
     channel = socket.socket(fileno=_CHANNEL)
     channel.set_inheritable(False)
     hello = _read_hello(channel)
-    is_engine_done = False
     status = 1
     try:
         _end_with(hello.engine)
         _limit_self()
         _Front(channel, hello).serve()
-        is_engine_done = True
-        status = 0
-    except SystemExit:
-        # SIGTERM: of the kernel, because the engine died, or of a person; then another follows us.
-        is_engine_done = os.getppid() != hello.engine
-    except BaseException:
-        traceback.print_exc()
-    if is_engine_done:
+        # EOF: the engine closed or died. If it lives it removes what others keep there as well.
         for name in ("events.sock", "control.sock", "front.log"):
             Path(hello.runtime, name).unlink(missing_ok=True)
-        # What others keep there (the engine's own sockets) is theirs to remove.
         with contextlib.suppress(OSError):
             Path(hello.runtime).rmdir()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
     # Not by way of the interpreter: a context that is collected waits for its sockets.
     sys.stderr.flush()
     os._exit(status)
@@ -544,23 +538,19 @@ def _read_hello(channel: socket.socket) -> _Hello:
 
 
 def _end_with(engine: int) -> None:
-    def end(signum: int, frame: FrameType | None) -> None:
-        _end_for_certain()
-        raise SystemExit
-
     from ..sandbox import syscalls
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, _end_for_certain)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != engine:
         # It died before we asked to be told.
         raise SystemExit
 
 
-def _end_for_certain() -> None:
-    # An engine that dies is EOF and signal both; the second must not cut short what the first began.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # SIGALRM has no handler here: the kernel ends us, whatever we are stuck in.
+def _end_for_certain(signum: int = 0, frame: FrameType | None = None) -> None:
+    """Be gone soon. Nothing is cut short: an engine that dies is signal *and* EOF, in any order,
+    and EOF is what ends us well. SIGALRM has no handler, so that the kernel does it if we cannot.
+    """
     signal.setitimer(signal.ITIMER_REAL, 2 * _PARTING_SECONDS + 1)
 
 

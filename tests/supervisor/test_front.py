@@ -28,6 +28,7 @@ from casemate.protocol.control import (
     Error,
     Fetch,
     Fetched,
+    Frame,
     List,
     Listed,
     Replay,
@@ -62,6 +63,7 @@ from casemate.supervisor.state import OwnedRun, StateDirectory, make_runtime_dir
 from fakes import PATIENCE, wait_until
 from msgspec import Raw, Struct, msgpack
 
+PATIENCE_MS = int(PATIENCE * 1000)
 LARGE = Raw(msgpack.encode(b"large " * INLINE_VALUE_SIZE))
 SPEC = Raw(msgpack.encode({"tasks": [{"id": "a"}, {"id": "b"}]}))
 STARTED = RunStarted(pipeline="review", input=Raw(b"\xc0"), seed=7, spec=SPEC)
@@ -180,7 +182,8 @@ class Bench:
 
     async def ask(self, request: Request, kind: int = zmq.DEALER) -> Reply:
         reply = await asyncio.to_thread(ask, self.front.control_endpoint, request, kind)
-        return msgpack.decode(reply, type=Reply)
+        decoded: Reply = msgpack.decode(reply, type=Reply)
+        return decoded
 
 
 def ask(endpoint: str, request: Struct | bytes, kind: int = zmq.DEALER) -> bytes:
@@ -188,7 +191,7 @@ def ask(endpoint: str, request: Struct | bytes, kind: int = zmq.DEALER) -> bytes
         client.linger = 0
         client.connect(endpoint)
         client.send(request if isinstance(request, bytes) else msgpack.encode(request))
-        assert client.poll(PATIENCE * 1000)
+        assert client.poll(PATIENCE_MS)
         return client.recv()
 
 
@@ -280,7 +283,7 @@ def test_published_frames_are_what_the_wire_says(state: StateDirectory) -> None:
             live.connect(it.front.events_endpoint)
 
             def receive() -> list[bytes]:
-                assert live.poll(PATIENCE * 1000)
+                assert live.poll(PATIENCE_MS)
                 return live.recv_multipart()
 
             # A heartbeat answers the subscription.
@@ -289,13 +292,11 @@ def test_published_frames_are_what_the_wire_says(state: StateDirectory) -> None:
             assert msgpack.decode(header)["epoch"] == it.front.epoch
             it.append(name, STARTED, task=None)
             it.append(name, TaskReady(), TaskCompleted(LARGE, 0.5))
-            frames = []
+            frames: list[list[bytes]] = []
             while len(frames) < 3:
                 frame = await asyncio.to_thread(receive)
                 if frame[0] != b"hb.":
                     frames.append(frame)
-                else:
-                    time.sleep(0.05)
             assert [frame[0].decode() for frame in frames] == [
                 f"ev.{name}..run.started.",
                 f"ev.{name}.a.task.ready.",
@@ -312,7 +313,7 @@ def test_published_frames_are_what_the_wire_says(state: StateDirectory) -> None:
             ]
             assert msgpack.decode(frames[2][2]) == {"output": None, "seconds": 0.5}
             # Every second, also when nothing happens.
-            beats = []
+            beats: list[Any] = []
             while len(beats) < 2:
                 topic, header, payload = await asyncio.to_thread(receive)
                 beats.append(msgpack.decode(payload))
@@ -330,7 +331,7 @@ def test_a_stalled_observer_costs_the_others_nothing(state: StateDirectory) -> N
             stalled.linger, stalled.rcvhwm = 0, 1
             stalled.subscribe(b"")
             stalled.connect(it.front.events_endpoint)
-            assert await asyncio.to_thread(stalled.poll, PATIENCE * 1000)
+            assert await asyncio.to_thread(stalled.poll, PATIENCE_MS)
             observer = await it.observer(name)
             for _ in range(300):
                 it.append(name, *[TaskEmitted(Raw(b"\xc4\xff" + b"x" * 255))] * 100)
@@ -654,7 +655,8 @@ def test_replay_comes_in_bounded_pages_of_frames_as_published(state: StateDirect
         it.append(name, *[TaskEmitted(Raw(msgpack.encode(b"x" * 15_000)))] * 200)
         it.append(name, RunCompleted({"z": LARGE}), task=None)
         await it.until_committed(name, 2701)
-        since, pages, frames = 0, 0, []
+        since, pages = 0, 0
+        frames: list[Frame] = []
         while since < 2701:
             page = await it.ask(Replay(version=1, id=1, run=name, since=since, limit=10**9))
             assert isinstance(page, Replayed) and page.last_seq == 2701
@@ -795,7 +797,7 @@ def test_strange_messages_and_half_open_peers_stop_nobody(refusing: tuple[str, i
             client.send(msgpack.encode(List(version=1, id=77)))
             ids = []
             while 77 not in ids:
-                assert client.poll(PATIENCE * 1000)
+                assert client.poll(PATIENCE_MS)
                 ids.append(msgpack.decode(client.recv_multipart()[-1])["id"])
         with zmq.Context() as context, context.socket(zmq.PUB) as wrong:
             wrong.linger = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sqlite3
@@ -525,7 +526,7 @@ def test_whichever_call_for_a_value_fails_its_event_is_not_committed(
             patch.setattr(os, name, fails_once)
             it.journal.open(run)
             it.journal.append(run.id, entries(TaskReady()))
-            wait_until(lambda it=it: it.commits)
+            wait_until(functools.partial(len, it.commits))
             armed.set()
             it.journal.append(run.id, entries(TaskCompleted(LARGE, 1.0)))
             it.journal.append(run.id, entries(TaskReady()))
