@@ -228,8 +228,7 @@ class Endpoint:
     def _break(self, problem: str, frames: list[bytes]) -> NoReturn:
         self._move(Input.BROKE)
         self._problem = problem
-        # A new one: a cleared bytearray may keep its memory, and the violation may live long.
-        self._buffer = bytearray()
+        self._buffer.clear()
         raise WireViolation(problem, frames)
 
 

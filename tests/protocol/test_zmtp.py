@@ -110,6 +110,7 @@ def test_a_handshake_is_refused_at_its_first_wrong_byte(at: int) -> None:
     endpoint.receive(HANDSHAKE[:at])
     with pytest.raises(WireViolation, match=f"at byte {at}$"):
         endpoint.receive(bytes((HANDSHAKE[at] ^ 0xFF,)))
+    assert endpoint.buffered == 0
 
 
 @pytest.mark.parametrize(
