@@ -311,8 +311,8 @@ def become_guest(build: Building) -> SetupFailed:
         if posture != expected:
             message = f"a wall is missing: expected {expected}, the kernel says {posture}"
             return SetupFailed(step="verify", errno=0, message=message)
-        os.environ.clear()
-        os.environ.update(plan.env)
+        if plan.mode is Mode.GUEST:
+            set_environment(plan.env)
         outbox = () if build.outbox is None else (build.outbox,)
         report(build.status, Ready(posture=posture), outbox if plan.mode is Mode.GUEST else ())
         if build.outbox is not None:
@@ -326,6 +326,15 @@ def become_guest(build: Building) -> SetupFailed:
         return SetupFailed(step="verify", errno=0, message="a guest without a link")
     guest.main(build.link)
     return None
+
+
+def set_environment(env: dict[str, str]) -> None:
+    """The zygote already has the base, so few variables change: each costs a putenv."""
+    for name in set(os.environ) - set(env):
+        del os.environ[name]
+    for name, value in env.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def execute(plan: Plan) -> SetupFailed:

@@ -12,8 +12,8 @@ The zygote has one thread and no secrets, and waits for one thing: the engine's 
 never waits for a sandbox: what can block (paths of the host, cgroups, mounts) happens in the
 child. It has the kernel reap (SIGCHLD ignored). After each spawn it closes all it was sent.
 
-Started as `python -I -S -c` with process.BOOTSTRAP; the engine's first packet is the module path (not an
-argument: /proc/self/cmdline shows through to the guest), the second a `ZygoteConfig`.
+Started as `python -I -S -c` with process.BOOTSTRAP; the engine's first packet is the module path
+(not an argument: /proc/self/cmdline shows through to the guest), the second a `ZygoteConfig`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from .spec import (
     SpawnRequest,
     ZygoteConfig,
     ZygoteHello,
+    base_environment,
 )
 
 __all__ = ["main"]

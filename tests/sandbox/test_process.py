@@ -192,8 +192,8 @@ def test_killing_twice_and_killing_the_dead_is_harmless(house: House) -> None:
 
 def test_the_host_pid_is_the_pid_as_we_see_it(house: House) -> None:
     sandbox = house.spawn("/bin/sleep", "1000")
-    assert sandbox.host_pid is not None
-    assert Path(f"/proc/{sandbox.host_pid}/comm").read_text().startswith("casemate")
+    assert isinstance(sandbox.wait_record(PATIENCE), Ready)
+    assert Path(f"/proc/{sandbox.host_pid}/comm").read_text() == "casemate-init\n"
 
 
 def test_handles_are_close_on_exec(house: House) -> None:
