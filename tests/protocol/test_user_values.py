@@ -129,6 +129,7 @@ Point = collections.namedtuple("Point", "x y")
         (collections.Counter("aab"), {"a": 2, "b": 1}),
         (collections.defaultdict(list, {"a": [1]}), {"a": [1]}),
         ({Name("k"): Name("v")}, {"k": "v"}),
+        ({Colour.RED: 1}, {"red": 1}),
         (Number(3), 3),
         (Level.LOW, 1),
         (Colour.RED, "red"),
