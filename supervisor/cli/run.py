@@ -30,6 +30,8 @@ def run_file(
     file: Path, *, input: str | None, workspace: Path | None, as_json: bool, state: Path | None
 ) -> int:
     config = load_config(state=state)
+    for note in config.notes:
+        print(f"casemate: {note}", file=sys.stderr)
     value = _input(input)
     spec = read_pipeline(file, config, workspace)
     return asyncio.run(_run(config, spec, value, as_json))
@@ -53,12 +55,14 @@ async def _run(config: Config, spec: PipelineSpec, value: Raw, as_json: bool) ->
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, engine.cancel, run, f"by {number.name}")
         outcome = "interrupted"
-        with _view(spec, as_json) as view:
+        with _view(spec, engine.front.events_endpoint, as_json) as view:
             async for event in follow(engine.state, engine, run):
                 view.see(event)
                 outcome = ENDINGS.get(event.kind, outcome)
         if not as_json:
             print(f"{view.summary()} · run {run}")
+            for line in view.results():
+                print(line)
     return EXIT_CODES.get(outcome, 1)
 
 
@@ -70,8 +74,9 @@ class JsonView(View):
         sys.stdout.flush()
 
 
-def _view(spec: PipelineSpec, as_json: bool) -> View:
+def _view(spec: PipelineSpec, events: str, as_json: bool) -> View:
     if as_json:
-        return JsonView(spec)
+        return JsonView(spec, events)
     console = Console()
-    return LiveView(spec, console) if console.is_terminal else PlainView(spec, console)
+    kind = LiveView if console.is_terminal else PlainView
+    return kind(spec, events, console)

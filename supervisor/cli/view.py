@@ -6,6 +6,7 @@ shown: control characters would let it repaint the terminal, markup would let it
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from rich.text import Text
 
 from ...protocol import codec
 from ...protocol.pipeline import PipelineSpec
-from ...protocol.units import format_size
 from ..core import graph
 from ..cursor import PipelineEvent
 
@@ -44,6 +44,9 @@ BECOMES = {
 }
 # One line of a task's own text on one screen line; 8 KiB of it may arrive in one event.
 TEXT_WIDTH = 200
+
+# Of one output, when the run is over.
+RESULT_LINES = 30
 
 
 def printable(text: str, width: int = TEXT_WIDTH) -> str:
@@ -90,6 +93,10 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
 def describe(error: dict[str, Any]) -> str:
     kind, message = error["kind"], printable(error["message"])
     name = f"{printable(error['type'])}: " if error.get("type") else ""
@@ -113,12 +120,16 @@ class Row:
 class View:
     """What both views share: the state of every task, kept from events."""
 
-    def __init__(self, spec: PipelineSpec) -> None:
+    def __init__(self, spec: PipelineSpec, events: str) -> None:
+        """`events`: the address of the event socket, for whoever wants to watch along."""
         self.spec = spec
+        self.events = events
         self.rows = {task: Row() for task in graph.build(spec).order}
         self.run = ""
         self.began = time.monotonic()
         self.outcome = ""
+        self.outputs: dict[str, Any] = {}
+        self.errors: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> View:
         return self
@@ -131,10 +142,13 @@ class View:
         if event.task is None:
             if event.kind in {"run.completed", "run.failed", "run.cancelled"}:
                 self.outcome = event.kind.removeprefix("run.")
+                self.outputs = event.data.get("outputs", {})
             return
         row = self.rows[event.task]
         row.state = BECOMES.get(event.kind, row.state)
         row.attempt = event.attempt or row.attempt
+        if event.kind in {"task.failed", "task.cancelled"}:
+            self.errors[event.task] = event.data["error"]
         if event.kind == "task.started":
             row.began = time.monotonic()
         elif event.kind in BECOMES and row.began is not None:
@@ -147,6 +161,18 @@ class View:
         for row.last in lines_of(event):
             pass
 
+    def results(self) -> Iterator[str]:
+        """What is left to say at the end: the final errors, or the run's outputs."""
+        for task, error in self.errors.items():
+            yield f"{task}: {describe(error)}"
+        for task, output in self.outputs.items():
+            text = json.dumps(codec.to_jsonable(output), indent=2, ensure_ascii=False)
+            lines = [printable(line) for line in text.splitlines()]
+            yield f"{task}: {lines[0]}"
+            yield from lines[1:RESULT_LINES]
+            if len(lines) > RESULT_LINES:
+                yield f"… {len(lines) - RESULT_LINES} more lines (--json has them whole)"
+
     def summary(self) -> str:
         done = sum(row.state == "completed" for row in self.rows.values())
         took = seconds(time.monotonic() - self.began)
@@ -157,14 +183,15 @@ class View:
 class PlainView(View):
     """One line an event, for pipes and logs."""
 
-    def __init__(self, spec: PipelineSpec, console: Console) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: PipelineSpec, events: str, console: Console) -> None:
+        super().__init__(spec, events)
         self._console = console
         self._width = max(map(len, self.rows), default=0)
 
     def see(self, event: PipelineEvent) -> None:
         if event.kind == "run.started":
-            self._print(f"run {event.run} · {printable(self.spec.name)} · {len(self.rows)} tasks")
+            name = printable(self.spec.name)
+            self._print(f"run {event.run} · {name} · {len(self.rows)} tasks · {self.events}")
         super().see(event)
         for line in lines_of(event):
             at = event.at.astimezone().strftime("%H:%M:%S")
@@ -177,8 +204,8 @@ class PlainView(View):
 class LiveView(View):
     """The whole graph, redrawn a few times a second, and the newest lines below it."""
 
-    def __init__(self, spec: PipelineSpec, console: Console) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: PipelineSpec, events: str, console: Console) -> None:
+        super().__init__(spec, events)
         self._console = console
         self._graph = graph.build(spec)
         self._depth: dict[str, int] = {}
@@ -216,13 +243,14 @@ class LiveView(View):
                 Text(f"{mark} {row.state}", style=style),
                 str(row.attempt or ""),
                 f"{elapsed:.1f} s" if elapsed else "",
-                format_size(row.memory) if row.memory else "",
+                mebibytes(row.memory) if row.memory else "",
                 str(row.items or ""),
                 Text(row.last, style="dim"),
             )
         title = Text.assemble(
             (printable(self.spec.name), "bold"), f"  {self.run}  ", (self.summary(), "dim")
         )
+        title.append(f"\n{self.events}", "dim")
         parts: list[RenderableType] = [title, table]
         if hidden:
             parts.append(Text(f"… and {hidden} more tasks", style="dim"))
@@ -231,7 +259,7 @@ class LiveView(View):
     def _visible(self) -> tuple[list[str], int]:
         """As many tasks as the screen has room for: those where something happens come first, in
         graph order still."""
-        room = max(self._console.size.height - 5, 5)
+        room = max(self._console.size.height - 6, 5)
         tasks = list(self.rows)
         if len(tasks) <= room:
             return tasks, 0
