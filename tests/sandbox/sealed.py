@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,15 +22,30 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from casemate.protocol.limits import MIB
-from casemate.protocol.pipeline import Limits
+from casemate.protocol import codec
+from casemate.protocol.limits import LINK_READ_SIZE, LINK_VERSION, MIB
+from casemate.protocol.link import Conversation, Role
+from casemate.protocol.messages import Accept, Fail, Hello, Message, Result, Run
+from casemate.protocol.pipeline import Entry, Limits
+from casemate.protocol.zmtp import Endpoint
 from casemate.sandbox.cgroup import Cgroup, CgroupManager
 from casemate.sandbox.plan import look_at, make_plan
 from casemate.sandbox.probe import Probe, probe
 from casemate.sandbox.process import Ending, Sandbox, Stdio, Zygote
 from casemate.sandbox.spec import Exited, Mode, Plan, SandboxSpec, SetupFailed
+from msgspec import Raw
 
-__all__ = ["FASHIONS", "LIMITS", "PATIENCE", "House", "Outcome", "listening", "python", "this_host"]
+__all__ = [
+    "FASHIONS",
+    "LIMITS",
+    "PATIENCE",
+    "House",
+    "Outcome",
+    "SealedGuest",
+    "listening",
+    "python",
+    "this_host",
+]
 
 PATIENCE = 60.0
 
@@ -175,6 +191,73 @@ class House:
 
     def shell(self, text: str, **fields: Any) -> Outcome:
         return self.run("/bin/sh", "-c", text, **fields)
+
+
+class SealedGuest:
+    """One real guest behind its walls, and the supervisor's end of its link."""
+
+    def __init__(self, house: House, **fields: Any) -> None:
+        self.said: list[Message] = []
+        self._house = house
+        self._endpoint = Endpoint()
+        self._conversation = Conversation(Role.SUPERVISOR)
+        self._frames: deque[bytes] = deque()
+        with listening() as (listener, ours):
+            self._link = ours.dup()
+            self._link.settimeout(PATIENCE)
+            self.sandbox = house.spawn(link=listener.fileno(), **fields)
+        self._link.sendall(self._endpoint.greeting())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._link.close()
+        self._house.bury(self.sandbox)
+
+    def next(self) -> Message:
+        while not self._frames:
+            data = self._link.recv(LINK_READ_SIZE)
+            if not data:
+                raise EOFError(f"the guest is gone: {self.sandbox.read_status_nowait()}")
+            self._frames.extend(self._endpoint.receive(data))
+        message = codec.decode_from_guest(self._frames.popleft())
+        self._conversation.received(codec.kind_of(message))
+        return message
+
+    def send(self, message: Message) -> None:
+        self._conversation.sent(codec.kind_of(message))
+        self._link.sendall(self._endpoint.send(codec.encode(message)))
+
+    def start(self, entry: Entry, workspace: str | None = None) -> None:
+        assert isinstance(self.next(), Hello)
+        self.send(Accept(version=LINK_VERSION))
+        nothing = Raw(codec.encode_value(None))
+        run = Run(
+            run="r1",
+            task="t1",
+            attempt=1,
+            entry=entry,
+            input=nothing,
+            input_file=None,
+            spec=nothing,
+            idempotency_key="r1/t1",
+            deadline=None,
+            workspace=workspace,
+        )
+        self.send(run)
+
+    def output(self, entry: Entry) -> Any:  # the task's data
+        self.start(entry)
+        while not isinstance(message := self.next(), Result | Fail):
+            self.said.append(message)
+        assert isinstance(message, Result), message
+        return codec.decode_value(message.output)
 
 
 def read_all(fd: int) -> str:

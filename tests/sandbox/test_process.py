@@ -12,15 +12,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from casemate.protocol.codec import decode_from_guest
 from casemate.protocol.errors import LocalViolation, RemoteViolation, SetupRefused
 from casemate.protocol.messages import Hello
-from casemate.protocol.zmtp import Endpoint
 from casemate.sandbox.plan import ORDER
 from casemate.sandbox.process import Ending, Sandbox, Stdio, wait_readable
 from casemate.sandbox.spec import REQUEST_SIZE, Exited, Mode, Posture, Ready, SetupFailed
 from fakes import wait_until
-from sealed import FASHIONS, PATIENCE, House, listening, python
+from sealed import FASHIONS, PATIENCE, House, SealedGuest, python
 
 
 @pytest.fixture(scope="module", params=FASHIONS)
@@ -216,25 +214,14 @@ def test_a_guest_and_only_a_guest_has_a_link(house: House) -> None:
 
 
 def test_a_guest_greets_from_behind_the_walls_and_hands_over_its_outbox(house: House) -> None:
-    with listening() as (listener, ours):
-        sandbox = house.spawn(link=listener.fileno())
-        listener.close()
-        assert isinstance(sandbox.wait_record(PATIENCE), Ready)
-        endpoint = Endpoint()
-        ours.sendall(endpoint.greeting())
-        frames: list[bytes] = []
-        while not frames:
-            data = ours.recv(65536)
-            assert data
-            frames += endpoint.receive(data)
-        hello = decode_from_guest(frames[0])
+    with SealedGuest(house) as guest:
+        hello = guest.next()
         assert isinstance(hello, Hello)
         assert hello.pid == 2
-        assert sandbox.outbox is not None
-        assert os.listdir(f"/proc/self/fd/{sandbox.outbox}") == []
-        assert not os.get_inheritable(sandbox.outbox)
-        sandbox.kill()
-        assert sandbox.wait_dead(PATIENCE)
+        assert isinstance(guest.sandbox.wait_record(PATIENCE), Ready)
+        assert guest.sandbox.outbox is not None
+        assert os.listdir(f"/proc/self/fd/{guest.sandbox.outbox}") == []
+        assert not os.get_inheritable(guest.sandbox.outbox)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from casemate.protocol.pipeline import Network
+from casemate.protocol.pipeline import FileEntry, Network
 from casemate.sandbox.process import Stdio
 from casemate.sandbox.spec import FIRST_RESERVED_ID, Bind, ProcView, Ready
-from sealed import FASHIONS, PATIENCE, House, python
+from sealed import FASHIONS, PATIENCE, House, SealedGuest, python
 
 SECRET = "casemate-test-secret-6f1c"
 
@@ -476,3 +476,73 @@ def test_files_of_the_interpreter_are_not_writable_by_the_task(house: House) -> 
     code = "import os; print(os.access(os.__file__, os.W_OK), os.access('/usr/bin', os.W_OK))"
     assert house.python(code).stdout == "False False\n"
     assert stat.S_ISREG(Path(os.__file__).stat().st_mode)
+
+
+# --- the guest ----------------------------------------------------------------------------------
+
+POSTURES = """
+import os
+
+def postures(input, ctx):
+    found = []
+    for task in sorted(os.listdir('/proc/self/task'), key=int):
+        with open(f'/proc/self/task/{task}/status') as lines:
+            found.append(dict(line.strip().split(':', 1) for line in lines))
+    return found
+
+def descriptors(input, ctx):
+    found = {}
+    for fd in range(256):
+        try:
+            found[str(fd)] = os.readlink(f'/proc/self/fd/{fd}').split(':')[0]
+        except OSError:
+            pass
+    return found
+
+def surroundings(input, ctx):
+    import casemate
+    from casemate import Pipeline
+    return {'cwd': os.getcwd(), 'env': dict(os.environ), 'pid': os.getpid(),
+            'pipeline': Pipeline.__name__, 'exit': callable(exit)}
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> str:
+    (tmp_path / "task.py").write_text(POSTURES)
+    return str(tmp_path)
+
+
+def test_every_thread_of_a_guest_is_walled_in_libzmqs_too(house: House, sources: str) -> None:
+    with SealedGuest(house, sources=sources) as guest:
+        threads = guest.output(FileEntry("task.py", "postures"))
+    assert len(threads) >= 3, "the main thread, and libzmq's two"
+    for thread in threads:
+        assert thread["Uid"].split() == ["1000"] * 4
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(thread[name], 16) == 0
+        assert (int(thread["NoNewPrivs"]), int(thread["Seccomp"])) == (1, 2)
+
+
+def test_a_guest_holds_stdio_its_link_and_libzmqs_own(house: House, sources: str) -> None:
+    with SealedGuest(house, sources=sources) as guest:
+        found = guest.output(FileEntry("task.py", "descriptors"))
+    assert {found.pop(fd) for fd in ("0", "1", "2")} == {"/dev/null"}
+    assert set(found.values()) <= {"socket", "anon_inode"}
+    sockets = [fd for fd, target in found.items() if target == "socket"]
+    assert len(sockets) == 2, f"the listener and the one connection: {found}"
+
+
+def test_a_task_finds_its_place(house: House, sources: str) -> None:
+    env = {"CASEMATE_RUN": "r1"}
+    with SealedGuest(house, sources=sources, workspace=sources, env=env) as guest:
+        found = guest.output(FileEntry("task.py", "surroundings"))
+    assert found["cwd"] == "/workspace"
+    assert found["pid"] == 2
+    assert found["pipeline"] == "Pipeline", "the facade can be imported inside"
+    assert found["exit"]
+    assert found["env"]["CASEMATE_RUN"] == "r1"
+    assert SECRET not in found["env"].values()
+    assert set(found["env"]) <= {
+        "CASEMATE_RUN", "PATH", "LANG", "HOME", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE",
+    }  # fmt: skip
