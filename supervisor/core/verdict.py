@@ -15,11 +15,13 @@ from msgspec import Raw, structs
 from ...protocol.events import ErrorKind, TaskError, Usage
 from ...protocol.messages import Fail
 
-__all__ = ["Seen", "judge"]
+__all__ = ["Seen", "judge", "judge_command"]
 
 # errno texts as CPython prints them: "No space left on device", "File too large".
 _DISK_ERRORS = ("[Errno 28]", "[Errno 27]")
 _FORK_ERRORS = ("[Errno 11]", "can't start new thread", "unable to create native thread")
+
+_OUT_OF_MEMORY = TaskError(kind=ErrorKind.MEMORY, message="the memory limit was reached")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +48,35 @@ def judge(seen: Seen) -> Raw | TaskError:
     return structs.replace(error, usage=seen.usage)
 
 
+def judge_command(seen: Seen) -> TaskError | None:
+    """The same of a command that has nobody inside to speak for it: its exit code is its word.
+    None: it completed."""
+    if seen.cause is not None:
+        error = seen.cause
+    elif seen.out_of_memory:
+        error = _OUT_OF_MEMORY
+    elif seen.status == 0:
+        return None
+    elif seen.status is None or seen.status & 0x7F:
+        error = _died(seen, "")
+    else:
+        kind = ErrorKind.PIDS if seen.pids_refused else ErrorKind.ERROR
+        error = TaskError(kind=kind, message=f"exited with code {seen.status >> 8}")
+    return structs.replace(error, usage=seen.usage)
+
+
 def _error(seen: Seen) -> TaskError | None:
     if seen.cause is not None:
         return seen.cause
     if seen.out_of_memory:
         # Also where the guest lived to tell another story: the kernel killed part of its tree.
-        return TaskError(kind=ErrorKind.MEMORY, message="the memory limit was reached")
+        return _OUT_OF_MEMORY
     if seen.failure is not None:
         return _told(seen.failure, seen.pids_refused)
     if seen.output is not None:
         return None
-    return _died(seen)
+    when = "before it gave a result" if seen.started else "before it greeted the supervisor"
+    return _died(seen, f" {when}")
 
 
 def _told(failure: Fail, pids_refused: bool | None) -> TaskError:
@@ -76,15 +96,14 @@ def _told(failure: Fail, pids_refused: bool | None) -> TaskError:
     )
 
 
-def _died(seen: Seen) -> TaskError:
-    when = "before it gave a result" if seen.started else "before it greeted the supervisor"
+def _died(seen: Seen, when: str) -> TaskError:
     if seen.status is None:
-        return TaskError(kind=ErrorKind.LOST, message=f"the sandbox was killed from outside {when}")
+        return TaskError(kind=ErrorKind.LOST, message=f"the sandbox was killed from outside{when}")
     number = seen.status & 0x7F
     if number == 0:
         code = seen.status >> 8
         kind = ErrorKind.PIDS if seen.pids_refused and code else ErrorKind.CRASH
-        return TaskError(kind=kind, message=f"the process exited with code {code} {when}")
+        return TaskError(kind=kind, message=f"the process exited with code {code}{when}")
     if number == signals.SIGSYS:
         return TaskError(
             kind=ErrorKind.VIOLATION, message="a forbidden system call killed the process (SIGSYS)"
@@ -92,7 +111,7 @@ def _died(seen: Seen) -> TaskError:
     if number == signals.SIGXFSZ:
         return TaskError(kind=ErrorKind.DISK, message="a file grew past the disk limit (SIGXFSZ)")
     return TaskError(
-        kind=ErrorKind.CRASH, message=f"the process was killed by {_name(number)} {when}"
+        kind=ErrorKind.CRASH, message=f"the process was killed by {_name(number)}{when}"
     )
 
 
