@@ -15,6 +15,7 @@ import pytest
 from casemate.protocol.pipeline import FileEntry, Network
 from casemate.sandbox.process import Stdio
 from casemate.sandbox.spec import FIRST_RESERVED_ID, Bind, ProcView, Ready
+from casemate.sandbox.zygote import package_folders
 from sealed import FASHIONS, PATIENCE, House, SealedGuest, python
 
 SECRET = "casemate-test-secret-6f1c"
@@ -69,22 +70,27 @@ def test_supplementary_groups_are_gone(house: House) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/shadow", "/home", "/root/.bashrc", "/root/.ssh", "/var", "/run", "/sys", "/boot", "/mnt",
-     "/opt", "/srv", "/etc/ssh", "/proc/sys", "/proc/kcore", "/proc/sysrq-trigger", "/proc/1",
-     "/dev/tty", "/dev/mem", "/dev/kmsg", "/dev/pts", "/dev/ptmx", "/sys/fs/cgroup"],
+    ["/etc/shadow", "/etc/ssh", "/etc/machine-id", "/root/.bashrc", "/root/.ssh", "/run", "/sys",
+     "/boot", "/var/log", "/proc/sys", "/proc/kcore", "/proc/sysrq-trigger", "/proc/1", "/dev/tty",
+     "/dev/mem", "/dev/kmsg", "/dev/pts", "/dev/ptmx", "/sys/fs/cgroup"],
 )  # fmt: skip
 def test_what_is_not_given_does_not_exist(house: House, path: str) -> None:
     found = house.python("import os, sys; print(int(os.path.lexists(sys.argv[1])))", path)
     assert (found.code, found.stdout) == (0, "0\n")
 
 
-def test_of_home_and_root_only_the_way_to_the_interpreter_shows(house: House) -> None:
-    code = (
-        "import json, os\n"
-        "print(json.dumps([os.path.join(d, f) for top in ('/root', '/home')"
-        " for d, _, files in os.walk(top) for f in files if not d.startswith(%r)]))"
-    )
-    assert house.python(code % (house.probe.prefixes,)).json() == []
+def test_beside_the_system_only_the_interpreter_and_casemate_show(house: House) -> None:
+    code = """
+import json, os, sys
+given = sys.argv[1:]
+found = []
+for folder, folders, files in os.walk('/'):
+    folders[:] = [f for f in folders if os.path.join(folder, f) not in given]
+    found += [os.path.join(folder, file) for file in files]
+print(json.dumps(found))
+"""
+    given = ("/usr", "/etc", "/proc", "/dev", *house.probe.prefixes, *package_folders())
+    assert house.python(code, *given).json() == []
 
 
 def test_the_engines_secrets_are_nowhere(house: House) -> None:
