@@ -58,6 +58,7 @@ __all__ = [
     "Problem",
     "compile_document",
     "describing",
+    "forbidden",
     "json_schema",
     "load_pipeline",
 ]
@@ -380,7 +381,7 @@ class _Compiler:
     def _workspace_folder(self, model: Pipeline) -> str | None:
         if self._workspace is not None:  # the operator's word: anywhere but the forbidden places
             folder = self._workspace.resolve()
-            if reason := self._forbidden(folder):
+            if reason := forbidden(folder, self._allow.state):
                 self._problems.append(Problem(f"the workspace {self._workspace} {reason}"))
             elif not folder.is_dir():
                 self._problems.append(Problem(f"the workspace {self._workspace} is not a folder"))
@@ -403,7 +404,7 @@ class _Compiler:
             return None
 
     def _is_permitted(self, name: str, found: Path, path: KeyPath) -> bool:
-        if reason := self._forbidden(found):
+        if reason := forbidden(found, self._allow.state):
             self._wrong(f"{shown(name)} {reason}; name a folder below it", path)
             return False
         allowed = (self._root, *self._allow.paths)
@@ -416,18 +417,21 @@ class _Compiler:
         )
         return False
 
-    def _forbidden(self, folder: Path) -> str | None:
-        if folder == Path("/"):
-            return "is the whole file system"
-        for home in _homes():
-            if home.is_relative_to(folder):
-                return "is the home directory" if home == folder else "holds the home directory"
-        state = self._allow.state.resolve() if self._allow.state is not None else None
-        if state is not None and folder.is_relative_to(state):
-            return "is in casemate's state directory, which holds every other run"
-        if state is not None and state.is_relative_to(folder):
-            return f"holds casemate's state directory {state}, and so every other run"
-        return None
+
+def forbidden(folder: Path, state: Path | None) -> str | None:
+    """Why no task may be shown this folder, whoever asks; None: nothing against it. Resolved
+    paths. `state`: the state directory."""
+    if folder == Path("/"):
+        return "is the whole file system"
+    for home in _homes():
+        if home.is_relative_to(folder):
+            return "is the home directory" if home == folder else "holds the home directory"
+    state = state.resolve() if state is not None else None
+    if state is not None and folder.is_relative_to(state):
+        return "is in casemate's state directory, which holds every other run"
+    if state is not None and state.is_relative_to(folder):
+        return f"holds casemate's state directory {state}, and so every other run"
+    return None
 
 
 def _homes() -> set[Path]:
