@@ -283,7 +283,7 @@ class Execution:
         handlers: dict[int, Callable[[], object]] = {}
         poller = select.poll()
 
-        def watch(fd: int, handler: Callable[[], None], events: int = select.POLLIN) -> None:
+        def watch(fd: int, handler: Callable[[], object], events: int = select.POLLIN) -> None:
             poller.register(fd, events)
             handlers[fd] = handler
 
