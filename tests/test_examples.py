@@ -1,0 +1,130 @@
+"""The examples and the README do what they say: run as a stranger would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Ours, with a state directory and no configuration of the developer's."""
+    own = {"CASEMATE_STATE": str(tmp_path / "state"), "XDG_CONFIG_HOME": str(tmp_path)}
+    return os.environ | own
+
+
+def run(*command: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command], env=env, capture_output=True, text=True, timeout=110
+    )
+
+
+def events_of(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_the_demo_kills_the_task_that_hangs_tries_it_again_and_completes(
+    environment: dict[str, str],
+) -> None:
+    done = run(*CASEMATE, "run", EXAMPLES / "review/pipeline.yaml", "--json", env=environment)
+    assert done.returncode == 0, done.stderr
+    events = events_of(done.stdout)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    hung = [event for event in events if event["task"] == "docs" and event["attempt"] == 1]
+    assert hung[-1]["kind"] == "task.retrying"
+    assert hung[-1]["data"]["error"]["kind"] == "timeout.wall"
+    assert events[-1]["kind"] == "run.completed"
+    assert events[-1]["data"]["outputs"]["report"]["tests"] == "passed"
+    emitted = [event for event in events if event["kind"] == "task.emitted"]
+    first_completed = next(e["seq"] for e in events if e["kind"] == "task.completed")
+    assert emitted[0]["seq"] < first_completed, "items come while tasks run"
+
+
+def test_every_humaneval_program_passes(environment: dict[str, str]) -> None:
+    done = run(sys.executable, EXAMPLES / "humaneval/run.py", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "164 of 164 verdicts as expected" in done.stdout
+
+
+def test_every_sabotaged_program_gets_its_kind(environment: dict[str, str]) -> None:
+    done = run(sys.executable, EXAMPLES / "humaneval/run.py", "--sabotage", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def recorded_workflow(folder: Path) -> Path:
+    """The small recorded one where it is at hand, else one of the same form: a diamond."""
+    shared = ROOT.parent / "shared/data/wfinstances/helloworld-forkjoin-10-chameleon.json"
+    if shared.exists():
+        return shared
+    edges: dict[str, list[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+    tasks = [{"id": task, "name": task, "parents": parents} for task, parents in edges.items()]
+    times = [{"id": task, "runtimeInSeconds": 1.0} for task in edges]
+    workflow = {"specification": {"tasks": tasks}, "execution": {"tasks": times}}
+    path = folder / "diamond.json"
+    path.write_text(json.dumps({"workflow": workflow}), encoding="utf-8")
+    return path
+
+
+def test_a_recorded_workflow_keeps_its_order(environment: dict[str, str], tmp_path: Path) -> None:
+    file = recorded_workflow(tmp_path)
+    done = run(sys.executable, EXAMPLES / "wfinstances/run.py", file, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 out of order" in done.stdout
+
+
+def test_an_observer_without_casemate_sees_every_event_once(environment: dict[str, str]) -> None:
+    state = Path(environment["CASEMATE_STATE"])
+    pipeline = EXAMPLES / "review/pipeline.yaml"
+    with subprocess.Popen(
+        [*CASEMATE, "run", str(pipeline), "--json"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not list(state.glob("supervisors/*.json")) or not list(state.glob("runs/[!.]*")):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        seen = run(
+            sys.executable, "-I", EXAMPLES / "observer/observer.py", state, "last", env=environment
+        )
+        assert running.stdout is not None
+        journaled = events_of(running.stdout.read())
+    assert seen.returncode == 0, seen.stderr
+    observed = [line.split()[:3] for line in seen.stdout.splitlines()]
+    assert observed == [[str(e["seq"]), e["task"] or "-", e["kind"]] for e in journaled]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_readmes_python_runs(number: int, environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / f"block{number}.py"
+    file.write_text(blocks("python")[number], encoding="utf-8")
+    done = run(sys.executable, file, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "hello world" in done.stdout or "run.completed" in done.stdout
+
+
+def test_the_readmes_pipeline_is_sound(environment: dict[str, str], tmp_path: Path) -> None:
+    [text] = blocks("yaml")
+    (tmp_path / "repo").mkdir()
+    (tmp_path / "agents.py").write_text("def analyze(): ...\ndef summary(): ...\n")
+    (tmp_path / "review.yaml").write_text(text, encoding="utf-8")
+    done = run(*CASEMATE, "validate", tmp_path / "review.yaml", env=environment)
+    assert done.returncode == 0, done.stderr
