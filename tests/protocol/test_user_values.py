@@ -56,8 +56,8 @@ values = st.recursive(
 )
 
 
-def nested(depth: int) -> object:
-    made: object = 1
+def nested(depth: int, bottom: object = 1) -> object:
+    made = bottom
     for level in range(depth):
         made = [made] if level % 2 else {"k": made}
     return made
@@ -221,8 +221,9 @@ def test_the_callers_word_begins_the_path() -> None:
         encode_value({"a": {1}}, "item")
 
 
-def test_depth_is_bounded_when_it_is_written() -> None:
-    value = nested(VALUE_DEPTH)
+@pytest.mark.parametrize("bottom", [1, Number(1)], ids=["plain", "by copy"])
+def test_depth_is_bounded_when_it_is_written(bottom: object) -> None:
+    value = nested(VALUE_DEPTH, bottom)
     assert decode_value(encode_value(value)) == value
     with pytest.raises(ValueRefused, match="at most 128 levels"):
         encode_value([value])
