@@ -21,8 +21,9 @@ he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .events import TaskError
 from .limits import CONTROL_VERSION
@@ -80,6 +81,10 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 # ------------------------------------------------------------------------------------- requests
 
 
+# What SQLite can compare with, and JavaScript can count to.
+Number = Annotated[int, Meta(ge=0, le=2**53)]
+
+
 class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb"):
     version: int
     id: int | str
@@ -88,7 +93,7 @@ class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 class List(_Request, frozen=True, kw_only=True, tag="list"):
     """The newest runs of the state directory."""
 
-    limit: int = 100
+    limit: Number = 100
 
 
 class Show(_Request, frozen=True, kw_only=True, tag="show"):
@@ -101,16 +106,16 @@ class Replay(_Request, frozen=True, kw_only=True, tag="replay"):
     """A page of the run's events after seq `since`."""
 
     run: str
-    since: int = 0
-    limit: int = 1000
+    since: Number = 0
+    limit: Number = 1000
 
 
 class Fetch(_Request, frozen=True, kw_only=True, tag="fetch"):
     """A piece of an event's whole data, from byte `offset`: how a large value is had."""
 
     run: str
-    seq: int
-    offset: int = 0
+    seq: Number
+    offset: Number = 0
 
 
 Request = List | Show | Replay | Fetch

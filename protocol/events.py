@@ -14,7 +14,6 @@ from msgspec import Raw, Struct
 __all__ = [
     "DATA",
     "KIND_OF",
-    "VALUE_FIELD",
     "ErrorKind",
     "Event",
     "EventData",
@@ -181,15 +180,6 @@ DATA: dict[str, type[EventData]] = {
     "task.cancelled": TaskCancelled,
 }
 KIND_OF: dict[type[EventData], str] = {data: kind for kind, data in DATA.items()}
-
-# The field that holds a user's value, kept by content outside the row when it is large.
-VALUE_FIELD: dict[str, str] = {
-    "run.started": "input",
-    "run.completed": "outputs",
-    "task.emitted": "item",
-    "task.completed": "output",
-}
-
 
 class Event(Struct, frozen=True):
     """One numbered fact. `data` is the msgpack map of the struct that `kind` names."""

@@ -726,6 +726,13 @@ def test_an_event_of_many_middling_values_is_published_without_them(state: State
         ({"verb": "erase", "version": 1, "id": 9}, "bad_request", "erase"),
         ({"verb": "list", "version": 1, "id": 9, "more": 1}, "bad_request", "more"),
         ({"verb": "list", "version": 1, "id": 9, "limit": "x"}, "bad_request", "limit"),
+        ({"verb": "list", "version": 1, "id": 9, "limit": -1}, "bad_request", "limit"),
+        (
+            {"verb": "replay", "version": 1, "id": 9, "run": "last", "since": 2**64 - 1},
+            "bad_request",
+            "since",
+        ),
+        ({"verb": "show", "version": 1, "id": 9, "run": "x" * 10**6}, "not_found", "no run 'xxx"),
         ({"verb": "replay", "version": 3, "id": 9, "new": 1}, "bad_request", "version 3"),
     ],
 )
