@@ -17,6 +17,7 @@ in `degrade`; a wall it can give is built even then. `Plan.walls` says what stan
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class PathFact(Struct, frozen=True):
     exists: bool
     is_file: bool = False
     owner: tuple[int, int] = (0, 0)
+    is_public: bool = False  # everyone may read it
 
 
 def look_at(spec: SandboxSpec) -> dict[str, PathFact]:
@@ -80,6 +82,7 @@ def look_at(spec: SandboxSpec) -> dict[str, PathFact]:
                 exists=True,
                 is_file=not Path(bind.host).is_dir(),
                 owner=(status.st_uid, status.st_gid),
+                is_public=bool(status.st_mode & stat.S_IROTH),
             )
     return facts
 
@@ -290,8 +293,11 @@ def plan_binds(
                 inside=bind.inside,
                 writable=bind.writable,
                 host_is_file=fact.is_file,
-                # As an ordinary user what is bound is ours on disk and the task's inside already.
-                owner=fact.owner if probe.privileged else None,
+                # As an ordinary user what is bound is ours on disk and the task's inside already;
+                # and to read one public file nobody needs to own it.
+                owner=None
+                if not probe.privileged or (fact.is_file and fact.is_public and not bind.writable)
+                else fact.owner,
             )
         )
     return tuple(planned)

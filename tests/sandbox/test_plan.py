@@ -225,6 +225,14 @@ def test_under_root_what_is_bound_looks_like_the_tasks_own() -> None:
     assert [bind.owner for bind in ordinary.binds] == [None, None]
 
 
+def test_a_public_file_needs_no_owner_and_a_writable_one_does() -> None:
+    paths = {"/in": PathFact(True, is_file=True, owner=(5, 5), is_public=True)}
+    read = plan(spec(binds=(Bind("/in", "/data/in"),)), paths=paths)
+    assert [bind.owner for bind in read.binds] == [None]
+    written = plan(spec(binds=(Bind("/in", "/data/in", writable=True),)), paths=paths)
+    assert [bind.owner for bind in written.binds] == [(5, 5)]
+
+
 def test_the_task_starts_in_its_workspace_or_in_tmp() -> None:
     assert plan(spec(workspace="/home/me/work"), paths=WORK).cwd == "/workspace"
     assert plan().cwd == "/tmp"
