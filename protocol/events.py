@@ -181,6 +181,7 @@ DATA: dict[str, type[EventData]] = {
 }
 KIND_OF: dict[type[EventData], str] = {data: kind for kind, data in DATA.items()}
 
+
 class Event(Struct, frozen=True):
     """One numbered fact. `data` is the msgpack map of the struct that `kind` names."""
 
