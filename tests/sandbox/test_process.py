@@ -142,6 +142,30 @@ def test_kill_takes_every_descendant_along(house: House) -> None:
         assert pipe.read() == b""
 
 
+BOMB = """
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        os.write(1, b'!')
+"""
+
+
+def test_a_fork_bomb_meets_the_ceiling_and_dies_whole(house: House) -> None:
+    reader, writer = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    sandbox = house.spawn(*python(BOMB), stdio=Stdio(null, writer, null))
+    os.close(writer)
+    os.close(null)
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        assert pipe.read(1) == b"!"
+        assert house.run("true").code == 0, "a neighbour is served meanwhile"
+        sandbox.kill()
+        assert sandbox.wait_dead(PATIENCE)
+        assert set(pipe.readall() or b"!") == set(b"!"), "the pipe has ended: nobody holds it"
+
+
 def test_what_a_command_leaves_running_dies_with_it(house: House) -> None:
     outcome = house.python(BROOD.replace("while True:\n    pass\n", ""))
     assert outcome.code == 0
