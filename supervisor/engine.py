@@ -37,7 +37,7 @@ from ..protocol.errors import CasemateError, SetupRefused, UsageError
 from ..protocol.events import ErrorKind, EventData, TaskError, TaskUsage
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE
 from ..protocol.messages import Run
-from ..protocol.pipeline import PipelineSpec, TaskSpec
+from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
 from .core.commands import CancelAttempt, Command, Kill, Record, Spawn
 from .core.events import Active, CancelRun, Ended, Input, Started, Submit, Tick, Told, Used
@@ -62,8 +62,8 @@ SAMPLE_INTERVAL = 0.1
 # Near its cpu limit an attempt is looked at as often as it could reach it, but not more than this.
 FINEST_INTERVAL = 0.01
 
-# Inputs above this do not fit into RUN beside its other fields: they go by a file bound read-only.
-INPUT_SIZE = MESSAGE_SIZE - 64 * KIB
+# What RUN holds beside a task's input, spec and pickled code: ids, paths, framing.
+RUN_OVERHEAD = 16 * KIB
 
 _NIL = b"\xc0"
 _LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
@@ -88,6 +88,12 @@ class _Run:
     # Attempts that may be told RUN once the journal is durable up to a number: a heap.
     gated: list[tuple[int, Key]] = field(default_factory=list)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+def _own_size(task: TaskSpec) -> int:
+    """Bytes of what travels in RUN with every attempt of a task."""
+    code = len(task.execute.payload) if isinstance(task.execute, PickleEntry) else 0
+    return code + memoryview(task.spec).nbytes
 
 
 class Engine:
@@ -305,7 +311,10 @@ class Engine:
     def _spawn(self, command: Spawn) -> None:
         key = Key(command.run, command.task, command.attempt)
         value = self._input(command)
-        if len(value) <= INPUT_SIZE:
+        # What does not fit into RUN goes by a file that is bound read-only.
+        if len(value) <= MESSAGE_SIZE - RUN_OVERHEAD - _own_size(
+            self._runs[key.run].tasks[key.task]
+        ):
             self._start(key, value, None)
         else:
             self._in_background(self._start_by_file(key, value))

@@ -51,7 +51,7 @@ from ..protocol.messages import (
     Run,
 )
 from ..protocol.pipeline import TaskSpec
-from ..protocol.zmtp import Endpoint
+from ..protocol.zmtp import Endpoint, WireViolation
 from ..sandbox.process import Stdio
 from .outbox import take_output
 from .sandboxes import Lease
@@ -117,10 +117,11 @@ class Link:
     def close(self) -> None:
         self._socket.close()
 
-    def read(self) -> list[Message] | None:
-        """What one read gives, maybe no whole message; None at the end of the stream.
+    def read(self) -> tuple[list[Message], RemoteViolation | None] | None:
+        """What one read gives: whole messages, maybe none, and the violation that came after them;
+        None at the end of the stream. Raises BlockingIOError where there is nothing.
 
-        Raises RemoteViolation when the guest broke the rules, BlockingIOError where there is nothing.
+        The good messages before a fault count, however the bytes happened to be split.
         """
         try:
             data = self._socket.recv(LINK_READ_SIZE)
@@ -128,12 +129,20 @@ class Link:
             return None
         if not data:
             return None
+        violation: RemoteViolation | None = None
+        try:
+            frames = self._endpoint.receive(data)
+        except WireViolation as broken:
+            frames, violation = broken.frames, broken
         messages: list[Message] = []
-        for frame in self._endpoint.receive(data):
-            message = codec.decode_from_guest(frame)
-            self._conversation.received(codec.kind_of(message))
-            messages.append(message)
-        return messages
+        try:
+            for frame in frames:
+                message = codec.decode_from_guest(frame)
+                self._conversation.received(codec.kind_of(message))
+                messages.append(message)
+        except RemoteViolation as broken:
+            violation = broken
+        return messages, violation
 
     def send(self, message: Message) -> None:
         self._conversation.sent(codec.kind_of(message))
@@ -251,6 +260,7 @@ class Attempt:
         self._is_run_allowed = False
         self._is_killed = False
         self._is_paused = False
+        self._is_link_over = False
         self._output_left = task.limits.output
         self._dropped = {"stdout": 0, "stderr": 0, "log": 0}
         self._watched: dict[int, Callable[[], None]] = {}
@@ -359,13 +369,7 @@ class Attempt:
     def _drain(self) -> None:
         """Bounded by what the kernel's socket and pipe buffers hold: nobody writes any more."""
         self._read_status()
-        is_whole = self.cause is None or self.cause.kind is not ErrorKind.PROTOCOL
-        try:
-            while is_whole and (messages := self._link.read()) is not None:
-                self._handle(messages)
-        except RemoteViolation as violation:
-            self.blame(ErrorKind.PROTOCOL, str(violation))
-        except BlockingIOError:
+        while self._read_link():
             pass
         said: list[EventData] = []
         for output in self._outputs:
@@ -409,25 +413,34 @@ class Attempt:
         try:
             self._sandbox.read_status_nowait()
         except RemoteViolation as violation:
-            self.blame(ErrorKind.PROTOCOL, str(violation))
-            self.kill()
+            self._broken(violation)
         if (failed := self._sandbox.failed) is not None and self.cause is None:
             step = "" if failed.step == "zygote" else f"step {failed.step}: "
             self.blame(ErrorKind.SETUP, f"the sandbox could not be built: {step}{failed.message}")
 
     def _on_link(self) -> None:
-        try:
-            messages = self._link.read()
-            if messages is None:
-                self._unwatch(self._link.fileno())
-            else:
-                self._handle(messages)
-        except BlockingIOError:
-            pass
-        except RemoteViolation as violation:
-            self.blame(ErrorKind.PROTOCOL, str(violation))
+        if not self._read_link():
             self._unwatch(self._link.fileno())
-            self.kill()
+
+    def _read_link(self) -> bool:
+        """Read once and act on it. False: nothing will come any more, or may."""
+        if self._is_link_over:
+            return False
+        try:
+            read = self._link.read()
+        except BlockingIOError:
+            return not self.is_dead
+        self._is_link_over = read is None or read[1] is not None
+        if read is not None:
+            messages, violation = read
+            self._handle(messages)
+            if violation is not None:
+                self._broken(violation)
+        return not self._is_link_over
+
+    def _broken(self, violation: RemoteViolation) -> None:
+        self.blame(ErrorKind.PROTOCOL, str(violation))
+        self.kill()
 
     def _handle(self, messages: list[Message]) -> None:
         said: list[EventData] = []
@@ -453,8 +466,8 @@ class Attempt:
                         said.append(TaskLog(stream="log", text=text, fields=fields))
                 case Progress(done=done, total=total):
                     said.append(TaskProgress(done, total))
-                case Hello(version=version):
-                    self._greet(version)
+                case Hello():
+                    self._greet()
                 case Result():
                     self.result, told = message, True
                 case Fail():
@@ -466,9 +479,7 @@ class Attempt:
         if told:
             self._owner.attempt_told(self)
 
-    def _greet(self, version: int) -> None:
-        if version != LINK_VERSION:
-            raise RemoteViolation(f"{self.key}: speaks link version {version}, not {LINK_VERSION}")
+    def _greet(self) -> None:
         self._read_status()  # `ready` was sent before
         self.greeted = True
         self._link.send(Accept(version=LINK_VERSION))
