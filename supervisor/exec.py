@@ -76,6 +76,7 @@ class Report(Struct, frozen=True, kw_only=True):
     are the program's own, both None where the tree was killed or never ran."""
 
     verdict: str
+    ran: bool = False  # its first instruction was reached
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
@@ -213,6 +214,7 @@ class Execution:
         sandboxes: Sandboxes,
         spec: SandboxSpec,
         *,
+        start: float = START_DEADLINE,
         wall: float | None = None,
         idle: float | None = None,
         cpu: float | None = None,
@@ -222,7 +224,8 @@ class Execution:
     ) -> None:
         self._sandboxes = sandboxes
         self._spec = spec
-        self._wall, self._idle, self._cpu, self._grace = wall, idle, cpu, grace
+        self._start, self._wall, self._idle = start, wall, idle
+        self._cpu, self._grace = cpu, grace
         self._stdio = stdio or Stdio(0, 1, 2)
         self._stop = stop
         self._streams: list[_Stream] = []
@@ -314,7 +317,7 @@ class Execution:
     def _next_clock(self, lease: Lease) -> float:
         match self._phase:
             case _Phase.STARTING:
-                return self._asked_at + START_DEADLINE
+                return self._asked_at + self._start
             case _Phase.ASKED:
                 return self._doomed_at + self._grace
             case _Phase.ENDING:
@@ -331,8 +334,8 @@ class Execution:
     def _check_clocks(self, lease: Lease, now: float) -> None:
         match self._phase:
             case _Phase.STARTING:
-                if now >= self._asked_at + START_DEADLINE:
-                    message = f"did not start within {START_DEADLINE:g} s"
+                if now >= self._asked_at + self._start:
+                    message = f"did not start within {self._start:g} s"
                     self._kill(lease, ErrorKind.TIMEOUT_START, message)
             case _Phase.RUNNING:
                 self._check_limits(lease, now)
@@ -494,6 +497,7 @@ class Execution:
         )
         return Report(
             verdict=COMPLETED if error is None else error.kind.value,
+            ran=ready is not None and failed is None,
             exit_code=ending.code,
             signal=ending.signal,
             error=None if error is None else error.message,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .sandbox.context import RuntimeContext
     from .supervisor.api import PipelineEvent, RunResult, Supervisor
     from .supervisor.builder import AgentSpec, Limits, Pipeline, Retry, Task, Timeouts
+    from .supervisor.sandboxed import SandboxResult, run_sandboxed
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "Retry",
     "RunResult",
     "RuntimeContext",
+    "SandboxResult",
     "SetupRefused",
     "Supervisor",
     "Task",
@@ -34,6 +36,7 @@ __all__ = [
     "Timeouts",
     "UsageError",
     "__version__",
+    "run_sandboxed",
 ]
 
 _HOME = {
@@ -42,6 +45,7 @@ _HOME = {
     ".sandbox.context": ("RuntimeContext",),
     ".supervisor.api": ("PipelineEvent", "RunResult", "Supervisor"),
     ".supervisor.builder": ("AgentSpec", "Limits", "Pipeline", "Retry", "Task", "Timeouts"),
+    ".supervisor.sandboxed": ("SandboxResult", "run_sandboxed"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
