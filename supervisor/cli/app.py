@@ -152,7 +152,7 @@ def doctor(json: Json = False, state: State = None) -> None:
     """
     from .doctor import examine
 
-    sys.exit(examine(as_json=json))
+    sys.exit(examine(as_json=json, state=state))
 
 
 @app.callback(invoke_without_command=True)
