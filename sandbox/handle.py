@@ -1,0 +1,196 @@
+"""A `Sandbox`: the handle that owns one attempt's process tree.
+
+Descriptors to watch and calls that never block, for `loop.add_reader`; the `wait_…` calls are for
+callers without a loop. It is three things held together, so that no sandbox can be lost track of:
+the pidfd of its init, its cgroup, and the engine's end of its status socket.
+
+    ask ──reply──> pidfd ──status──> ready or setup ──> exit      (each may be the last)
+
+Killing it is SIGKILL to init (the kernel then kills its pid namespace) and to the cgroup. It is
+dead when the pidfd is readable, which the kernel says only after the last process of the namespace
+is gone, and the cgroup is empty: that is looked at, not assumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import msgspec
+
+from ..protocol.errors import RemoteViolation
+from . import packets
+from .cgroup import Cgroup
+from .spec import Exited, Plan, Ready, SetupFailed, StatusRecord
+
+__all__ = ["RECORD_SIZE", "Ending", "Sandbox", "wait_readable"]
+
+# A status record; the longest holds one error message. Read from inside the walls: not trusted.
+RECORD_SIZE = 16 * 1024
+_record = msgspec.msgpack.Decoder(StatusRecord)
+
+# How long a killed sandbox may take to be gone before `wait_dead` gives up: a hundred processes
+# take 15 ms, the rest is for a loaded host.
+DEATH_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A wait status, decoded: exactly one of the two is not None."""
+
+    code: int | None
+    signal: int | None
+
+    @classmethod
+    def of(cls, status: int) -> Self:
+        if os.WIFSIGNALED(status):
+            return cls(None, os.WTERMSIG(status))
+        return cls(os.WEXITSTATUS(status), None)
+
+    def __str__(self) -> str:
+        if self.code is not None:
+            return f"exit code {self.code}"
+        try:
+            return f"signal {signal.Signals(self.signal or 0).name}"
+        except ValueError:
+            return f"signal {self.signal}"  # a real-time one
+
+
+class Sandbox:
+    """One attempt's process tree."""
+
+    def __init__(self, number: int, plan: Plan, status: socket.socket, cgroup: Cgroup | None):
+        self.number = number
+        self.plan = plan
+        self.cgroup = cgroup
+        self.pidfd: int | None = None  # from the zygote's reply on
+        self.outbox: int | None = None  # the guest's outbox folder, from `ready` on; ours to close
+        self.ready: Ready | None = None
+        self.failed: SetupFailed | None = None
+        self.exited: Exited | None = None
+        self.is_killed = False
+        self._status = status
+        self.status_ended = False
+
+    def status_fileno(self) -> int:
+        return self._status.fileno()
+
+    @property
+    def is_asked(self) -> bool:
+        """The zygote has not answered yet."""
+        return self.pidfd is None and self.failed is None
+
+    @property
+    def host_pid(self) -> int | None:
+        """Init's pid as this process sees it; None when it is gone. For people."""
+        if self.pidfd is None:
+            return None
+        with open(f"/proc/self/fdinfo/{self.pidfd}") as lines:  # noqa: PTH123 - a line at a time
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name == "Pid":
+                    return int(value) if int(value) > 0 else None
+        return None
+
+    def read_status_nowait(self) -> list[StatusRecord]:
+        """What has come; also kept in `ready`, `failed`, `exited`. Empty list: nothing yet, or
+        (`status_ended`) never again."""
+        records: list[StatusRecord] = []
+        while (record := self._receive()) is not None:
+            records.append(record)
+        return records
+
+    def wait_record(self, timeout: float) -> StatusRecord | None:
+        """The next record; None: there will be none, or not in time."""
+        if not self.status_ended:
+            wait_readable(self._status.fileno(), timeout)
+        return self._receive()
+
+    def _receive(self) -> StatusRecord | None:
+        if self.status_ended:
+            return None
+        try:
+            packet, fds, _ = packets.receive(self._status, RECORD_SIZE, 1)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:  # killed with something of ours unread
+            packet, fds = b"", []
+        if not packet:
+            self.status_ended = True
+            return None
+        return self._note(packet, fds)
+
+    def _note(self, packet: bytes, fds: list[int]) -> StatusRecord:
+        record: StatusRecord | None = None
+        try:
+            record = _record.decode(packet)
+        except (ValueError, RecursionError) as error:
+            raise RemoteViolation(f"sandbox {self.number}: status record: {error}") from None
+        finally:
+            keep = isinstance(record, Ready) and self.outbox is None and len(fds) == 1
+            if keep:
+                self.outbox = fds[0]
+            else:
+                for fd in fds:
+                    os.close(fd)
+        match record:
+            case Ready():
+                self.ready = self.ready or record
+            case SetupFailed():
+                self.failed = self.failed or record
+            case Exited():
+                self.exited = self.exited or record
+        return record
+
+    def terminate(self) -> None:
+        """SIGTERM to the guest, by way of init: a request, not an end."""
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """The whole tree, at once and without waiting. May come at any moment, and twice."""
+        self.is_killed = True
+        if self.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.cgroup is not None:
+            self.cgroup.kill()
+
+    def is_dead(self) -> bool:
+        """Nothing of it lives. Before the zygote's answer nobody can know: False."""
+        if self.pidfd is None:
+            return self.failed is not None
+        if not wait_readable(self.pidfd, 0):
+            return False
+        return self.cgroup is None or self.cgroup.is_empty()
+
+    def wait_dead(self, timeout: float = DEATH_PATIENCE) -> bool:
+        """Blocks; False: it still lives."""
+        deadline = time.monotonic() + timeout
+        if self.pidfd is not None:
+            wait_readable(self.pidfd, timeout)
+        if self.cgroup is not None:
+            self.cgroup.wait_empty(max(0.0, deadline - time.monotonic()))
+        return self.is_dead()
+
+    def close(self) -> None:
+        """Give back the descriptors. Kill it first: nobody can afterwards."""
+        self._status.close()
+        for fd in (self.pidfd, self.outbox):
+            if fd is not None:
+                os.close(fd)
+        self.pidfd = self.outbox = None
+
+
+def wait_readable(fd: int, timeout: float | None) -> bool:
+    """poll and not select: an engine with many sandboxes has descriptors above 1023."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
