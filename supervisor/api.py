@@ -74,8 +74,8 @@ class Supervisor:
                 [sys.executable, "-I", "-c", code, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                # The engine needs a few names of ours, and no secret among them.
-                env={k: v for k, v in os.environ.items() if k in _ENGINE_ENVIRONMENT},
+                # A few names, and no secret among them but those the operator lets tasks have.
+                env={k: v for k, v in os.environ.items() if k in self._passed()},
                 start_new_session=True,  # ^C in the host's terminal is the host's to handle
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -96,6 +96,9 @@ class Supervisor:
             await asyncio.to_thread(self._process.wait)
         if self._listening is not None:
             await self._listening
+
+    def _passed(self) -> frozenset[str]:
+        return _ENGINE_ENVIRONMENT | self._config.allow.env
 
     # --- verbs -----------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class Supervisor:
             waiting.set_exception(CasemateError(self._gone))
 
 
-_ENGINE_ENVIRONMENT = {"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"}
+_ENGINE_ENVIRONMENT = frozenset({"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"})
 
 
 def run_pipeline(pipeline: Pipeline, input: Any = None, **settings: Any) -> RunResult:

@@ -106,6 +106,7 @@ class Engine:
         self._runs: dict[str, _Run] = {}
         self._attempts: dict[Key, Attempt] = {}
         self._by_sandbox: dict[int, Attempt] = {}
+        self._preparing: set[Key] = set()  # their input is being written
         self._inputs: deque[Input] = deque()
         self._is_stepping = False
         self._is_closing = False
@@ -240,7 +241,9 @@ class Engine:
                 if attempt := self._attempts.get(Key(run, task, number)):
                     attempt.cancel()
             case Kill(run=run, task=task, attempt=number):
-                if attempt := self._attempts.get(Key(run, task, number)):
+                key = Key(run, task, number)
+                self._preparing.discard(key)
+                if attempt := self._attempts.get(key):
                     attempt.kill()
 
     # --- the journal -------------------------------------------------------------------------
@@ -317,6 +320,7 @@ class Engine:
         ):
             self._start(key, value, None)
         else:
+            self._preparing.add(key)
             self._in_background(self._start_by_file(key, value))
 
     def _input(self, command: Spawn) -> bytes:
@@ -333,9 +337,14 @@ class Engine:
         try:
             digest = await asyncio.to_thread(store.put, value)
         except (OSError, CasemateError) as error:
+            self._preparing.discard(key)
             self._never_started(key, f"its input cannot be kept: {error}")
-        else:
+            return
+        if key in self._preparing:
+            self._preparing.discard(key)
             self._start(key, _NIL, store.path(digest))
+        else:  # killed meanwhile
+            self._never_started(key, "killed before it was started")
 
     def _start(self, key: Key, value: bytes, input_file: Path | None) -> None:
         run = self._runs[key.run]
@@ -382,7 +391,12 @@ class Engine:
     def _sandbox_spec(
         self, key: Key, run: _Run, task: TaskSpec, input_file: Path | None
     ) -> SandboxSpec:
-        passed = {name: os.environ[name] for name in task.host_env if name in os.environ}
+        missing = [name for name in task.host_env if name not in os.environ]
+        if missing:
+            raise SetupRefused(
+                f"env: {', '.join(missing)}: not set in the supervisor's environment"
+            )
+        passed = {name: os.environ[name] for name in task.host_env}
         ours = {
             "CASEMATE_RUN": key.run,
             "CASEMATE_TASK": key.task,
