@@ -1,5 +1,7 @@
-"""Read the host's password hashes."""
+"""Read the host's password hashes; an ordinary user's twin finds them and asks their size."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 EXPECTED = "FileNotFoundError"
@@ -7,5 +9,6 @@ RUNS_OUTSIDE = True
 
 
 def attack(target: dict[str, Any]) -> object:
-    with open("/etc/shadow", "rb") as file:
-        return len(file.read())
+    place = Path("/etc/shadow")
+    size = place.stat().st_size
+    return len(place.read_bytes()) if os.access(place, os.R_OK) else size

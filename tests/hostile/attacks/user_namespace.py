@@ -1,0 +1,14 @@
+"""Become root of a new user namespace."""
+
+import ctypes
+from typing import Any
+
+EXPECTED = "PermissionError"
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x10000000):
+        raise OSError(ctypes.get_errno(), "unshare")
+    return "unshared"

@@ -1,0 +1,135 @@
+"""What attacks use inside their sandbox: the link's own descriptor, and the host's go-ahead."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import select
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from casemate.protocol import codec
+from casemate.protocol.messages import Message, Result
+from msgspec import Raw
+
+__all__ = [
+    "OUTPUT",
+    "call_by_number",
+    "claim_output",
+    "daemonize",
+    "find_link",
+    "frame",
+    "mark_of",
+    "say",
+    "take_name",
+    "wait_for_death",
+    "wait_for_host",
+    "write_link",
+]
+
+OUTPUT = Path("/casemate/out/output")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_NAME = 15
+
+
+def find_link() -> int:
+    """The connected end that the guest speaks through: the one socket here with a peer."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            continue  # the descriptor of the listing itself
+        if not is_socket:
+            continue
+        with socket.socket(fileno=os.dup(fd)) as found:
+            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+            if found.family == socket.AF_UNIX and found.type == socket.SOCK_STREAM:
+                try:
+                    found.getpeername()
+                except OSError:
+                    continue
+                return fd
+    raise LookupError("no link among the descriptors")
+
+
+def frame(body: bytes, flags: int = 0) -> bytes:
+    """One ZMTP frame, as libzmq would write it."""
+    if len(body) > 255:
+        return bytes((flags | 2,)) + len(body).to_bytes(8, "big") + body
+    return bytes((flags, len(body))) + body
+
+
+def write_link(data: bytes) -> None:
+    """Past libzmq, straight into the connection."""
+    fd = find_link()
+    left = memoryview(data)
+    while left:
+        select.select([], [fd], [])
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            continue
+
+
+def say(*messages: Message) -> NoReturn:
+    """Well-formed messages in one write, then nothing."""
+    write_link(b"".join(frame(codec.encode(message)) for message in messages))
+    wait_for_death()
+
+
+def claim_output(size: int, digest: bytes | None = None) -> NoReturn:
+    """Tell the supervisor that the output lies in the outbox."""
+    digest = digest or hashlib.sha256(b"").digest()
+    say(Result(output=Raw(b"\xc0"), digest=digest, size=size))
+
+
+def wait_for_death() -> NoReturn:
+    while True:
+        time.sleep(60)
+
+
+def mark_of(run: str, task: str) -> str:
+    """A process name that says which attack it belongs to, for whoever looks from the host."""
+    return "cm" + hashlib.sha256(f"{run}/{task}".encode()).hexdigest()[:12]
+
+
+def take_name(name: str) -> None:
+    _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def daemonize(name: str) -> bool:
+    """A grandchild in a session of its own that lives for ever under `name`: True in the caller,
+    once it has its name."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork() == 0:
+            take_name(name)
+            os.write(tell, b"x")
+            wait_for_death()
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.read(told, 1)
+    return True
+
+
+def wait_for_host(task: str) -> None:
+    """Until the host has seen what it wanted to see."""
+    while not Path("/workspace", f"{task}.go").exists():
+        time.sleep(0.005)
+
+
+def call_by_number(number: int, *arguments: int) -> int:
+    """A system call; its errno, 0 for success."""
+    ctypes.set_errno(0)
+    values = [ctypes.c_long(argument) for argument in arguments]
+    result = _libc.syscall(ctypes.c_long(number), *values)
+    return ctypes.get_errno() if result == -1 else 0

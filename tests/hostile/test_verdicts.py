@@ -1,0 +1,43 @@
+"""Every task of `verdicts/` receives its verdict, leaves nothing alive, and disturbs nobody."""
+
+from __future__ import annotations
+
+import pytest
+from casemate.protocol.limits import MIB
+
+from hostile.arena import AFTER, Arena, Seen, attacks_in
+
+ATTACKS = attacks_in("verdicts")
+
+# The engine at rest has 40 MiB; the journal's backlog (32 MiB, in two forms), a value in its file
+# (64 MiB) and what the allocator keeps come on top. The floods say several times as much.
+ENGINE_MEMORY = 400 * MIB
+
+
+@pytest.fixture(scope="module")
+def seen(arena: Arena) -> dict[str, Seen]:
+    pipeline = arena.pipeline("verdicts")
+    for name, attack in ATTACKS.items():
+        arena.add(pipeline, "verdicts", name, attack)
+    return arena.run(pipeline)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_receives_its_verdict(seen: dict[str, Seen], name: str) -> None:
+    attack, module = seen[name], ATTACKS[name]
+    expected = module.KIND
+    if attack.is_sampled:
+        expected = getattr(module, "SAMPLED", expected)
+    assert attack.kind == expected, attack.events[-1]
+    attack.check_ended()
+    if hasattr(module, "check"):
+        module.check(attack)
+    after = seen[name + AFTER]
+    assert after.output == {"sum": 190}
+    assert after.items == list(range(20))
+    assert after.logged("stdout") == "working\n"
+
+
+def test_nothing_is_left_and_the_engine_stayed_small(arena: Arena, seen: dict[str, Seen]) -> None:
+    assert arena.sandboxes() == []
+    assert arena.peak_memory() < ENGINE_MEMORY

@@ -1,0 +1,19 @@
+"""Signal the sandbox's init without end, then exit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+KIND = "crash"
+
+
+def attack(input: Any, ctx: Any) -> object:
+    for _ in range(2):
+        if os.fork() == 0:
+            while True:
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+                    os.kill(1, number)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os._exit(3)

@@ -1,0 +1,25 @@
+"""Leave a daemon behind and crash."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from hostile.inside import daemonize, mark_of, wait_for_host
+
+if TYPE_CHECKING:
+    from hostile.arena import Seen
+
+KIND = "crash"
+
+
+def attack(input: Any, ctx: Any) -> object:
+    daemonize(mark_of(ctx.run_id, ctx.task_id))
+    ctx.emit("planted")
+    wait_for_host(ctx.task_id)
+    os.abort()
+
+
+def check(seen: Seen) -> None:
+    assert seen.was_marked, "the host never saw it alive"
+    assert not seen.is_marked, "it outlived the verdict"

@@ -1,0 +1,14 @@
+"""Open files until there is no descriptor left."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+KIND = "error"
+LIMITS = {"files": 64}
+
+
+def attack(input: Any, ctx: Any) -> object:
+    while True:
+        os.open("/dev/null", os.O_RDONLY)

@@ -1,0 +1,15 @@
+"""Write to /tmp until it is full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+KIND = "disk"
+LIMITS = {"tmp": "8MiB"}
+
+
+def attack(input: Any, ctx: Any) -> object:
+    with Path("/tmp/file").open("wb") as file:
+        while True:
+            file.write(bytes(1 << 20))

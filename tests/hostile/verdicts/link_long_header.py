@@ -1,0 +1,14 @@
+"""Write a short frame with a long header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hostile.inside import wait_for_death, write_link
+
+KIND = "protocol"
+
+
+def attack(input: Any, ctx: Any) -> object:
+    write_link(b"\x02" + (5).to_bytes(8, "big") + b"hello")
+    wait_for_death()

@@ -1,0 +1,11 @@
+"""Return more than is carried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KIND = "output_limit"
+
+
+def attack(input: Any, ctx: Any) -> object:
+    return b"x" * (80 << 20)

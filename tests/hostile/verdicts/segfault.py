@@ -1,0 +1,12 @@
+"""Read address zero."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+KIND = "crash"
+
+
+def attack(input: Any, ctx: Any) -> object:
+    return ctypes.string_at(0)

@@ -1,0 +1,15 @@
+"""Stop, so that nothing of it could ever answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+KIND = "timeout.wall"
+TIMEOUTS = {"wall": "500ms"}
+
+
+def attack(input: Any, ctx: Any) -> object:
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "continued"

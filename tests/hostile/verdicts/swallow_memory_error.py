@@ -1,0 +1,19 @@
+"""Take memory, and go on when told that there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KIND = "memory"
+SAMPLED = "timeout.wall"
+LIMITS = {"memory": "64MiB"}
+TIMEOUTS = {"wall": "1s"}
+
+
+def attack(input: Any, ctx: Any) -> object:
+    held = []
+    while True:
+        try:
+            held.append(bytes([1]) * (1 << 20))
+        except MemoryError:
+            held.append(b"again")
