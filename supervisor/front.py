@@ -89,7 +89,7 @@ from ..protocol.limits import (
     REPLAY_PAGE_SIZE,
 )
 from .journal import Commit, JournalReader, Outline, describe, list_runs
-from .state import StateDirectory, make_runtime_directory
+from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
 
 if TYPE_CHECKING:
     import zmq
@@ -514,7 +514,7 @@ def main() -> None:
         _limit_self()
         _Front(channel, hello).serve()
         # EOF: the engine closed or died. If it lives it removes what others keep there as well.
-        for name in ("events.sock", "control.sock", "front.log"):
+        for name in RUNTIME_FILES:
             Path(hello.runtime, name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(hello.runtime).rmdir()

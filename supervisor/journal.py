@@ -335,7 +335,7 @@ class Journal:
             # A bug. Nobody may wait for commits that never come; the traceback goes to
             # threading.excepthook.
             for run in list(self._writers):
-                self._on_failure(run, LocalViolation(f"the journal's writer died: {error!r}"))
+                self._fail(run, LocalViolation(f"the journal's writer died: {error!r}"))
             raise
 
     def _serve(self) -> None:

@@ -38,6 +38,7 @@ from msgspec import Struct
 from ..protocol.errors import LocalViolation, UsageError
 
 __all__ = [
+    "RUNTIME_FILES",
     "OwnedRun",
     "Ownership",
     "RunDirectory",
@@ -50,6 +51,9 @@ __all__ = [
     "process_start_time",
     "read_boot_id",
 ]
+
+# What the front makes in its runtime directory.
+RUNTIME_FILES = ("events.sock", "control.sock", "front.log")
 
 # Crockford's base32 in lower case: no i, l, o, u, so that an id survives being read aloud.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -377,6 +381,7 @@ class StateDirectory:
                 # A read-only state directory can keep its litter.
                 with contextlib.suppress(OSError):
                     path.unlink()
+                    _sweep_runtime(record)
 
 
 def _is_current(path: Path) -> bool:
@@ -401,6 +406,16 @@ def make_runtime_directory() -> Path:
             if seen.st_uid == os.geteuid() and not seen.st_mode & 0o022:
                 return Path(tempfile.mkdtemp(prefix="casemate-", dir=base))
     return Path(tempfile.mkdtemp(prefix="casemate-", dir="/tmp"))
+
+
+def _sweep_runtime(record: SupervisorRecord) -> None:
+    """Remove what a front leaves that was killed together with its engine: known names only, and
+    the directory only if nothing else is in it."""
+    runtime = Path(record.events.removeprefix("ipc://")).parent
+    if runtime.name.startswith("casemate-") and not runtime.is_symlink():
+        for name in RUNTIME_FILES:
+            (runtime / name).unlink(missing_ok=True)
+        runtime.rmdir()
 
 
 def _unusable(path: Path, error: OSError) -> UsageError:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -222,6 +224,13 @@ def state(tmp_path: Path) -> StateDirectory:
     return StateDirectory.open(tmp_path / "state")
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Like tmp_path, where the path of a socket fits."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
 def run(state: StateDirectory, story: Callable[[Bench], Awaitable[None]]) -> None:
     async def main() -> None:
         async with bench(state) as it:
@@ -426,26 +435,24 @@ def test_a_lost_tail_shows_in_the_heartbeat(state: StateDirectory) -> None:
 
 
 def test_close_leaves_no_process_descriptor_or_file(
-    state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: StateDirectory, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    tmp_path.chmod(0o700)
-    known = set(os.listdir(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
 
     async def story() -> None:
         before = sorted(os.listdir("/proc/self/fd"))
         for _ in range(3):
             async with bench(state) as it:
-                (runtime,) = set(os.listdir(tmp_path)) - known
-                assert (tmp_path / runtime).stat().st_mode & 0o777 == 0o700
-                assert sorted(os.listdir(tmp_path / runtime)) == [
+                (runtime,) = os.listdir(short_path)
+                assert (short_path / runtime).stat().st_mode & 0o777 == 0o700
+                assert sorted(os.listdir(short_path / runtime)) == [
                     "control.sock",
                     "events.sock",
                     "front.log",
                 ]
                 pid = it.front.pid
                 assert [one.pid for one in state.living_supervisors()] == [os.getpid()]
-            assert set(os.listdir(tmp_path)) == known
+            assert os.listdir(short_path) == []
             assert os.listdir(state.supervisors) == []
             assert not Path(f"/proc/{pid}").exists()
         assert sorted(os.listdir("/proc/self/fd")) == before
@@ -532,6 +539,24 @@ def test_a_front_ends_with_its_killed_engine_and_takes_its_sockets_along(
     assert os.listdir(state.supervisors) == []
 
 
+def test_what_both_leave_when_killed_together_is_swept_by_who_looks_next(
+    state: StateDirectory,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE, str(state.path)], stdout=subprocess.PIPE, text=True
+    ) as engine:
+        assert engine.stdout is not None
+        pid, path = engine.stdout.readline().split()
+        os.kill(engine.pid, signal.SIGSTOP)
+        os.kill(int(pid), signal.SIGKILL)
+        engine.kill()
+    assert Path(path).exists()
+    assert len(os.listdir(state.supervisors)) == 1
+    assert list(state.living_supervisors()) == []
+    assert os.listdir(state.supervisors) == []
+    assert not Path(path).parent.exists()
+
+
 def stat_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -596,7 +621,7 @@ def test_the_front_is_capped_and_holds_nothing_of_the_engine(
 
 
 def test_the_runtime_directory_is_private_and_fits_a_socket_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def made(base: Path | str) -> Path:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
@@ -606,19 +631,18 @@ def test_the_runtime_directory_is_private_and_fits_a_socket_path(
         path.rmdir()
         return path.parent
 
-    good = tmp_path / "good"
+    good = short_path / "good"
     good.mkdir(mode=0o700)
-    short = len(os.fsencode(good)) <= 67
-    assert made(good) == (good if short else Path("/tmp"))
-    writable = tmp_path / "writable"
+    assert made(good) == good
+    writable = short_path / "writable"
     writable.mkdir()
     writable.chmod(0o777)
     assert made(writable) == Path("/tmp")
-    deep = tmp_path / ("d" * 100)
+    deep = short_path / ("d" * 100)
     deep.mkdir(mode=0o700)
     assert made(deep) == Path("/tmp")
     assert made("relative") == Path("/tmp")
-    assert made(tmp_path / "missing") == Path("/tmp")
+    assert made(short_path / "missing") == Path("/tmp")
     assert made("") == Path("/tmp")
 
 
@@ -768,7 +792,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, in
         b"\x81\xa2id" + b"\x91" * 100_000,
         b"\xdf\xff\xff\xff\xff",
         b"\xc6\xff\xff\xff\xff",
-        os.urandom(1000),
+        random.Random(7).randbytes(1000),
         msgpack.encode({"verb": "list", "version": 1, "id": [[[]]]}),
         msgpack.encode([1, 2, 3]),
     ],
