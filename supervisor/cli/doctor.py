@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,7 @@ class Examination(Struct, frozen=True, kw_only=True):
     meaning: str
     missing: tuple[str, ...]
     facts: tuple[Fact, ...]
-    problems: tuple[str, ...]  # of the cgroups
+    problems: tuple[str, ...]  # of using the cgroups; why there are none is in the facts
     notes: tuple[str, ...]  # of the configuration
     trial: Report
 
@@ -69,7 +70,7 @@ def look(config: Config) -> Examination:
         host = probe()
         facts = tuple(host.facts.values())
         cgroups = CgroupManager(host.cgroup)
-        problems = [*host.cgroup.problems, *cgroups.problems]
+        problems = cgroups.problems
         cgroups.close()
         trial = build_one(config)
     except (CasemateError, OSError) as error:
@@ -134,7 +135,7 @@ def meaning(trial: Report, missing: tuple[str, ...], config: Config) -> str:
             "which a task may overshoot for a moment"
         )
     if unheld:
-        said += f"; a limit on {' and '.join(unheld)} is not held at all"
+        said += f"; a limit on {' and '.join(unheld)}, where one is set, is not held at all"
     return f"{said}."
 
 
@@ -144,8 +145,9 @@ def trial_line(trial: Report) -> str:
     posture = trial.walls["posture"]
     uid, seccomp = posture["uid"][1], posture["seccomp"]
     return (
-        f"built in {trial.startup * 1000:.1f} ms, `true` ran {trial.seconds * 1000:.1f} ms; read back "
-        f"from inside: uid {uid}, {'no capabilities' if posture['is_bare'] else 'CAPABILITIES'}, "
+        f"built in {trial.startup * 1000:.1f} ms, `true` ran {trial.seconds * 1000:.1f} ms; "
+        f"read back from inside: uid {uid}, "
+        f"{'no capabilities' if posture['is_bare'] else 'CAPABILITIES'}, "
         f"no_new_privs {int(posture['no_new_privs'])}, seccomp {seccomp}"
     )
 
@@ -159,18 +161,30 @@ def state_of(fact: Fact) -> tuple[str, str]:
     return "MISSING", "bold red"
 
 
+def advised(facts: tuple[Fact, ...]) -> Iterator[tuple[Fact, list[str]]]:
+    """What to do about each that is missing; what mends several is said once."""
+    told = ""
+    for fact in facts:
+        advice = []
+        if not fact.present:
+            if fact.remedy and fact.remedy != told:
+                told = fact.remedy
+                advice.append(fact.remedy)
+            if fact.name in DEGRADABLE:
+                advice.append(f'or go without this wall: degrade = ["{fact.name}"]')
+        yield fact, advice
+
+
 def print_table(found: Examination, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("wall or limit", no_wrap=True)
     table.add_column("")
     table.add_column("what is there, or why not", overflow="fold")
-    for fact in found.facts:
+    for fact, advice in advised(found.facts):
         word, style = state_of(fact)
         said = Text(fact.detail)
-        if fact.remedy and not fact.present:
-            said.append(f"\n→ {fact.remedy}", style="yellow")
-        if not fact.present and fact.name in DEGRADABLE:
-            said.append(f"\n→ or go without it: degrade = [{fact.name!r}]", style="dim")
+        for line in advice:
+            said.append(f"\n→ {line}", style="yellow")
         table.add_row(fact.name, Text(word, style=style), said)
     console.print(table)
     console.print()
@@ -184,12 +198,10 @@ def print_table(found: Examination, console: Console) -> None:
 
 def print_lines(found: Examination) -> None:
     """The same, one fact a line, for pipes and bug reports."""
-    for fact in found.facts:
+    for fact, advice in advised(found.facts):
         print(f"{state_of(fact)[0]:8} {fact.name}: {fact.detail}")
-        if fact.remedy and not fact.present:
-            print(f"{'':8} remedy: {fact.remedy}")
-        if not fact.present and fact.name in DEGRADABLE:
-            print(f"{'':8} or go without it: degrade = [{fact.name!r}]")
+        for line in advice:
+            print(f"{'':8} remedy: {line}")
     for note in (*found.problems, *found.notes):
         print(f"note     {note}")
     print(f"{'built' if found.ok else 'REFUSED':8} one sandbox: {trial_line(found.trial)}")

@@ -86,7 +86,6 @@ def exec_command(
         cap = None if output is None else parse_size(output)
     except ValueError as error:
         raise UsageError(f"--output: {error}") from None
-    _check_stdio()
     sink = _Sink(report)
     with _ending_signals() as (stop, arrived):
         settle()
@@ -117,9 +116,8 @@ def _say(report: Report, spec: SandboxSpec, cap: int | None) -> None:
         name for name, kept in report.walls.get("limits", {}).items() if kept != "cgroup"
     )
     if sampled:
-        verb = "is" if len(sampled) == 1 else "are"
         say(
-            f"the limit on {' and '.join(sampled)} {verb} only sampled here, no cgroup holds it; "
+            f"no cgroup holds the limits here, they are only sampled ({', '.join(sampled)}); "
             "`casemate doctor` tells the remedy"
         )
     if report.walls.get("degraded"):
@@ -169,13 +167,6 @@ def _open_missing_stdio() -> None:
             os.fstat(fd)
         except OSError:
             assert os.open(os.devnull, os.O_RDWR) == fd
-
-
-def _check_stdio() -> None:
-    """A folder would be a way out: paths can be opened relative to it."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise UsageError(f"{name} is a folder of this host: a sandbox is not given that")
 
 
 class _Sink:
