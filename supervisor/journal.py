@@ -377,14 +377,19 @@ class Journal:
     def _commit(self, groups: dict[str, _Group]) -> None:
         for run, group in groups.items():
             writer = self._writers.get(run)
+            commit = failure = None
             try:
-                commit = writer.write(group) if writer is not None else None
+                if writer is not None:
+                    commit = writer.write(group)
             except (OSError, sqlite3.Error, CasemateError) as error:
-                self._fail(run, error)
-            else:
-                if commit is not None:
-                    self._on_commit(commit)
+                failure = error
+            # Before the callback: it may be the last for long, and who waits for the backlog to
+            # shrink looks at it there.
             self._handled += group.weight
+            if failure is not None:
+                self._fail(run, failure)
+            elif commit is not None:
+                self._on_commit(commit)
         groups.clear()
 
     def _open_writer(self, item: _Open) -> None:

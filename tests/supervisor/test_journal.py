@@ -222,6 +222,18 @@ def test_what_queues_during_a_commit_becomes_one_commit(owned: OwnedRun) -> None
     assert journal.backlog == 0
 
 
+def test_the_last_commit_already_shows_the_backlog_it_has_cleared(owned: OwnedRun) -> None:
+    """Links are paused above a backlog and go on in the callback: no later one may ever come."""
+    seen: list[int] = []
+    journal = Journal(lambda commit: seen.append(journal.backlog), lambda run, error: None)
+    journal.open(owned.directory)
+    for _ in range(20):
+        journal.append(owned.directory.id, entries(TaskReady()))
+        wait_until(lambda: journal.backlog == 0)
+    journal.close()
+    assert seen == [0] * 20
+
+
 def test_nobody_hears_of_an_event_that_is_not_yet_in_the_journal(owned: OwnedRun) -> None:
     run = owned.directory
     seen: list[bool] = []
