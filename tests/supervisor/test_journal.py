@@ -227,9 +227,10 @@ def test_the_last_commit_already_shows_the_backlog_it_has_cleared(owned: OwnedRu
     seen: list[int] = []
     journal = Journal(lambda commit: seen.append(journal.backlog), lambda run, error: None)
     journal.open(owned.directory)
-    for _ in range(20):
+    while len(seen) < 20 and not any(seen):
+        told = len(seen)
         journal.append(owned.directory.id, entries(TaskReady()))
-        wait_until(lambda: journal.backlog == 0)
+        wait_until(lambda told=told: len(seen) > told)  # type: ignore[misc]
     journal.close()
     assert seen == [0] * 20
 
