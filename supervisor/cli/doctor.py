@@ -78,7 +78,7 @@ def look(config: Config) -> Examination:
     missing = tuple(fact.name for fact in facts if not fact.present)
     return Examination(
         ok=trial.verdict == COMPLETED,
-        meaning=meaning(trial, missing, config),
+        meaning=meaning(trial, missing),
         missing=missing,
         facts=facts,
         problems=tuple(problems),
@@ -114,7 +114,7 @@ def build_one(config: Config) -> Report:
 TRIAL_WALL = 20.0
 
 
-def meaning(trial: Report, missing: tuple[str, ...], config: Config) -> str:
+def meaning(trial: Report, missing: tuple[str, ...]) -> str:
     if trial.verdict != COMPLETED:
         walls = [name for name in missing if name not in OPTIONAL]
         what = f" ({', '.join(walls)} missing)" if walls else ""

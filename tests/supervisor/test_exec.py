@@ -428,7 +428,7 @@ def test_paths_are_shown_at_their_places(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_elsewhere_it_starts_in_tmp(cli: Cli) -> None:
-    assert cli("--", "sh", "-c", "pwd; ls").stdout == "/tmp\n"
+    assert cli("--", "sh", "-c", "pwd").stdout == "/tmp\n"
 
 
 def test_the_home_and_state_folders_are_refused(cli: Cli, tmp_path: Path) -> None:
