@@ -247,9 +247,14 @@ class FrontProcess:
         self._runtime = await asyncio.to_thread(make_runtime_directory)
         self._spawn()
 
-    async def wait_ready(self) -> None:
-        """Until the front of this moment's epoch listens and clients can find it."""
-        await self._ready.wait()
+    async def wait_ready(self, patience: float = _START_DEADLINE) -> bool:
+        """Until the front of this moment's epoch listens and clients can find it. False where it
+        does not within `patience` seconds: runs go on without observers, `problem` says why."""
+        try:
+            await asyncio.wait_for(self._ready.wait(), patience)
+        except TimeoutError:
+            return False
+        return True
 
     def publish(self, frames: Frames) -> None:
         """Hand over committed events. Never waits; drops what FRONT_BUFFER_SIZE cannot hold."""

@@ -209,7 +209,7 @@ async def bench(state: StateDirectory) -> AsyncIterator[Bench]:
     it = Bench(state)
     await it.front.start()
     try:
-        await asyncio.wait_for(it.front.wait_ready(), PATIENCE)
+        assert await it.front.wait_ready(PATIENCE)
         yield it
     finally:
         await asyncio.to_thread(it.journal.close)
@@ -373,7 +373,7 @@ def test_a_killed_front_is_followed_by_another_epoch_and_observers_catch_up(
             it.append(name, *[TaskReady()] * 500)
             await until(lambda: it.front.epoch not in epochs)
             epochs.append(it.front.epoch)
-            await asyncio.wait_for(it.front.wait_ready(), PATIENCE)
+            assert await it.front.wait_ready(PATIENCE)
             (record,) = it.state.living_supervisors()
             assert record.epoch == it.front.epoch
             await until(lambda: observer.epochs[-1] == it.front.epoch)
@@ -500,7 +500,8 @@ def test_a_front_that_cannot_begin_is_tried_again_and_tells_why(
             await front.start()
             await until(lambda: front.restarts >= 2)
             assert front.problem is not None and "broken" in front.problem
-        await asyncio.wait_for(front.wait_ready(), PATIENCE)
+            assert not await front.wait_ready(0.01)
+        assert await front.wait_ready(PATIENCE)
         await front.close()
 
     asyncio.run(story())
