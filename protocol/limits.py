@@ -27,6 +27,10 @@ EVENTS_LINE_SIZE = 2 * VALUE_SIZE
 # One line of stdout or stderr becomes one task.log; longer lines are cut into pieces of this size.
 LOG_LINE_SIZE = 8 * KIB
 
+# What an event counts against limits.output at least: its row in the journal weighs about this
+# beside the value. A task that emits nothing 80 000 times a second is a flood too.
+EVENT_SIZE = 64
+
 # The text of one ctx.log: a model's whole answer fits; cut by the guest, refused by the engine.
 LOG_TEXT_SIZE = 64 * KIB
 

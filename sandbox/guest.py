@@ -464,7 +464,7 @@ def _message(error: BaseException) -> str:
         return loader.explain_missing_module(error)
     try:
         return str(error) or type(error).__name__
-    except Exception as broken:  # a task's own __str__ may raise anything
+    except BaseException as broken:  # a task's own __str__ may raise anything
         return f"{type(error).__name__} (its str() raised {type(broken).__name__})"
 
 
@@ -481,7 +481,7 @@ def _traceback(error: BaseException) -> str | None:
             error, limit=-TRACEBACK_FRAMES, compact=True
         )
         return "".join(told.format()) if _leave_us_out(told) else None
-    except Exception as broken:  # the task's exceptions choose what formatting them does
+    except BaseException as broken:  # the task's exceptions choose what formatting them does
         return f"(no traceback: formatting it raised {type(broken).__name__})"
 
 

@@ -348,15 +348,29 @@ def execute(plan: Plan) -> SetupFailed:
         return failure("exec", error)
 
 
+def reap(guest_pid: int) -> int | None:
+    """Take all who have ended; the guest's wait status, if it is among them."""
+    while True:
+        pid, code = os.waitpid(-1, os.WNOHANG)
+        if pid == guest_pid:
+            return code
+        if pid == 0:
+            return None
+
+
 def tend(guest_pid: int, status: int) -> NoReturn:
     """Reap until the guest ends, say how it did, and take everything else along by exiting."""
     syscalls.close_all_but((status,))
-    # The engine's SIGTERM comes to us, the one process it has a pidfd of.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(guest_pid, signal.SIGTERM))
-    while True:
-        pid, code, _usage = os.wait4(-1, 0)
-        if pid == guest_pid:
-            break
+    # The engine's SIGTERM comes to us, the one process it has a pidfd of. It is waited for and not
+    # handled: the task may signal us as often as it likes, and a handler of Python's runs inside
+    # itself until the stack is full, or finds the guest gone.
+    awaited = (signal.SIGCHLD, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    code: int | None = None
+    while code is None:
+        code = reap(guest_pid)
+        if code is None and signal.sigwait(awaited) == signal.SIGTERM:
+            os.kill(guest_pid, signal.SIGTERM)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = Exited(status=code, cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)
     try:

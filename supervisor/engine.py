@@ -442,7 +442,8 @@ class Engine:
 
     def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None:
         key = attempt.key
-        self._record(key.run, key.task, key.attempt, said)
+        if said:
+            self._record(key.run, key.task, key.attempt, said)
         self._feed(Active(key.run, key.task, key.attempt))
 
     def attempt_told(self, attempt: Attempt) -> None:
@@ -502,6 +503,8 @@ class Engine:
             attempt.blame(kind, f"past its {kind} limit (sampled)")
             attempt.kill()
             return
+        if (progress := attempt.take_progress()) is not None:
+            self._record(key.run, key.task, key.attempt, [progress])
         now = self._loop.time()
         if now - attempt.began >= USAGE_INTERVAL and now - reported >= USAGE_INTERVAL * 0.9:
             reported = now

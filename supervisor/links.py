@@ -35,7 +35,7 @@ from ..protocol.events import (
     TaskLog,
     TaskProgress,
 )
-from ..protocol.limits import LINK_READ_SIZE, LINK_VERSION, LOG_LINE_SIZE
+from ..protocol.limits import EVENT_SIZE, LINK_READ_SIZE, LINK_VERSION, LOG_LINE_SIZE
 from ..protocol.link import Conversation, Role
 from ..protocol.messages import (
     Accept,
@@ -57,6 +57,10 @@ from .outbox import take_output
 from .sandboxes import Lease
 
 __all__ = ["Attempt", "Key", "Lines", "Link", "Owner"]
+
+
+# Progress is for people: one a second, the newest.
+PROGRESS_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -258,10 +262,13 @@ class Attempt:
         self._outputs = [Output(lines.stdout, "stdout"), Output(lines.stderr, "stderr")]
         self._job: Run | None = job
         self._is_run_allowed = False
+        self._is_begun = False
         self._is_killed = False
         self._is_paused = False
         self._is_link_over = False
         self._output_left = task.limits.output
+        self._progress: TaskProgress | None = None  # the newest, where it is not told yet
+        self._progress_due = 0.0
         self._dropped = {"stdout": 0, "stderr": 0, "log": 0}
         self._watched: dict[int, Callable[[], None]] = {}
 
@@ -298,6 +305,8 @@ class Attempt:
             self._watch(sandbox.pidfd, self._on_death)
             if self.lease.oom_fd is not None:
                 self._watch(self.lease.oom_fd, self._on_out_of_memory)
+            if self.greeted:
+                self._begin()
         else:
             assert sandbox.failed is not None
             kind = ErrorKind.LOST if sandbox.failed.step == "zygote" else ErrorKind.SETUP
@@ -310,7 +319,7 @@ class Attempt:
         self._send_job()
 
     def _send_job(self) -> None:
-        if self._is_run_allowed and self.greeted and self._job is not None and not self.is_dead:
+        if self._is_run_allowed and self._is_begun and self._job is not None and not self.is_dead:
             self._link.send(self._job)
             self._job = None  # its input may be large
             self._flush()
@@ -371,7 +380,7 @@ class Attempt:
         self._read_status()
         while self._read_link():
             pass
-        said: list[EventData] = []
+        said: list[EventData] = [] if self._progress is None else [self._progress]
         for output in self._outputs:
             while data := output.read():
                 said += self._log(output, data)
@@ -444,11 +453,11 @@ class Attempt:
 
     def _handle(self, messages: list[Message]) -> None:
         said: list[EventData] = []
-        told = False
+        told = is_active = False
         for message in messages:
             match message:
                 case Emit(item=item):
-                    self._output_left -= memoryview(item).nbytes
+                    self._output_left -= max(memoryview(item).nbytes, EVENT_SIZE)
                     if self._output_left < 0:
                         self.blame(
                             ErrorKind.OUTPUT_LIMIT,
@@ -458,14 +467,17 @@ class Attempt:
                         break
                     said.append(TaskEmitted(item))
                 case Log(text=text, fields=fields):
-                    size = len(text) + memoryview(fields).nbytes
+                    size = max(len(text) + memoryview(fields).nbytes, EVENT_SIZE)
                     if self._output_left < size:
                         self._dropped["log"] += size
                     else:
                         self._output_left -= size
                         said.append(TaskLog(stream="log", text=text, fields=fields))
                 case Progress(done=done, total=total):
-                    said.append(TaskProgress(done, total))
+                    is_active = True
+                    self._progress = TaskProgress(done, total)
+                    if (progress := self.take_progress()) is not None:
+                        said.append(progress)
                 case Hello():
                     self._greet()
                 case Result():
@@ -474,16 +486,31 @@ class Attempt:
                     self.failure, told = message, True
                 case _:
                     raise LocalViolation(f"{self.key}: the codec let {message!r} through")
-        if said:
+        if said or is_active:
             self._owner.attempt_said(self, said)
         if told:
             self._owner.attempt_told(self)
+
+    def take_progress(self) -> TaskProgress | None:
+        """The newest, where it was not told yet and the last one that was is a second old."""
+        now = self._loop.time()
+        if self._progress is None or now < self._progress_due:
+            return None
+        newest, self._progress, self._progress_due = self._progress, None, now + PROGRESS_INTERVAL
+        return newest
 
     def _greet(self) -> None:
         self._read_status()  # `ready` was sent before
         self.greeted = True
         self._link.send(Accept(version=LINK_VERSION))
         self._flush()
+        # The guest may be faster than the zygote's word of it: without a pidfd nobody can say which
+        # process has started, nor measure it.
+        if self._sandbox.pidfd is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._is_begun = True
         self._owner.attempt_greeted(self)
         self._send_job()
 
@@ -498,7 +525,9 @@ class Attempt:
         kept = data[: max(self._output_left, 0)]
         self._output_left -= len(kept)
         self._dropped[output.stream] += len(data) - len(kept)
-        return [TaskLog(stream=output.stream, text=text) for text in output.texts(kept, final)]
+        texts = list(output.texts(kept, final))
+        self._output_left -= sum(max(EVENT_SIZE - len(text), 0) for text in texts)
+        return [TaskLog(stream=output.stream, text=text) for text in texts]
 
     # --- the loop ----------------------------------------------------------------------------
 
