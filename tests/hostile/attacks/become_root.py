@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-EXPECTED = "PermissionError"
+EXPECTED = "OSError"
 RUNS_OUTSIDE = False
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-EXPECTED = "PermissionError"
+EXPECTED = "FileNotFoundError"
 RUNS_OUTSIDE = False
 
 

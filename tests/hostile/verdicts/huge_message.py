@@ -1,4 +1,4 @@
-"""Fail with a message of 50 MB."""
+"""Fail with a message of 10 MB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KIND = "error"
 
 
 def attack(input: Any, ctx: Any) -> object:
-    raise ValueError("x" * 50_000_000)
+    raise ValueError("x" * 10_000_000)
 
 
 def check(seen: Seen) -> None:
