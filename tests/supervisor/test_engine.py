@@ -279,12 +279,12 @@ def test_a_task_that_keeps_talking_is_not_idle(house: Embedded, place: Place) ->
         def chatty(input, ctx):
             for n in range(8):
                 time.sleep(0.2)
-                ctx.progress(n, 8)
+                ctx.emit(n)
             return "done"
         """)
     history = house.run(place.spec(tasks={"chatty": {"timeouts": {"idle": "1.2s"}}}))
     assert history.output("chatty") == "done"
-    assert [e.data["done"] for e in history.of("task.progress")] == list(range(8))
+    assert history.items("chatty") == list(range(8))
 
 
 def test_a_run_past_its_deadline_fails_with_what_it_has(house: Embedded, place: Place) -> None:
@@ -549,6 +549,14 @@ def test_logs_keep_stream_fields_and_what_was_dropped(house: Embedded, place: Pl
     kept = sum(len(e.data["text"]) for e in logs)
     assert kept == 64 * 1024
     assert kept + sum(e.data["dropped"] for e in logs) == 1000 * 1024
+
+
+def test_of_much_progress_the_newest_is_told(house: Embedded, place: Place) -> None:
+    place.tasks("def a(input, ctx):\n    for n in range(1000): ctx.progress(n + 1, 1000)\n")
+    told = house.run(place.spec(tasks={"a": {}})).of("task.progress")
+    assert told[-1].data == {"done": 1000.0, "total": 1000.0}
+    done = [event.data["done"] for event in told]
+    assert done == sorted(done)
 
 
 def test_a_started_task_tells_its_walls(house: Embedded, place: Place) -> None:
