@@ -86,14 +86,27 @@ class Sandboxes:
     """Not to be used after `close`. Everything here is for one thread, which must outlive it: the
     kernel ties the parent-death signal to the thread that forked."""
 
-    def __init__(self, degrade: tuple[str, ...] = (), strict: tuple[str, ...] = ()) -> None:
-        """Blocks for a moment: looks at the host, starts the zygote."""
+    def __init__(
+        self,
+        degrade: tuple[str, ...] = (),
+        strict: tuple[str, ...] = (),
+        *,
+        alone: bool = False,
+    ) -> None:
+        """Blocks for a moment: looks at the host, starts the zygote. `degrade` and `strict` count
+        for every spec, beside its own. `alone`: see `probe`. Raises SetupRefused."""
         self._degrade = degrade
         self._strict = strict
-        self.probe: Probe = probe()
-        cgroups.sweep(self.probe.cgroup)
-        self._cgroups = CgroupManager(self.probe.cgroup)
-        self._zygote = Zygote.start(self.probe)
+        try:
+            self.probe: Probe = probe(alone=alone)
+            cgroups.sweep(self.probe.cgroup)
+            self._cgroups = CgroupManager(self.probe.cgroup)
+            self._zygote = Zygote.start(self.probe)
+        except OSError as error:
+            # A host that hides even what we look at it with: another sandbox's /proc, say.
+            raise SetupRefused(
+                f"no sandbox can be built here: {error}; `casemate doctor` says what is missing"
+            ) from error
         self._names = itertools.count(1)
         self._free_slots: list[int] = []
         self._slots = itertools.count()
@@ -121,7 +134,11 @@ class Sandboxes:
         cgroup: Cgroup | None = None
         try:
             spec = structs.replace(
-                spec, slot=slot, degrade=self._degrade, strict=self._strict, env=spec.env | SEALED
+                spec,
+                slot=slot,
+                degrade=spec.degrade + self._degrade,
+                strict=spec.strict + self._strict,
+                env=spec.env | SEALED,
             )
             backing = self._cgroups.backing(spec.limits)
             plan = make_plan(spec, self.probe, look_at(spec), backing)

@@ -12,7 +12,7 @@ def main() -> None:
     """Entry point. Errors a person can mend are one line and exit code 2 (3: no sandbox here)."""
     # Exit codes and messages are ours; typer's pretty tracebacks would print local variables.
     os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
-    from ...protocol.errors import SetupRefused, UsageError
+    from ...protocol.errors import CasemateError, LocalViolation, SetupRefused, UsageError
     from .app import app
 
     try:
@@ -23,6 +23,11 @@ def main() -> None:
     except SetupRefused as error:
         print(f"casemate: {error}", file=sys.stderr)
         sys.exit(3)
+    except LocalViolation:
+        raise  # a bug of ours: whoever reports it should have the traceback
+    except CasemateError as error:
+        print(f"casemate: {error}", file=sys.stderr)
+        sys.exit(1)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

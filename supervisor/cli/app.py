@@ -160,7 +160,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
+        from casemate import __version__
 
-        print(f"casemate {installed('casemate')}")
+        print(f"casemate {__version__}")
         raise typer.Exit
