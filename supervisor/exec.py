@@ -102,31 +102,27 @@ def run_command(
     output: int | None = None,
     stdio: Stdio | None = None,
     stop: int | None = None,
+    sandboxes: Sandboxes | None = None,
 ) -> Report:
     """Run `spec.argv` (Mode.EXEC) to its end and until nothing of it lives. Durations in seconds;
     `output` caps stdout and stderr together, what is beyond is dropped and counted; `stdio` are
     the program's descriptors, ours by default; when `stop` is readable the tree is killed.
+    `sandboxes`: those to use, if there are some already; they stay the caller's.
 
     Raises SetupRefused where this host cannot build the sandbox; a failure in building it is a
     report with verdict `setup`."""
-    sandboxes = Sandboxes(spec.degrade, spec.strict)
+    used = sandboxes or Sandboxes()
     try:
-        sandboxes.wait_ready()
+        used.wait_ready()
         execution = Execution(
-            sandboxes,
-            spec,
-            wall=wall,
-            idle=idle,
-            cpu=cpu,
-            grace=grace,
-            stdio=stdio,
-            stop=stop,
+            used, spec, wall=wall, idle=idle, cpu=cpu, grace=grace, stdio=stdio, stop=stop
         )
         if output is not None or idle is not None:
             execution.proxy(output)
         return execution.run()
     finally:
-        sandboxes.close()
+        if sandboxes is None:
+            used.close()
 
 
 def writable_copy(fd: int) -> int:

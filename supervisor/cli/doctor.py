@@ -67,7 +67,7 @@ def look(config: Config) -> Examination:
     facts: tuple[Fact, ...] = ()
     problems: list[str] = []
     try:
-        host = probe()
+        host = probe(alone=True)
         facts = tuple(host.facts.values())
         cgroups = CgroupManager(host.cgroup)
         problems = cgroups.problems
@@ -96,7 +96,7 @@ def build_one(config: Config) -> Report:
         degrade=config.degrade,
         strict=config.strict,
     )
-    sandboxes = Sandboxes(spec.degrade, spec.strict)
+    sandboxes = Sandboxes(alone=True)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         sandboxes.wait_ready()

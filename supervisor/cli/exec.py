@@ -20,12 +20,9 @@ import msgspec
 from ...protocol.errors import CasemateError, UsageError
 from ...protocol.events import ErrorKind
 from ...protocol.units import format_size, parse_size
-from ...sandbox.spec import SandboxSpec
-from ..config import load_config
 from ..exec import COMPLETED, Report, refusal, run_command
-from ..granted import command_spec, granted_limits, granted_timeouts
+from ..sandboxes import Sandboxes
 from .scope import settle
-from .view import printable
 
 __all__ = ["exec_command", "exit_code"]
 
@@ -68,36 +65,56 @@ def exec_command(
     state: Path | None,
 ) -> int:
     _open_missing_stdio()
-    config = load_config(state=state, degrade=degrade or None)
-    limits = granted_limits({"memory": memory, "cpu": cpu, "pids": pids, "disk": disk})
-    clocks = granted_timeouts({"wall": wall, "idle": idle})
-    spec = command_spec(
-        command,
-        limits=limits,
-        state=config.state,
-        env=_environment(env),
-        network=net,
-        ro=ro,
-        rw=rw,
-        degrade=config.degrade,
-        strict=config.strict,
-    )
-    try:
-        cap = None if output is None else parse_size(output)
-    except ValueError as error:
-        raise UsageError(f"--output: {error}") from None
     sink = _Sink(report)
     with _ending_signals() as (stop, arrived):
         settle()
+        sandboxes: Sandboxes | None = None
+        cap = _parsed_cap(output)
         try:
-            done = run_command(spec, wall=clocks.wall, idle=clocks.idle, output=cap, stop=stop)
+            sandboxes = Sandboxes(alone=True)
+            # Not before: pydantic takes longer to load than the zygote to start, beside it.
+            from ..config import load_config
+            from ..granted import command_spec, granted_limits, granted_timeouts
+
+            config = load_config(state=state, degrade=degrade or None)
+            limits = granted_limits({"memory": memory, "cpu": cpu, "pids": pids, "disk": disk})
+            clocks = granted_timeouts({"wall": wall, "idle": idle})
+            spec = command_spec(
+                command,
+                limits=limits,
+                state=config.state,
+                env=_environment(env),
+                network=net,
+                ro=ro,
+                rw=rw,
+                degrade=config.degrade,
+                strict=config.strict,
+            )
+            done = run_command(
+                spec,
+                wall=clocks.wall,
+                idle=clocks.idle,
+                output=cap,
+                stop=stop,
+                sandboxes=sandboxes,
+            )
         except UsageError:
             raise
         except (CasemateError, OSError) as error:
             done = refusal(str(error))
-        _say(done, spec, cap)
+        finally:
+            if sandboxes is not None:
+                sandboxes.close()
+        _say(done, command[0], cap)
         sink.write(done)
         return 128 + arrived[0] if arrived else exit_code(done)
+
+
+def _parsed_cap(output: str | None) -> int | None:
+    try:
+        return None if output is None else parse_size(output)
+    except ValueError as error:
+        raise UsageError(f"--output: {error}") from None
 
 
 def exit_code(report: Report) -> int:
@@ -111,7 +128,7 @@ def exit_code(report: Report) -> int:
     return 128 + signal.SIGKILL  # by us, for a limit that was sampled
 
 
-def _say(report: Report, spec: SandboxSpec, cap: int | None) -> None:
+def _say(report: Report, program: str, cap: int | None) -> None:
     sampled = sorted(
         name for name, kept in report.walls.get("limits", {}).items() if kept != "cgroup"
     )
@@ -130,7 +147,7 @@ def _say(report: Report, spec: SandboxSpec, cap: int | None) -> None:
     if report.verdict not in _PLAIN:
         say(f"{report.verdict}: {report.error}")
     elif report.exit_code is not None and not report.ran:
-        say(report.error + _hint(spec.argv[0]))
+        say(report.error + _hint(program))
 
 
 def _hint(program: str) -> str:
@@ -142,8 +159,9 @@ def _hint(program: str) -> str:
 
 def say(message: str) -> None:
     """One line, whatever is in it; nothing where stderr is gone."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     with contextlib.suppress(OSError):
-        os.write(2, f"casemate: {printable(message, 2000)}\n".encode())
+        os.write(2, f"casemate: {shown}\n".encode())
 
 
 def _environment(words: Sequence[str]) -> dict[str, str]:
