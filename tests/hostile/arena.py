@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -264,7 +265,7 @@ class Arena:
                     pids[event.task] = event.data["pid"]
                     one.was_alive = event.data["pid"] > 0
                 case "task.emitted" if str(event.data.get("item")).startswith("planted"):
-                    await asyncio.to_thread(wait_until, lambda mark=mark: is_marked(mark))
+                    await asyncio.to_thread(wait_until, functools.partial(is_marked, mark))
                     one.was_marked = True
                     (self.target.workspace / f"{event.task}.go").touch()
                 case "task.completed" | "task.failed":
