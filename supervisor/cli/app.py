@@ -160,7 +160,7 @@ def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        from casemate import __version__
+        from importlib.metadata import version as installed
 
-        print(f"casemate {__version__}")
+        print(f"casemate {installed('casemate')}")
         raise typer.Exit

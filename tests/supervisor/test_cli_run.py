@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from casemate import __version__
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
@@ -324,7 +323,3 @@ def test_every_command_shows_an_example(casemate: Command) -> None:
         assert done.returncode == 0
         assert f"Example: casemate {command}" in done.stdout
         assert "--state" in done.stdout
-
-
-def test_version(casemate: Command) -> None:
-    assert casemate("--version").stdout == f"casemate {__version__}\n"
