@@ -10,10 +10,10 @@ KIND = "crash"
 
 
 def attack(input: Any, ctx: Any) -> object:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # init passes it on, as it should
     for _ in range(2):
         if os.fork() == 0:
             while True:
                 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                     os.kill(1, number)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os._exit(3)

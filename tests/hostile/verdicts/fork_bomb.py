@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 KIND = "pids"
-LIMITS = {"pids": 32}
+# Where it is only sampled, memory that forked processes share counts for each of them.
+LIMITS = {"pids": 32, "memory": "512MiB"}
 
 
 def attack(input: Any, ctx: Any) -> object:

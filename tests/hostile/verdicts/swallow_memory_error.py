@@ -14,6 +14,7 @@ def attack(input: Any, ctx: Any) -> object:
     held = []
     while True:
         try:
-            held.append(bytes([1]) * (1 << 20))
+            while True:
+                held.append(bytes([1]) * (1 << 20))
         except MemoryError:
-            held.append(b"again")
+            pass
