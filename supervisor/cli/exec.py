@@ -77,6 +77,8 @@ def exec_command(
             from ..granted import command_spec, granted_limits, granted_timeouts
 
             config = load_config(state=state, degrade=degrade or None)
+            for note in config.notes:
+                say(note)
             limits = granted_limits({"memory": memory, "cpu": cpu, "pids": pids, "disk": disk})
             clocks = granted_timeouts({"wall": wall, "idle": idle})
             spec = command_spec(

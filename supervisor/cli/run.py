@@ -19,6 +19,7 @@ from ..config import Config, load_config
 from ..cursor import ENDINGS, PipelineEvent, follow
 from ..describe import read_pipeline
 from ..engine import Engine
+from .scope import settle
 from .view import LiveView, PlainView, View
 
 __all__ = ["run_file"]
@@ -30,6 +31,7 @@ def run_file(
     file: Path, *, input: str | None, workspace: Path | None, as_json: bool, state: Path | None
 ) -> int:
     config = load_config(state=state)
+    settle()  # before the first child: a .py pipeline is loaded in one
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)
     value = _input(input)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from casemate.protocol.events import ErrorKind
+from casemate.sandbox.cgroup import CgroupFacts, Hierarchy
 from casemate.sandbox.probe import Fact
-from casemate.supervisor.cli import doctor
+from casemate.supervisor.cli import doctor, scope
 from casemate.supervisor.config import load_config
 from casemate.supervisor.exec import Report, refusal
 from rich.console import Console
@@ -150,3 +151,20 @@ def test_cgroups_that_disappoint_are_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert doctor.look(load_config(state=tmp_path)).problems == (
         "memory: swap is not bounded here",
     )
+
+
+def test_settling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a delegated folder we step aside; where that fails, limits are sampled and it is said."""
+    facts = CgroupFacts(Hierarchy.V2, (), settle_in=Path("/sys/fs/cgroup/ours"))
+    asked = []
+    monkeypatch.setattr(scope.cgroup, "probe", lambda: facts)
+    monkeypatch.setattr(scope.cgroup, "settle", asked.append)
+    scope.settle()
+    assert asked == [facts] and capsys.readouterr().err == ""
+
+    def refuse(facts: CgroupFacts) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(scope.cgroup, "settle", refuse)
+    scope.settle()
+    assert "casemate: /sys/fs/cgroup/ours was delegated to us" in capsys.readouterr().err

@@ -450,6 +450,18 @@ def test_environment(cli: Cli) -> None:
     assert not any(line.startswith(("KEPT", "UNSET")) for line in lines)
 
 
+def test_a_configuration_that_was_not_read_is_told(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "casemate.toml").write_text('degrade = ["seccomp"]')
+    done = cli("--", "true", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "casemate.toml was not read" in done.stderr
+
+
+def test_a_lone_process_may_try_the_walls_by_a_fork() -> None:
+    code = "from casemate.sandbox.probe import probe; assert probe(alone=True) == probe()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
 # --- run_sandboxed -----------------------------------------------------------------------------
 
 
