@@ -71,8 +71,8 @@ PUBLISHED_EVENT_SIZE = 64 * KIB
 # tenth of a second at full speed. Who falls behind further sees a gap and replays.
 FRONT_QUEUE_EVENTS = 10_000
 
-# The front at rest has 60 MiB of writable memory. Beyond the cap libzmq aborts: observers find a new
-# epoch a moment later, and the run never noticed.
+# The front at rest has 60 MiB of writable memory. Beyond the cap libzmq aborts: observers find a
+# new epoch a moment later, and the run never noticed.
 FRONT_MEMORY = 1024 * MIB
 FRONT_FILES = 512  # one for each observer and client, and a handful for journals
 

@@ -277,13 +277,17 @@ class Engine:
             _, key = heapq.heappop(run.gated)
             if attempt := self._attempts.get(key):
                 attempt.allow_run()
+        self._ease()
+        if is_last:
+            self._end_run(run)
+        self._tell(run_id, run)
+
+    def _ease(self) -> None:
+        """Let the tasks speak again when enough of what they said is written, or given up."""
         if self._is_congested and self._journal.backlog < JOURNAL_BACKLOG_SIZE // 2:
             self._is_congested = False
             for live in self._attempts.values():
                 live.resume()
-        if is_last:
-            self._end_run(run)
-        self._tell(run_id, run)
 
     def _failed_in_thread(self, run_id: str, error: Exception) -> None:
         self._loop.call_soon_threadsafe(self._journal_failed, run_id, error)
@@ -293,6 +297,7 @@ class Engine:
         run = self._runs[run_id]
         run.problem = f"run {run_id}: its journal cannot be written: {error}"
         self._end_run(run)
+        self._ease()
         self._feed(CancelRun(run_id, run.problem))
         self._tell(run_id, run)
 

@@ -1,6 +1,6 @@
 """Watch a run from outside: pyzmq and msgspec, and the README's wire section. Nothing of casemate.
 
-    python observer.py STATE_DIR RUN      RUN: an id, a unique prefix, or `last`
+python observer.py STATE_DIR RUN      RUN: an id, a unique prefix, or `last`
 """
 
 import json

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from casemate import Limits, Pipeline, PipelineEvent, Supervisor, Task, Timeouts
@@ -96,7 +96,7 @@ def bubblewrap() -> float | None:
 
 
 async def measure(rounds: int) -> list[tuple[str, str, float, str, float | None]]:
-    async def median(what: Callable[[Supervisor], Any], times: int) -> float:
+    async def median(what: Callable[[Supervisor], Coroutine[Any, Any, float]], times: int) -> float:
         return statistics.median([await what(supervisor) for _ in range(times)])
 
     with tempfile.TemporaryDirectory() as state:
