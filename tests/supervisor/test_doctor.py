@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from casemate.protocol.events import ErrorKind
-from casemate.sandbox.cgroup import CgroupFacts, Hierarchy
+from casemate.sandbox import cgroup
+from casemate.sandbox.cgroup import CgroupFacts, CgroupManager, Hierarchy
 from casemate.sandbox.probe import Fact
 from casemate.supervisor.cli import doctor, scope
 from casemate.supervisor.config import load_config
@@ -140,8 +141,8 @@ def test_each_remedy_is_told_once(terminal: bool, capsys: pytest.CaptureFixture[
 
 
 def test_cgroups_that_disappoint_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Disappointing(doctor.CgroupManager):
-        def __init__(self, facts: object) -> None:
+    class Disappointing(CgroupManager):
+        def __init__(self, facts: CgroupFacts) -> None:
             self.problems = ["memory: swap is not bounded here"]
 
         def close(self, patience: float = 0) -> tuple[Path, ...]:
@@ -156,15 +157,15 @@ def test_cgroups_that_disappoint_are_told(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_settling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In a delegated folder we step aside; where that fails, limits are sampled and it is said."""
     facts = CgroupFacts(Hierarchy.V2, (), settle_in=Path("/sys/fs/cgroup/ours"))
-    asked = []
-    monkeypatch.setattr(scope.cgroup, "probe", lambda: facts)
-    monkeypatch.setattr(scope.cgroup, "settle", asked.append)
+    asked: list[CgroupFacts] = []
+    monkeypatch.setattr(cgroup, "probe", lambda: facts)
+    monkeypatch.setattr(cgroup, "settle", asked.append)
     scope.settle()
     assert asked == [facts] and capsys.readouterr().err == ""
 
     def refuse(facts: CgroupFacts) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(scope.cgroup, "settle", refuse)
+    monkeypatch.setattr(cgroup, "settle", refuse)
     scope.settle()
     assert "casemate: /sys/fs/cgroup/ours was delegated to us" in capsys.readouterr().err

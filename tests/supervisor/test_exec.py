@@ -173,7 +173,7 @@ def test_how_it_ended_is_told(
     ],
 )
 def test_every_clock_ends_it(
-    run: Runner, clocks: dict[str, float], command: str, verdict: str
+    run: Runner, clocks: dict[str, Any], command: str, verdict: str
 ) -> None:
     report, _, _ = run("sh", "-c", command, output=KIB, **clocks)
     assert report.verdict == verdict, report
