@@ -19,6 +19,7 @@ output is read. Then the tasks wait, and the engine's memory is bounded by the j
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import math
 import os
@@ -49,7 +50,7 @@ from .journal import Commit, Journal
 from .links import Attempt, Key, Lines
 from .sandboxes import Sandboxes
 from .sources import snapshot
-from .state import OwnedRun, StateDirectory, make_runtime_directory
+from .state import OwnedRun, StateDirectory
 from .values import ValueStore
 
 __all__ = ["Engine"]
@@ -119,17 +120,25 @@ class Engine:
     # --- life ------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self.state = await asyncio.to_thread(StateDirectory.open, Path(self._settings.state))
-        self._runtime = await asyncio.to_thread(make_runtime_directory)
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        # In this thread, which outlives them: both carry a parent-death signal.
-        self.front = FrontProcess(self.state)
-        await self.front.start()
-        self._sandboxes = Sandboxes(self._settings.degrade, self._settings.strict)
-        await asyncio.to_thread(self._sandboxes.wait_ready)
-        self._watch_zygote()
-        self._journal = Journal(self._committed_in_thread, self._failed_in_thread)
-        await self.front.wait_ready()
+        """What has begun when a later step fails is ended again."""
+        async with contextlib.AsyncExitStack() as begun:
+            self.state = await asyncio.to_thread(StateDirectory.open, Path(self._settings.state))
+            self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            begun.callback(os.close, self._null)
+            # In this thread, which outlives them: both carry a parent-death signal.
+            self.front = FrontProcess(self.state)
+            begun.push_async_callback(self.front.close)
+            await self.front.start()
+            self._sandboxes = Sandboxes(self._settings.degrade, self._settings.strict)
+            begun.push_async_callback(asyncio.to_thread, self._sandboxes.close)
+            await asyncio.to_thread(self._sandboxes.wait_ready)
+            self._watch_zygote()
+            begun.callback(self._unwatch_zygote)
+            self._journal = Journal(self._committed_in_thread, self._failed_in_thread)
+            # What its thread says last is published while the loop waits for the zygote's end.
+            begun.push_async_callback(asyncio.to_thread, self._journal.close)
+            await self.front.wait_ready()
+            self._begun = begun.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -141,17 +150,9 @@ class Engine:
             attempt.kill()
         while self._attempts or self._background:
             await asyncio.sleep(0.002)
-        await asyncio.to_thread(self._journal.close)
-        await asyncio.sleep(
-            0
-        )  # what the writer thread sent last is published before the front ends
-        await self.front.close()
-        self._loop.remove_reader(self._zygote_fd)
-        await asyncio.to_thread(self._sandboxes.close)
+        await self._begun.aclose()
         for run in self._runs.values():
             run.owned.ownership.release()
-        os.close(self._null)
-        self._runtime.rmdir()
 
     # --- what clients ask --------------------------------------------------------------------
 
@@ -368,7 +369,7 @@ class Engine:
         )
         lines = None
         try:
-            lines = Lines(self._runtime)
+            lines = Lines(self.front.runtime)
             lease = self._sandboxes.spawn(
                 self._sandbox_spec(key, run, task, input_file),
                 lines.stdio(self._null),
@@ -424,6 +425,9 @@ class Engine:
     def _watch_zygote(self) -> None:
         self._zygote_fd = self._sandboxes.fileno()
         self._loop.add_reader(self._zygote_fd, self._zygote_answered)
+
+    def _unwatch_zygote(self) -> None:
+        self._loop.remove_reader(self._zygote_fd)
 
     def _zygote_answered(self) -> None:
         """Pidfds have come; or the zygote died, and there is a new one. Its sandboxes then tell

@@ -234,6 +234,13 @@ class FrontProcess:
         return self._pid if self._pidfd >= 0 else None
 
     @property
+    def runtime(self) -> Path:
+        """Its folder, ours alone and gone after `close`; swept if nobody lives to remove it. The
+        engine's links pass through it too."""
+        assert self._runtime is not None
+        return self._runtime
+
+    @property
     def events_endpoint(self) -> str:
         return f"ipc://{self._runtime}/events.sock"
 

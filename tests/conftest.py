@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     test is the good task that must still be served."""
     with Embedded(tmp_path_factory.mktemp("house") / "state", max_parallel=8) as house:
         yield house
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """$XDG_RUNTIME_DIR, by a path short enough for sockets: a longer one is passed over."""
+    with tempfile.TemporaryDirectory(prefix="casemate-test-", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)

@@ -7,6 +7,7 @@ break (`check_laws`): numbers without holes, one ending for each attempt, nothin
 from __future__ import annotations
 
 import asyncio
+import os
 import textwrap
 import threading
 from collections import Counter
@@ -23,7 +24,16 @@ from casemate.supervisor.pipeline import Allow, compile_document
 from casemate.supervisor.state import process_start_time
 from fakes import PATIENCE
 
-__all__ = ["Embedded", "History", "Live", "Place", "descendants", "is_alive", "since_start"]
+__all__ = [
+    "Embedded",
+    "History",
+    "Live",
+    "Place",
+    "descendants",
+    "is_alive",
+    "since_start",
+    "traces",
+]
 
 Result = TypeVar("Result")
 
@@ -46,6 +56,15 @@ def descendants(pid: int) -> list[int]:
     except psutil.NoSuchProcess:
         return []
     return [each.pid for each in below if is_alive(each.pid)]
+
+
+def traces() -> tuple[list[str], list[str], set[int]]:
+    """What this process holds: descriptors, threads, living descendants."""
+    return (
+        sorted(os.listdir("/proc/self/fd")),
+        sorted(thread.name for thread in threading.enumerate()),
+        set(descendants(os.getpid())),
+    )
 
 
 class Place:

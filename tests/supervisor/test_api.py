@@ -6,9 +6,7 @@ import asyncio
 import functools
 import json
 import os
-import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from casemate.supervisor.cursor import PipelineEvent, RunResult, collect
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
-from runs import Embedded, History, Place, descendants, is_alive
+from runs import Embedded, History, Place, descendants, is_alive, traces
 
 HANG = "import time\ndef hang(input, ctx):\n    ctx.emit(1)\n    time.sleep(3600)\n"
 
@@ -327,23 +325,6 @@ def cgroups_of(engines: set[int]) -> list[str]:
         found = [(name, FOLDER.fullmatch(name)) for name in names]
         left += [name for name, is_ours in found if is_ours and int(is_ours["pid"]) in engines]
     return left
-
-
-def traces() -> tuple[list[str], list[str], set[int]]:
-    """What this process holds: descriptors, threads, living descendants."""
-    return (
-        sorted(os.listdir("/proc/self/fd")),
-        sorted(thread.name for thread in threading.enumerate()),
-        set(descendants(os.getpid())),
-    )
-
-
-@pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """$XDG_RUNTIME_DIR, by a path short enough for sockets: a longer one is passed over."""
-    with tempfile.TemporaryDirectory(prefix="casemate-test-", dir="/tmp") as folder:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-        yield Path(folder)
 
 
 def test_ten_lives_leave_nothing_behind(tmp_path: Path, place: Place, runtime: Path) -> None:

@@ -126,7 +126,7 @@ def test_with_the_engine_of_the_command_line_everything_dies(tmp_path: Path, pla
 
 
 def test_with_the_engine_of_an_embedding_program_everything_dies(
-    tmp_path: Path, place: Place
+    tmp_path: Path, place: Place, runtime: Path
 ) -> None:
     with Embedded(tmp_path / "state") as house:
         live = house.start(place.spec(tasks={"tree": {}}))
@@ -137,6 +137,8 @@ def test_with_the_engine_of_an_embedding_program_everything_dies(
             live.finish()
         with pytest.raises(CasemateError, match="engine is gone"):
             house.start(place.spec(tasks={"quick": {}}))
+    assert list(StateDirectory(tmp_path / "state").living_supervisors()) == []
+    assert os.listdir(runtime) == [], "the front tidies up, or else the next who looks"
 
 
 def test_with_the_embedding_program_everything_dies(tmp_path: Path, place: Place) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import zmq
 from casemate.protocol import codec
+from casemate.protocol.errors import SetupRefused
 from casemate.protocol.limits import JOURNAL_BACKLOG_SIZE, LINK_BUFFER_SIZE, MIB, VALUE_SIZE
 from casemate.supervisor import journal
 from casemate.supervisor.config import load_config
@@ -21,7 +22,7 @@ from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
 from msgspec import Raw, msgpack
-from runs import Embedded, History, Place, is_alive, since_start
+from runs import Embedded, History, Place, is_alive, since_start, traces
 
 # A stuck task: it ends when it is killed.
 HANG = "import time\ndef hang(input, ctx):\n    ctx.log('hanging')\n    time.sleep(3600)\n"
@@ -268,7 +269,7 @@ def test_a_task_past_its_limit_is_killed_with_all_it_started(
     assert history.errors() == {name: kind}
     if kind != "timeout.start":
         took = since_start(history, "task.failed", name)
-        assert 0.2 < took < 20
+        assert (0 if "cpu" in timeouts else 0.2) < took < 20  # ten processes burn at once
     else:
         assert not history.of("task.started")
 
@@ -704,3 +705,28 @@ def flood(input, ctx):
     history = asyncio.run(asyncio.wait_for(story(), PATIENCE)).check_laws()
     assert len(history.items("flood")) == items
     assert history.errors() == {"busy": "timeout.wall"}
+
+
+@pytest.mark.parametrize(
+    "broken", ["StateDirectory.open", "FrontProcess.start", "Sandboxes", "Sandboxes.wait_ready",
+               "Journal", "FrontProcess.wait_ready"],
+)  # fmt: skip
+def test_an_engine_that_cannot_start_leaves_nothing_begun(
+    tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Whichever step of its start fails."""
+
+    def refuse(*_: object) -> None:
+        raise SetupRefused("for this test")
+
+    monkeypatch.setattr(f"casemate.supervisor.engine.{broken}", refuse)
+
+    async def story() -> None:
+        async with Engine(load_config(state=tmp_path / "state").settings()):
+            raise AssertionError("it started")
+
+    before = traces()
+    with pytest.raises(SetupRefused, match="for this test"):
+        asyncio.run(story())
+    assert traces() == before
+    assert os.listdir(runtime) == []
