@@ -28,8 +28,9 @@ from typing import Any, Self, TypeVar
 
 import psutil
 from casemate import Limits, Pipeline, Supervisor, Task, Timeouts
-from casemate.supervisor.api import PipelineEvent
+from casemate.supervisor.api import PipelineEvent, RunResult
 from casemate.supervisor.config import load_config
+from casemate.supervisor.cursor import collect
 from fakes import wait_until
 
 from hostile.inside import mark_of
@@ -223,10 +224,13 @@ class Arena:
         [self.engine] = [c for c in psutil.Process().children() if c.pid not in before]
         self.target.input["pid"] = self.engine.pid
         self.target.input["group"] = os.getpgid(self.engine.pid)
+        # A run keeps none once it has ended; its attempts hold about a dozen each.
+        self.descriptors = self.engine.num_fds()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._do(self._supervisor.__aexit__())
+        assert cgroups_of(self.engine.pid) == []
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -250,6 +254,9 @@ class Arena:
     def run(self, pipeline: Pipeline) -> dict[str, Seen]:
         """Everything seen, by task."""
         return self._do(self._run(pipeline))
+
+    def result(self, pipeline: Pipeline) -> RunResult:
+        return self._do(collect(self._supervisor.execute(pipeline, self.target.input)))
 
     async def _run(self, pipeline: Pipeline) -> dict[str, Seen]:
         seen = {task.id: Seen(task.id) for task in pipeline.tasks}
@@ -290,6 +297,12 @@ class Arena:
             if name == "VmHWM":
                 return int(value.split()[0]) * 1024
         raise LookupError("VmHWM")
+
+
+def cgroups_of(engine: int) -> list[Path]:
+    """The folders that an engine has, or left behind; its name holds its pid."""
+    hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
+    return [f for top in hierarchies for f in top.glob(f"**/casemate-*-{engine}-*") if f.is_dir()]
 
 
 def is_alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from casemate.protocol.limits import MIB
+from fakes import wait_until
 
 from hostile.arena import AFTER, Arena, Seen, attacks_in
 
@@ -38,6 +39,16 @@ def test_it_receives_its_verdict(seen: dict[str, Seen], name: str) -> None:
     assert after.logged("stdout") == "working\n"
 
 
+def test_an_output_that_is_no_value_hides_no_other(arena: Arena) -> None:
+    pipeline = arena.pipeline("no-value")
+    arena.add(pipeline, "verdicts", "output_of_no_type", ATTACKS["output_of_no_type"])
+    result = arena.result(pipeline)
+    assert result.ok
+    assert result.outputs["output_of_no_type" + AFTER] == {"sum": 190}
+
+
 def test_nothing_is_left_and_the_engine_stayed_small(arena: Arena, seen: dict[str, Seen]) -> None:
     assert arena.sandboxes() == []
+    # The journal's writer closes a run's file after its last event has been seen.
+    wait_until(lambda: arena.engine.num_fds() <= arena.descriptors)
     assert arena.peak_memory() < ENGINE_MEMORY
