@@ -18,7 +18,7 @@ from casemate.protocol.errors import RemoteViolation
 from casemate.protocol.limits import VALUE_SIZE
 from casemate.protocol.messages import Result
 from casemate.supervisor.outbox import take_output
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 from runs import Embedded, Place
@@ -180,6 +180,7 @@ VALUES = st.one_of(st.binary(max_size=40), st.integers(0, 1000), st.text(max_siz
 )
 
 
+@settings(max_examples=40)
 @given(content=VALUES | st.binary(max_size=40), claimed=VALUES)
 def test_only_the_told_content_is_ever_returned(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, claimed: bytes
