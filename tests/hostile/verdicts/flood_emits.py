@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from hostile.arena import Seen
 
 KIND = "output_limit"
-LIMITS = {"output": "96MiB"}
+LIMITS = {"output": "192MiB"}
 
 
 def attack(input: Any, ctx: Any) -> object:
@@ -18,4 +18,4 @@ def attack(input: Any, ctx: Any) -> object:
 
 
 def check(seen: Seen) -> None:
-    assert sum(len(item) for item in seen.items) <= 96 << 20
+    assert sum(len(item) for item in seen.items) <= 192 << 20
