@@ -76,6 +76,8 @@ class Zygote:
         self._channel = channel
         self._numbers = itertools.count(1)
         self._asked: dict[int, Sandbox] = {}
+        # Failed with the zygote and not told of yet: its death may show while a request is sent.
+        self._lost: list[Sandbox] = []
         # Packets the socket would not take: the zygote is behind. With copies of their descriptors.
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
 
@@ -222,13 +224,15 @@ class Zygote:
             except ConnectionResetError:
                 packet, fds = b"", []
             if not packet:
-                answered += self._died()
+                self._died()
                 break
             if not self.is_ready:
                 self._greeted(msgspec.msgpack.decode(packet, type=ZygoteHello))
                 continue
             answered.append(self._answered(msgspec.msgpack.decode(packet, type=SpawnReply), fds))
         self._flush()
+        answered += self._lost
+        self._lost.clear()
         return answered
 
     def _greeted(self, hello: ZygoteHello) -> None:
@@ -247,17 +251,17 @@ class Zygote:
                 sandbox.kill()
         return sandbox
 
-    def _died(self) -> list[Sandbox]:
+    def _died(self) -> None:
         self.is_dead = True
         left = list(self._asked.values())
         self._asked.clear()
+        self._lost += left
         for sandbox in left:
             sandbox.failed = SetupFailed(step="zygote", errno=0, message="the zygote died")
         for _packet, fds in self._unsent:
             for fd in fds:
                 os.close(fd)
         self._unsent.clear()
-        return left
 
     def spawn(
         self,

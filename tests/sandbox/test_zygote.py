@@ -139,6 +139,20 @@ def test_what_a_dead_zygote_was_asked_for_fails(house: House) -> None:
     assert late.failed.step == "zygote"
 
 
+def test_a_death_that_shows_while_a_request_is_sent_is_told_all_the_same(house: House) -> None:
+    pid = zygote_pid(house)
+    os.kill(pid, signal.SIGSTOP)
+    first = house.spawn("true", wait=False)
+    end = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_readable(end, PATIENCE)
+    os.close(end)
+    second = house.spawn("true", wait=False)  # finds the socket broken
+    assert house.zygote.is_dead
+    assert house.zygote.receive_nowait() == [first, second]
+    assert house.zygote.receive_nowait() == []
+
+
 def test_a_zygote_that_does_not_keep_up_never_blocks_us(house: House) -> None:
     pid = zygote_pid(house)
     os.kill(pid, signal.SIGSTOP)
