@@ -165,7 +165,9 @@ class Supervisor:
         while (body := await hostpipe.read(reader)) is not None:
             match decoder.decode(body):
                 case hostpipe.Answer() as answer:
-                    self._answers.pop(answer.id).set_result(answer)
+                    waiting = self._answers.pop(answer.id)
+                    if not waiting.done():  # cancelled by whoever asked
+                        waiting.set_result(answer)
                 case hostpipe.Committed() as committed:
                     async with self._news:
                         self._progress[committed.run] = committed
@@ -174,7 +176,8 @@ class Supervisor:
             self._gone = "the engine is gone: its runs are interrupted, their journals are kept"
             self._news.notify_all()
         for waiting in self._answers.values():
-            waiting.set_exception(CasemateError(self._gone))
+            if not waiting.done():
+                waiting.set_exception(CasemateError(self._gone))
 
 
 _ENGINE_ENVIRONMENT = frozenset({"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"})
