@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from casemate.supervisor.sandboxes import Sandboxes
 PATIENCE = 60.0
 CLI = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()", "exec"]
 SPIN = "while :; do :; done"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _marks = count(os.getpid() * 1000)
 
@@ -61,6 +63,26 @@ def wait_until(claim: Callable[[], object]) -> None:
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def with_signals() -> Iterator[None]:
+    """A shell's `&` leaves SIGINT ignored, which is inherited: by us and by whom we start. A
+    handler is not: they begin with the default."""
+    before = {n: signal.signal(n, signal.default_int_handler) for n in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@contextmanager
+def started(*command: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Gone at the end, whatever the test found."""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -365,9 +387,14 @@ def test_output_is_capped(cli: Cli) -> None:
 def test_a_reader_that_stops_does_not_delay_a_kill(tmp_path: Path) -> None:
     """stdout is a pipe that nobody reads, full long before the limit."""
     reader, writer = os.pipe()
-    with subprocess.Popen(
-        [*CLI, "--output", "1GiB", "--wall", "1s", "--", "yes"],
-        stdin=subprocess.DEVNULL,
+    with started(
+        *CLI,
+        "--output",
+        "1GiB",
+        "--wall",
+        "1s",
+        "--",
+        "yes",
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
@@ -382,9 +409,11 @@ def test_a_reader_that_stops_does_not_delay_a_kill(tmp_path: Path) -> None:
 @pytest.mark.parametrize("capped", [[], ["--output", "1GiB"]])
 def test_a_reader_that_goes(capped: list[str]) -> None:
     """As in `| head`: the program finds its pipe broken, whether we are between or not."""
-    with subprocess.Popen(
-        [*CLI, *capped, "--", "yes"],
-        stdin=subprocess.DEVNULL,
+    with started(
+        *CLI,
+        *capped,
+        "--",
+        "yes",
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
@@ -394,10 +423,10 @@ def test_a_reader_that_goes(capped: list[str]) -> None:
         assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", ENDING)
 def test_signals_end_the_tree(number: signal.Signals, mark: str) -> None:
     command = f"setsid sleep {mark} & trap '' INT TERM HUP; {SPIN}"
-    with subprocess.Popen([*CLI, "--", "sh", "-c", command], stdin=subprocess.DEVNULL) as process:
+    with started(*CLI, "--", "sh", "-c", command) as process:
         wait_until(lambda: alive(mark))
         process.send_signal(number)
         assert process.wait(PATIENCE) == 128 + number
@@ -406,7 +435,7 @@ def test_signals_end_the_tree(number: signal.Signals, mark: str) -> None:
 
 def test_sigkill_ends_the_tree(mark: str) -> None:
     command = f"setsid sleep {mark} & trap '' INT TERM HUP; {SPIN}"
-    with subprocess.Popen([*CLI, "--", "sh", "-c", command], stdin=subprocess.DEVNULL) as process:
+    with started(*CLI, "--", "sh", "-c", command) as process:
         wait_until(lambda: alive(mark))
         process.kill()
         process.wait(PATIENCE)
@@ -540,7 +569,7 @@ def test_run_sandboxed_from_threads() -> None:
 
 def test_a_host_that_dies_takes_its_sandbox_along(mark: str) -> None:
     program = f"import casemate; casemate.run_sandboxed(['sleep', '{mark}'])"
-    with subprocess.Popen([sys.executable, "-c", program]) as host:
+    with started(sys.executable, "-c", program) as host:
         wait_until(lambda: alive(mark))
         host.kill()
         host.wait(PATIENCE)
@@ -549,7 +578,7 @@ def test_a_host_that_dies_takes_its_sandbox_along(mark: str) -> None:
 
 def test_a_host_that_is_interrupted(mark: str) -> None:
     program = f"import casemate; casemate.run_sandboxed(['sleep', '{mark}'])"
-    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as host:
+    with started(sys.executable, "-c", program, stderr=subprocess.DEVNULL) as host:
         wait_until(lambda: alive(mark))
         host.send_signal(signal.SIGINT)
         host.wait(PATIENCE)
@@ -563,7 +592,7 @@ def test_a_host_that_hangs_delays_no_kill(mark: str) -> None:
         f"r = casemate.run_sandboxed(['sleep', '{mark}'], timeouts=Timeouts(wall='1500ms')); "
         "print(r.verdict)"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as host:
+    with started(sys.executable, "-c", program, stdout=subprocess.PIPE) as host:
         wait_until(lambda: alive(mark))
         host.send_signal(signal.SIGSTOP)
         wait_until(lambda: not alive(mark))
