@@ -9,13 +9,14 @@ costs nothing, and misses nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -190,16 +191,37 @@ def run_pipeline(pipeline: Pipeline, input: Any = None, **settings: Any) -> RunR
     (a notebook).
     """
     box: list[RunResult | BaseException] = []
+    interrupted = threading.Event()
+    ended = threading.Event()  # not Thread.join: interrupted once, it never waits again
+
+    async def until_interrupted() -> RunResult:
+        loop, whole = asyncio.get_running_loop(), asyncio.current_task()
+        assert whole is not None
+        stops.append(lambda: loop.call_soon_threadsafe(whole.cancel))
+        if interrupted.is_set():  # before there was a loop to tell
+            raise asyncio.CancelledError
+        return await _run_to_end(pipeline, input, settings)
+
+    stops: list[Callable[[], object]] = []
 
     def whole() -> None:
         try:
-            box.append(asyncio.run(_run_to_end(pipeline, input, settings)))
+            box.append(asyncio.run(until_interrupted()))
         except BaseException as error:
             box.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=whole, name="casemate-run")
-    thread.start()
-    thread.join()
+    threading.Thread(target=whole, name="casemate-run").start()
+    try:
+        ended.wait()
+    except BaseException:  # ^C, in a notebook above all, where nothing else would end the run
+        interrupted.set()
+        for stop in stops:
+            with contextlib.suppress(RuntimeError):  # its loop has just ended by itself
+                stop()
+        ended.wait()
+        raise
     [result] = box
     if isinstance(result, BaseException):
         raise result

@@ -14,7 +14,7 @@ def nothing(input: object) -> None:
 
 def test_an_answer_that_nobody_waits_for_is_dropped(tmp_path: Path) -> None:
     pipeline = Pipeline("x")
-    pipeline.task(nothing, id="a")
+    pipeline.task(id="a")(nothing)
 
     async def story() -> list[str]:
         async with Supervisor(state=tmp_path) as supervisor:
