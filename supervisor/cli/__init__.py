@@ -18,17 +18,25 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        print(f"casemate: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except SetupRefused as error:
-        print(f"casemate: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(3)
     except LocalViolation:
         raise  # a bug of ours: whoever reports it should have the traceback
     except CasemateError as error:
-        print(f"casemate: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _say(error: Exception) -> None:
+    """On stderr. A `.py` pipeline's own words may be in it, so each line is made harmless."""
+    from .view import printable
+
+    lines = [printable(line, 2000) for line in str(error).split("\n")]
+    print("casemate: " + "\n".join(lines).rstrip(), file=sys.stderr)

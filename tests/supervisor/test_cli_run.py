@@ -205,6 +205,17 @@ def test_bad_usage_exits_2_and_names_what_is_wrong(
     assert "Traceback" not in done.stderr
 
 
+def test_what_a_pipeline_program_raises_cannot_repaint_the_terminal(
+    casemate: Command, here: Place
+) -> None:
+    here.write("evil.py", "raise ValueError('\\x1b[2J gone \\x9b31m \\u202e')")
+    done = casemate("validate", "evil.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\\x1b[2J gone \\x9b31m \\u202e" in done.stderr
+    assert "ValueError" in done.stderr.splitlines()[-1]
+    assert not set(done.stderr) & {"\x1b", "\x9b", "\u202e"}
+
+
 def test_where_no_sandbox_can_be_built_it_exits_3(casemate: Command, here: Place) -> None:
     """Such a place is the inside of a sandbox: no namespaces, no mounts. What needs none works."""
     here.write("alone.json", json.dumps({"name": "x", "tasks": {"a": {"command": ["true"]}}}))
