@@ -60,6 +60,7 @@ GIB = 1024 * MIB
 # Both travel to the guest in RUN, which is one message of MESSAGE_SIZE with other fields beside.
 PICKLE_SIZE = 512 * KIB
 SPEC_SIZE = 256 * KIB
+COMMAND_SIZE = 128 * KIB  # beside a spec; the kernel takes no longer word either
 
 # Nobody waits for a hundredth try; a retry storm of one task stays below this.
 ATTEMPTS = 100
@@ -265,6 +266,15 @@ def _command(value: Any) -> CommandEntry:
             raise ValueError(f"every word must be a text, got {shown(word)}; quote it")
     if not value[0]:
         raise ValueError("the first word, the program, is empty")
+    try:
+        size = sum(len(word.encode()) for word in value)
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no text") from None
+    if size > COMMAND_SIZE:
+        raise ValueError(
+            f"is {size // KIB} KiB, at most {COMMAND_SIZE // KIB}: hand large data over as input "
+            "or as a file among the sources"
+        )
     return CommandEntry(tuple(value))
 
 

@@ -774,6 +774,21 @@ def test_the_schemas_sizes_are_the_parsers(written: str) -> None:
     assert (re.search(pattern, written) is not None) == is_size
 
 
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("y" * (128 * 1024), "tasks.a.command: is 128 KiB, at most 128: hand large data over"),
+        ("\ud800", "tasks.a.command: holds half of a surrogate pair"),
+    ],
+)
+def test_a_command_that_no_message_can_carry_is_refused(folder: Path, word: str, why: str) -> None:
+    document = {"name": "x", "tasks": {"a": {"command": ["echo", word]}}}
+    write(folder, json.dumps(document), "review.json")
+    with pytest.raises(PipelineError) as refused:
+        load_pipeline(folder / "review.json")
+    assert why in str(refused.value)
+
+
 def test_a_py_file_is_described_by_a_task_that_sees_its_neighbours_alone(folder: Path) -> None:
     write(folder, "import agents", "review.py")
     write(folder, "SECRET=1", ".env")
