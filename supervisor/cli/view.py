@@ -198,7 +198,7 @@ class PlainView(View):
             self._print(f"{at} {event.task:{self._width}} {line}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class LiveView(View):

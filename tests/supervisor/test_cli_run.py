@@ -216,6 +216,12 @@ def test_what_a_pipeline_program_raises_cannot_repaint_the_terminal(
     assert not set(done.stderr) & {"\x1b", "\x9b", "\u202e"}
 
 
+def test_a_tasks_words_are_shown_as_they_are(casemate: Command, here: Place) -> None:
+    says = {"command": ["echo", ":boom: [red]x[/red]"]}
+    here.write("says.json", json.dumps({"name": "x", "tasks": {"a": says}}))
+    assert "a stdout: :boom: [red]x[/red]\n" in casemate("run", "says.json").stdout
+
+
 def test_where_no_sandbox_can_be_built_it_exits_3(casemate: Command, here: Place) -> None:
     """Such a place is the inside of a sandbox: no namespaces, no mounts. What needs none works."""
     here.write("alone.json", json.dumps({"name": "x", "tasks": {"a": {"command": ["true"]}}}))
