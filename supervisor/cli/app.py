@@ -39,6 +39,9 @@ def run(
     json: Annotated[
         bool, typer.Option("--json", help="One event a line on stdout, and nothing else.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and run again when a file beside it changes.")
+    ] = False,
     state: State = None,
 ) -> None:
     """Run a pipeline here and watch it.
@@ -48,7 +51,9 @@ def run(
     """
     from .run import run_file
 
-    sys.exit(run_file(file, input=input, workspace=workspace, as_json=json, state=state))
+    sys.exit(
+        run_file(file, input=input, workspace=workspace, as_json=json, watch=watch, state=state)
+    )
 
 
 @app.command(

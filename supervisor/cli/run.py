@@ -1,4 +1,8 @@
-"""`casemate run`: the engine in this very process, and a view of its events."""
+"""`casemate run`: the engine in this very process, and a view of its events.
+
+With `--watch` it stays: when a run has ended and something in the pipeline's folder changes, the
+file is read again and run anew. A file that is broken meanwhile is reported, and waited for.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from msgspec import Raw
 from rich.console import Console
+from watchfiles import awatch
 
 from ...protocol import codec
 from ...protocol.errors import UsageError
@@ -24,11 +30,18 @@ from .view import LiveView, PlainView, View
 
 __all__ = ["run_file"]
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 130}
 
 
 def run_file(
-    file: Path, *, input: str | None, workspace: Path | None, as_json: bool, state: Path | None
+    file: Path,
+    *,
+    input: str | None,
+    workspace: Path | None,
+    as_json: bool,
+    watch: bool,
+    state: Path | None,
 ) -> int:
     config = load_config(state=state)
     settle()  # before the first child: a .py pipeline is loaded in one
@@ -36,7 +49,11 @@ def run_file(
         print(f"casemate: {note}", file=sys.stderr)
     value = _input(input)
     spec = read_pipeline(file, config, workspace)
-    return asyncio.run(_run(config, spec, value, as_json))
+    read_again = (lambda: read_pipeline(file, config, workspace)) if watch else None
+    try:
+        return asyncio.run(_run(config, spec, value, as_json, read_again))
+    except KeyboardInterrupt:  # while it waited for a change: a run has its own handler
+        return EXIT_CODES["cancelled"]
 
 
 def _input(text: str | None) -> Raw:
@@ -50,22 +67,51 @@ def _input(text: str | None) -> Raw:
         raise UsageError(f"--input: {error}; give JSON, or @FILE with JSON in it") from error
 
 
-async def _run(config: Config, spec: PipelineSpec, value: Raw, as_json: bool) -> int:
-    loop = asyncio.get_running_loop()
+async def _run(
+    config: Config,
+    spec: PipelineSpec,
+    value: Raw,
+    as_json: bool,
+    read_again: Callable[[], PipelineSpec] | None,
+) -> int:
     async with Engine(config.settings()) as engine:
-        run = await engine.submit(spec, value)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, engine.cancel, run, f"by {number.name}")
-        outcome = "interrupted"
+        while True:
+            outcome = await _run_once(engine, spec, value, as_json)
+            if read_again is None:
+                return EXIT_CODES.get(outcome, 1)
+            spec = await _changed(Path(spec.root), read_again)
+
+
+async def _run_once(engine: Engine, spec: PipelineSpec, value: Raw, as_json: bool) -> str:
+    loop = asyncio.get_running_loop()
+    run = await engine.submit(spec, value)
+    for number in _ENDING:
+        loop.add_signal_handler(number, engine.cancel, run, f"by {number.name}")
+    outcome = "interrupted"
+    try:
         with _view(spec, engine.front.events_endpoint, as_json) as view:
             async for event in follow(engine.state, engine, run):
                 view.see(event)
                 outcome = ENDINGS.get(event.kind, outcome)
-        if not as_json:
-            print(f"{view.summary()} · run {run}")
-            for line in view.results():
-                print(line)
-    return EXIT_CODES.get(outcome, 1)
+    finally:
+        for number in _ENDING:
+            loop.remove_signal_handler(number)
+    if not as_json:
+        print(f"{view.summary()} · run {run}")
+        for line in view.results():
+            print(line)
+    return outcome
+
+
+async def _changed(folder: Path, read_again: Callable[[], PipelineSpec]) -> PipelineSpec:
+    """Wait until something in the folder changes and the pipeline can be read."""
+    print(f"casemate: watching {folder} for changes (^C ends it)", file=sys.stderr)
+    async for _ in awatch(folder):
+        try:
+            return await asyncio.to_thread(read_again)
+        except UsageError as error:
+            print(f"casemate: {error}", file=sys.stderr)
+    raise KeyboardInterrupt
 
 
 class JsonView(View):
