@@ -146,6 +146,7 @@ class Engine:
         self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
+        self._preparing.clear()  # what is not begun yet never will be
         for attempt in list(self._attempts.values()):
             attempt.kill()
         while self._attempts or self._background:
