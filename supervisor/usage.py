@@ -12,7 +12,10 @@ the libraries it shares with all others, USS leaves out shared memory, which a t
 without bound, and both PSS and USS need smaps_rollup: 0.5 ms for 50 MB of pages, and closed to an
 ordinary user's supervisor, for a sandbox is non-dumpable. The sum counts pages that forked
 processes still share once for each; so only where it exceeds the limit, and there is more than one
-process, PSS is asked for, and believed if it may be read.
+process, PSS is asked for, and believed if it may be read. Where it may not, a process that looks
+like a fork of its parent (the same command line) is taken to share all that its parent has. A task
+can feign that, so no more than the limit is forgiven: an honest tree of workers lives, a hostile
+one gets at most twice its limit where nothing but looking holds it.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ Number = TypeVar("Number", int, float)
 class _Process:
     """One reading of /proc/<pid>/stat and status."""
 
+    parent: int
     start: int
     own_cpu: int  # ticks
     children_cpu: int  # of the children it waited for
@@ -121,7 +125,7 @@ class Meter:
             return Measured()
         memory = sum(process.memory for process in processes.values())
         if memory > self._limits.memory and len(processes) > 1:
-            memory = _shared_once(processes, memory)
+            memory = _shared_once(processes, memory, self._limits.memory)
         return Measured(
             memory=memory,
             cpu=self._cpu(processes) * TICK,
@@ -186,6 +190,7 @@ def _read_process(pid: int) -> _Process | None:
         return None
     fields = stat.rpartition(b")")[2].split()  # the name before it may hold anything
     return _Process(
+        parent=int(fields[1]),
         start=int(fields[19]),
         own_cpu=int(fields[11]) + int(fields[12]),
         children_cpu=int(fields[13]) + int(fields[14]),
@@ -205,16 +210,23 @@ def _kilobytes(text: bytes, names: tuple[bytes, ...]) -> int:
     return total
 
 
-def _shared_once(processes: dict[int, _Process], most: int) -> int:
-    """Pages that several processes share counted once between them; `most` where unreadable."""
-    total = 0
+def _shared_once(processes: dict[int, _Process], most: int, limit: int) -> int:
+    """Pages that several processes share counted once between them; else a guess (see above)."""
+    total = forgiven = 0
     for pid, process in processes.items():
         text = _read(f"/proc/{pid}/smaps_rollup")
         if text:
             total += _kilobytes(text, (b"Pss_Anon", b"Pss_Shmem", b"SwapPss"))
-        else:
-            total += process.memory
-    return min(total, most)
+            continue
+        total += process.memory
+        parent = processes.get(process.parent)
+        if parent is not None and _command_line(pid) == _command_line(process.parent):
+            forgiven += min(process.memory, parent.memory)
+    return min(total, most) - min(forgiven, limit)
+
+
+def _command_line(pid: int) -> bytes | None:
+    return _read(f"/proc/{pid}/cmdline")
 
 
 def _children(pid: int, threads: int) -> list[int]:
