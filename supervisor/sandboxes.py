@@ -7,7 +7,6 @@ its sandboxes die with it and a new one is started; what it had not made yet has
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import os
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..sandbox.plan import look_at, make_plan
 from ..sandbox.probe import Probe, probe
 from ..sandbox.process import Sandbox, Stdio, Zygote
 from ..sandbox.spec import SandboxSpec
+from .slots import Slots
 from .usage import Meter, exceeded
 
 __all__ = ["Account", "Lease", "Sandboxes"]
@@ -108,8 +108,7 @@ class Sandboxes:
                 f"no sandbox can be built here: {error}; `casemate doctor` says what is missing"
             ) from error
         self._names = itertools.count(1)
-        self._free_slots: list[int] = []
-        self._slots = itertools.count()
+        self._slots = Slots(shared=self.probe.privileged)
 
     def fileno(self) -> int:
         """The zygote's: when readable, call `receive`. Another one after each death of a zygote."""
@@ -130,7 +129,7 @@ class Sandboxes:
 
     def spawn(self, spec: SandboxSpec, stdio: Stdio, link: int | None = None) -> Lease:
         """Ask for a sandbox. Raises SetupRefused, or OSError where its cgroup cannot be made."""
-        slot = heapq.heappop(self._free_slots) if self._free_slots else next(self._slots)
+        slot = self._slots.take()
         cgroup: Cgroup | None = None
         try:
             spec = structs.replace(
@@ -150,7 +149,7 @@ class Sandboxes:
         except BaseException:
             if cgroup is not None:
                 self._cgroups.discard(cgroup)
-            heapq.heappush(self._free_slots, slot)
+            self._slots.give_back(slot)
             raise
         return Lease(spec, sandbox, cgroup, backing)
 
@@ -167,12 +166,13 @@ class Sandboxes:
         lease.sandbox.close()
         self._cgroups.discard(lease.cgroup)
         self._cgroups.collect()
-        heapq.heappush(self._free_slots, lease.spec.slot)
+        self._slots.give_back(lease.spec.slot)
         return account
 
     def close(self) -> None:
         """End the zygote and with it whatever still lives; leave no cgroup behind."""
         self._zygote.close()
+        self._slots.close()
         left = self._cgroups.close()
         if left:
             os.write(2, f"casemate: cgroups could not be removed: {left}\n".encode())
