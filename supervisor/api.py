@@ -25,12 +25,12 @@ from msgspec import Raw
 
 from ..protocol import codec
 from ..protocol.errors import CasemateError, SetupRefused, UsageError
+from ..protocol.limits import VALUE_SIZE
 from ..protocol.pipeline import PipelineSpec
 from . import hostpipe
 from .builder import Pipeline
 from .config import Config, load_config
 from .cursor import PipelineEvent, RunResult, collect, follow
-from .describe import read_pipeline
 from .pipeline import compile_document
 from .state import StateDirectory
 
@@ -60,6 +60,7 @@ class Supervisor:
         self._listening: asyncio.Task[None] | None = None
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[hostpipe.Answer]] = {}
+        self._known: set[str] = set()
         self._progress: dict[str, hostpipe.Committed] = {}
         self._news = asyncio.Condition()
         self._gone: str | None = None
@@ -67,7 +68,7 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         ours, theirs = socket.socketpair()
         code = (
-            f"import sys; sys.path[:] = {sys.path!r};"
+            f"import sys; sys.path[:] = {[os.path.abspath(path) for path in sys.path]!r};"
             "from casemate.supervisor.embedded import main; main()"
         )
         with theirs:
@@ -85,8 +86,12 @@ class Supervisor:
         ready = msgspec.msgpack.decode(head, type=hostpipe.Answer) if head else None
         if ready is None or ready.refused is not None:
             await self.__aexit__()
-            why = ready.refused if ready else "the engine ended before it was ready"
-            raise SetupRefused(why)
+            if ready is None:
+                raise SetupRefused(
+                    "the engine ended before it was ready; see what it said on stderr"
+                )
+            raise _refused(ready, SetupRefused)
+        self.events_endpoint = ready.events or ""
         self._listening = asyncio.create_task(self._listen(reader))
         return self
 
@@ -107,9 +112,12 @@ class Supervisor:
         """Start a run; its id. `pipeline` may be the path of a file. Raises UsageError for a
         pipeline or an input that cannot run."""
         value = Raw(codec.encode_value(input, name="input"))
+        if len(value) > VALUE_SIZE:
+            raise UsageError(f"input: {len(value)} bytes, of at most {VALUE_SIZE}")
         spec = await asyncio.to_thread(self._spec, pipeline)
         answer = await self._ask(hostpipe.Submit(spec, value))
         assert answer.run is not None
+        self._known.add(answer.run)
         return answer.run
 
     async def execute(self, pipeline: Runnable, input: Any = None) -> AsyncIterator[PipelineEvent]:
@@ -119,9 +127,14 @@ class Supervisor:
         async for event in self.events(run):
             yield event
 
-    async def events(self, run: str, since: int = 0) -> AsyncIterator[PipelineEvent]:
-        """The events of a run of this supervisor, those after `since`."""
-        async for event in follow(self._state, self, run, since):
+    async def events(
+        self, run: str, since: int = 0, *, whole: bool = True
+    ) -> AsyncIterator[PipelineEvent]:
+        """The events of a run of this supervisor, those after `since`. Not `whole`: without large
+        values, whose sizes are in `omitted`."""
+        if run not in self._known:
+            raise UsageError(f"run {run}: not one of this supervisor's")
+        async for event in follow(self._state, self, run, since, whole=whole):
             yield event
 
     async def cancel(self, run: str, reason: str = "cancelled by the embedding program") -> None:
@@ -134,6 +147,9 @@ class Supervisor:
         if isinstance(pipeline, PipelineSpec):
             return pipeline
         if isinstance(pipeline, (str, os.PathLike)):
+            # Only here: reading a `.py` file takes a Supervisor.
+            from .describe import read_pipeline
+
             return read_pipeline(Path(pipeline), self._config)
         return compile_document(pipeline.document(), root=pipeline.root, allow=self._config.allow)
 
@@ -158,7 +174,7 @@ class Supervisor:
         await self._writer.drain()
         reply: hostpipe.Answer = await answer
         if reply.refused is not None:
-            raise UsageError(reply.refused)
+            raise _refused(reply, CasemateError)
         return reply
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -179,6 +195,10 @@ class Supervisor:
         for waiting in self._answers.values():
             if not waiting.done():
                 waiting.set_exception(CasemateError(self._gone))
+
+
+def _refused(answer: hostpipe.Answer, otherwise: type[CasemateError]) -> CasemateError:
+    return (UsageError if answer.is_usage else otherwise)(answer.refused)
 
 
 _ENGINE_ENVIRONMENT = frozenset({"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"})

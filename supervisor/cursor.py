@@ -25,6 +25,9 @@ from .state import StateDirectory
 
 __all__ = ["ENDINGS", "Committer", "PipelineEvent", "RunResult", "collect", "follow", "public"]
 
+# Enough that a page costs more than asking for it, few enough that the first is there at once.
+_PAGE_EVENTS = 1000
+
 ENDINGS = {"run.completed": "completed", "run.failed": "failed", "run.cancelled": "cancelled"}
 
 
@@ -39,6 +42,8 @@ class PipelineEvent:
     kind: str
     at: datetime
     data: dict[str, Any]
+    # Large values that were left out (None stands for them), with their sizes in bytes.
+    omitted: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The documented JSON shape; bytes and datetimes as `{"$bytes": …}`, `{"$datetime": …}`."""
@@ -74,17 +79,19 @@ class Committer(Protocol):
 
 
 async def follow(
-    state: StateDirectory, engine: Committer, run: str, since: int = 0
+    state: StateDirectory, engine: Committer, run: str, since: int = 0, *, whole: bool = True
 ) -> AsyncIterator[PipelineEvent]:
-    """The run's events after `since`, in order, until its last one."""
+    """The run's events after `since`, in order, until its last one. Not `whole`: without the
+    values that are large (`omitted` names them), for who only shows them."""
     committed, ended = await engine.wait_committed(run, since)
     reader = await asyncio.to_thread(JournalReader, state.run(run))
     try:
         while True:
             while since < committed:
-                for event in await asyncio.to_thread(reader.events, since, 1000):
+                page = await asyncio.to_thread(_page, reader, since, whole)
+                for event in page:
                     since = event.seq
-                    yield public(event)
+                    yield event
             if ended:
                 return
             committed, ended = await engine.wait_committed(run, since)
@@ -92,7 +99,14 @@ async def follow(
         reader.close()
 
 
-def public(event: Event) -> PipelineEvent:
+def _page(reader: JournalReader, since: int, whole: bool) -> list[PipelineEvent]:
+    """Read and opened off the loop: a hostile value is slow to open."""
+    if whole:
+        return [public(event) for event in reader.events(since, _PAGE_EVENTS)]
+    return [public(*outline) for outline in reader.outlines(since, _PAGE_EVENTS)]
+
+
+def public(event: Event, omitted: dict[str, int] | None = None) -> PipelineEvent:
     """The event as a program sees it. Its data holds a task's own values: this is where they are
     opened, in the client's process, never in the engine."""
     return PipelineEvent(
@@ -103,6 +117,7 @@ def public(event: Event) -> PipelineEvent:
         kind=event.kind,
         at=datetime.fromtimestamp(event.at, UTC),
         data=_opened(event.data, _OURS),
+        omitted=omitted or {},
     )
 
 

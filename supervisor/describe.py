@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from msgspec import structs
-
+from ..protocol import codec
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import PipelineSpec
+from .api import Supervisor
 from .config import Config
-from .cursor import RunResult, collect, follow
-from .engine import Engine
+from .cursor import RunResult, collect
 from .pipeline import compile_document, describing, load_pipeline
 
 __all__ = ["read_pipeline"]
@@ -44,7 +44,5 @@ def read_pipeline(file: Path, config: Config, workspace: Path | None = None) -> 
 async def _describe(file: Path, config: Config) -> RunResult:
     spec, value = describing(file)
     with tempfile.TemporaryDirectory(prefix="casemate-describe-") as state:
-        settings = structs.replace(config.settings(), state=state)
-        async with Engine(settings) as engine:
-            run = await engine.submit(spec, value)
-            return await collect(follow(engine.state, engine, run))
+        async with Supervisor(config=replace(config, state=Path(state))) as supervisor:
+            return await collect(supervisor.execute(spec, codec.decode_value(value)))

@@ -12,7 +12,7 @@ import sys
 
 import msgspec
 
-from ..protocol.errors import CasemateError
+from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from . import hostpipe
 from .engine import Engine
 
@@ -33,13 +33,13 @@ async def _serve(fd: int) -> None:
     settings = msgspec.msgpack.decode(head, type=hostpipe.Settings)
     try:
         async with Engine(settings) as engine:
-            hostpipe.write(writer, hostpipe.Answer(0))
+            hostpipe.write(writer, hostpipe.Answer(0, events=engine.front.events_endpoint))
             engine.listener = lambda run, seq, ended: hostpipe.write(
                 writer, hostpipe.Committed(run, seq, ended, engine.problem(run))
             )
             await _answer(engine, reader, writer)
     except CasemateError as error:
-        hostpipe.write(writer, hostpipe.Answer(0, refused=str(error)))
+        hostpipe.write(writer, _refusal(0, error))
     finally:
         writer.close()
 
@@ -59,8 +59,14 @@ async def _answer(
                     case hostpipe.CancelRun(run=cancelled, reason=reason):
                         engine.cancel(cancelled, reason)
                 hostpipe.write(writer, hostpipe.Answer(ask.id, run))
-            except (CasemateError, OSError) as error:
-                hostpipe.write(writer, hostpipe.Answer(ask.id, refused=str(error)))
+            except LocalViolation:
+                raise  # a bug of ours, and the engine cannot be trusted any more
+            except Exception as error:  # of one ask: it must not end the runs of the others
+                hostpipe.write(writer, _refusal(ask.id, error))
 
         while (body := await hostpipe.read(reader)) is not None:
             asks.create_task(grant(decoder.decode(body)))
+
+
+def _refusal(id: int, error: Exception) -> hostpipe.Answer:
+    return hostpipe.Answer(id, refused=str(error), is_usage=isinstance(error, UsageError))

@@ -44,11 +44,14 @@ class Ask(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True, tag="answer"):
-    """`refused` is set where the ask could not be granted: a message for a person."""
+    """`refused` is set where the ask could not be granted: a message for a person, who can mend
+    it (`is_usage`) or not. The first answer, to the settings, has the event socket's address."""
 
     id: int
     run: str | None = None
     refused: str | None = None
+    is_usage: bool = False
+    events: str | None = None
 
 
 class Committed(Struct, frozen=True, tag="committed"):

@@ -73,7 +73,8 @@ class Slots:
                     return
         except OSError as error:
             raise SetupRefused(
-                f"reserved uids cannot be leased in {self._folder}: {error}; root needs to write there"
+                f"reserved uids cannot be leased in {self._folder}: {error}; root must be able "
+                "to write there"
             ) from error
         raise SetupRefused("every reserved uid is in use: too many supervisors live on this host")
 

@@ -1,4 +1,7 @@
-"""`casemate run`: the engine in this very process, and a view of its events.
+"""`casemate run`: a supervisor, and a view of the events of one run.
+
+The engine is a child process here too: this one opens what tasks wrote, in order to show it, and
+however long that takes it must delay no kill.
 
 With `--watch` it stays: when a run has ended and something in the pipeline's folder changes, the
 file is read again and run anew. A file that is broken meanwhile is reported, and waited for.
@@ -12,19 +15,19 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from msgspec import Raw
 from rich.console import Console
 from watchfiles import awatch
 
 from ...protocol import codec
 from ...protocol.errors import UsageError
 from ...protocol.pipeline import PipelineSpec
+from ..api import Supervisor
 from ..config import Config, load_config
-from ..cursor import ENDINGS, PipelineEvent, follow
+from ..cursor import ENDINGS, PipelineEvent
 from ..describe import read_pipeline
-from ..engine import Engine
 from .scope import settle
 from .view import LiveView, PlainView, View
 
@@ -56,13 +59,13 @@ def run_file(
         return EXIT_CODES["cancelled"]
 
 
-def _input(text: str | None) -> Raw:
+def _input(text: str | None) -> Any:  # the user's value
     if text is None:
-        return Raw(codec.encode_value(None))
+        return None
     try:
         if text.startswith("@"):
             text = Path(text[1:]).read_text(encoding="utf-8")
-        return Raw(codec.encode_value(codec.from_jsonable(json.loads(text)), name="input"))
+        return codec.from_jsonable(json.loads(text))
     except (OSError, ValueError) as error:
         raise UsageError(f"--input: {error}; give JSON, or @FILE with JSON in it") from error
 
@@ -70,27 +73,32 @@ def _input(text: str | None) -> Raw:
 async def _run(
     config: Config,
     spec: PipelineSpec,
-    value: Raw,
+    value: Any,
     as_json: bool,
     read_again: Callable[[], PipelineSpec] | None,
 ) -> int:
-    async with Engine(config.settings()) as engine:
+    async with Supervisor(config=config) as supervisor:
         while True:
-            outcome = await _run_once(engine, spec, value, as_json)
+            outcome = await _run_once(supervisor, spec, value, as_json)
             if read_again is None:
                 return EXIT_CODES.get(outcome, 1)
             spec = await _changed(Path(spec.root), read_again)
 
 
-async def _run_once(engine: Engine, spec: PipelineSpec, value: Raw, as_json: bool) -> str:
+async def _run_once(supervisor: Supervisor, spec: PipelineSpec, value: Any, as_json: bool) -> str:
     loop = asyncio.get_running_loop()
-    run = await engine.submit(spec, value)
+    run = await supervisor.submit(spec, value)
+    cancelling: set[asyncio.Task[None]] = set()  # a task that nobody holds may vanish
+
+    def end(number: signal.Signals) -> None:
+        cancelling.add(loop.create_task(supervisor.cancel(run, f"by {number.name}")))
+
     for number in _ENDING:
-        loop.add_signal_handler(number, engine.cancel, run, f"by {number.name}")
+        loop.add_signal_handler(number, end, number)
     outcome = "interrupted"
     try:
-        with _view(spec, engine.front.events_endpoint, as_json) as view:
-            async for event in follow(engine.state, engine, run):
+        with _view(spec, supervisor.events_endpoint, as_json) as view:
+            async for event in supervisor.events(run, whole=as_json):
                 view.see(event)
                 outcome = ENDINGS.get(event.kind, outcome)
     finally:

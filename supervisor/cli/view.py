@@ -64,6 +64,13 @@ def brief(value: Any) -> str:
         return "(a value that cannot be shown)"
 
 
+def shown(event: PipelineEvent, name: str) -> str:
+    """One of an event's values, or the size of one that was left out for being large."""
+    if name in event.omitted:
+        return f"({bytes_of(event.omitted[name])})"
+    return brief(event.data.get(name))
+
+
 def lines_of(event: PipelineEvent) -> Iterator[str]:
     """What there is to say about an event; nothing for the mere noise (usage, ready)."""
     data = event.data
@@ -72,7 +79,7 @@ def lines_of(event: PipelineEvent) -> Iterator[str]:
             again = f", attempt {event.attempt}" if event.attempt != 1 else ""
             yield f"started (pid {data['pid']}{again})"
         case "task.emitted":
-            yield f"item {brief(data.get('item'))}"
+            yield f"item {shown(event, 'item')}"
         case "task.log":
             for line in data["text"].splitlines():
                 yield f"{data['stream']}: {printable(line)}"
@@ -82,7 +89,7 @@ def lines_of(event: PipelineEvent) -> Iterator[str]:
             total = f" of {data['total']:g}" if data.get("total") is not None else ""
             yield f"progress {data['done']:g}{total}"
         case "task.completed":
-            yield f"completed in {seconds(data['seconds'])}: {brief(data['output'])}"
+            yield f"completed in {seconds(data['seconds'])}: {shown(event, 'output')}"
         case "task.retrying":
             yield f"{describe(data['error'])}; again in {seconds(data['delay'])}"
         case "task.failed" | "task.cancelled":
@@ -93,8 +100,8 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def bytes_of(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
 
 def describe(error: dict[str, Any]) -> str:
@@ -129,6 +136,7 @@ class View:
         self.began = time.monotonic()
         self.outcome = ""
         self.outputs: dict[str, Any] = {}
+        self.omitted: dict[str, int] = {}
         self.errors: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> View:
@@ -143,6 +151,9 @@ class View:
             if event.kind in {"run.completed", "run.failed", "run.cancelled"}:
                 self.outcome = event.kind.removeprefix("run.")
                 self.outputs = event.data.get("outputs", {})
+                self.omitted = {
+                    name.removeprefix("outputs/"): size for name, size in event.omitted.items()
+                }
             return
         row = self.rows[event.task]
         row.state = BECOMES.get(event.kind, row.state)
@@ -166,6 +177,9 @@ class View:
         for task, error in self.errors.items():
             yield f"{task}: {describe(error)}"
         for task, output in self.outputs.items():
+            if task in self.omitted:
+                yield f"{task}: {bytes_of(self.omitted[task])} (--json has it whole)"
+                continue
             text = json.dumps(codec.to_jsonable(output), indent=2, ensure_ascii=False)
             lines = [printable(line) for line in text.splitlines()]
             yield f"{task}: {lines[0]}"
@@ -243,7 +257,7 @@ class LiveView(View):
                 Text(f"{mark} {row.state}", style=style),
                 str(row.attempt or ""),
                 f"{elapsed:.1f} s" if elapsed else "",
-                mebibytes(row.memory) if row.memory else "",
+                bytes_of(row.memory) if row.memory else "",
                 str(row.items or ""),
                 Text(row.last, style="dim"),
             )
