@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import sys
 
@@ -20,6 +21,10 @@ __all__ = ["main"]
 
 
 def main() -> None:
+    # Of all it may have: each live attempt takes a handful. In the host's process that would be
+    # the host's to decide (select() breaks above 1023); this one is ours.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asyncio.run(_serve(int(sys.argv[1])))
 
 

@@ -23,6 +23,7 @@ import contextlib
 import heapq
 import math
 import os
+import resource
 import secrets
 import time
 from collections import deque
@@ -39,6 +40,7 @@ from ..protocol.events import ErrorKind, EventData, TaskError, TaskUsage
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE
 from ..protocol.messages import Run
 from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
+from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
 from .core.commands import CancelAttempt, Command, Kill, Record, Spawn
 from .core.events import Active, CancelRun, Ended, Input, Started, Submit, Tick, Told, Used
@@ -62,6 +64,14 @@ SAMPLE_INTERVAL = 0.1
 
 # Near its cpu limit an attempt is looked at as often as it could reach it, but not more than this.
 FINEST_INTERVAL = 0.01
+
+# The longest pause between two zygotes that cannot start.
+ZYGOTE_DELAY = 2.0
+
+# Descriptors of a live attempt: link, stdout, stderr, status, pidfd, outbox, out-of-memory event;
+# about ten more for a moment while it is started. And what the engine has without any attempt.
+ATTEMPT_DESCRIPTORS = 8
+OWN_DESCRIPTORS = 100
 
 # What RUN holds beside a task's input, spec and pickled code: ids, paths, framing.
 RUN_OVERHEAD = 16 * KIB
@@ -97,16 +107,22 @@ def _own_size(task: TaskSpec) -> int:
     return code + memoryview(task.spec).nbytes
 
 
+def _most_attempts() -> int:
+    """How many live attempts this process has descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (soft - OWN_DESCRIPTORS) // ATTEMPT_DESCRIPTORS)
+
+
 class Engine:
     """Use it as an async context manager. All methods belong to its loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._core = Scheduler(settings.max_parallel, settings.memory_budget)
+        self._core = Scheduler(min(settings.max_parallel, _most_attempts()), settings.memory_budget)
         self._runs: dict[str, _Run] = {}
         self._attempts: dict[Key, Attempt] = {}
-        self._by_sandbox: dict[int, Attempt] = {}
+        self._by_sandbox: dict[Sandbox, Attempt] = {}
         self._preparing: set[Key] = set()  # their input is being written
         self._inputs: deque[Input] = deque()
         self._is_stepping = False
@@ -114,6 +130,7 @@ class Engine:
         self._is_congested = False
         self._timer: asyncio.TimerHandle | None = None
         self._zygote_fd = -1
+        self._zygote_delay = 0.0
         self._background: set[asyncio.Task[None]] = set()
         self.listener: Listener | None = None
 
@@ -386,7 +403,7 @@ class Engine:
                 lines.close_theirs()
         attempt = Attempt(self._loop, self, key, task, lease, lines, message)
         self._attempts[key] = attempt
-        self._by_sandbox[lease.sandbox.number] = attempt
+        self._by_sandbox[lease.sandbox] = attempt
         attempt.watch()
         if self._is_congested:
             attempt.pause()
@@ -428,20 +445,34 @@ class Engine:
         self._loop.add_reader(self._zygote_fd, self._zygote_answered)
 
     def _unwatch_zygote(self) -> None:
-        self._loop.remove_reader(self._zygote_fd)
+        if self._zygote_fd >= 0:
+            self._loop.remove_reader(self._zygote_fd)
+            self._zygote_fd = -1
 
     def _zygote_answered(self) -> None:
-        """Pidfds have come; or the zygote died, and there is a new one. Its sandboxes then tell
-        of their deaths themselves; those it had not made yet never will be."""
-        fd = self._zygote_fd
-        self._loop.remove_reader(fd)
-        try:
-            answered, _ = self._sandboxes.receive()
-        finally:
-            self._watch_zygote()
+        """Pidfds have come; or the zygote died. Its sandboxes then tell of their deaths
+        themselves; those it had not made yet never will be."""
+        answered = self._sandboxes.receive()
+        if self._sandboxes.is_ready:
+            self._zygote_delay = 0.0
+        elif self._sandboxes.has_died:
+            self._unwatch_zygote()
+            self._loop.call_later(self._zygote_delay, self._restart_zygote)
+            self._zygote_delay = min(2 * self._zygote_delay + 0.1, ZYGOTE_DELAY)
         for sandbox in answered:
-            if attempt := self._by_sandbox.get(sandbox.number):
+            if attempt := self._by_sandbox.get(sandbox):
                 attempt.answered()
+
+    def _restart_zygote(self) -> None:
+        if self._is_closing:
+            return
+        try:
+            old = self._sandboxes.restart()
+        except OSError:  # no process, no descriptor: the end of some attempt may free one
+            self._loop.call_later(ZYGOTE_DELAY, self._restart_zygote)
+        else:
+            self._watch_zygote()
+            self._in_background(asyncio.to_thread(old.close))
 
     # --- what attempts tell (links.Owner) ------------------------------------------------------
 
@@ -480,7 +511,7 @@ class Engine:
         key = attempt.key
         account = self._sandboxes.release(attempt.lease)
         del self._attempts[key]
-        del self._by_sandbox[attempt.lease.sandbox.number]
+        del self._by_sandbox[attempt.lease.sandbox]
         if self._is_closing:
             return
         verdict = judge(

@@ -82,6 +82,9 @@ class Owner(Protocol):
     def attempt_dead(self, attempt: Attempt) -> None: ...
 
 
+# Between two looks whether a killed sandbox's cgroup is empty.
+DEATH_INTERVAL = 0.005
+
 _numbers = itertools.count()
 
 
@@ -363,7 +366,10 @@ class Attempt:
             if self._sandbox.is_dead():
                 self._finish()
             else:
+                # A v1 cgroup may lag a moment. The pidfd stays readable: do not spin on it.
+                self._unwatch(self._sandbox.pidfd or -1)
                 self._sandbox.kill()
+                self._loop.call_later(DEATH_INTERVAL, self._on_death)
 
     def _finish(self) -> None:
         self.is_dead = True

@@ -2,11 +2,13 @@
 
 `spawn` gives a `Lease` at once: a sandbox under way, its cgroup, its slot, its meter. Its pidfd
 comes with the zygote's answer, for which the zygote's descriptor is watched. When the zygote dies
-its sandboxes die with it and a new one is started; what it had not made yet has failed.
+its sandboxes die with it, what it had not made yet has failed, and `restart` gets a new one; until
+then nothing can be spawned.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from dataclasses import dataclass
@@ -107,6 +109,7 @@ class Sandboxes:
             raise SetupRefused(
                 f"no sandbox can be built here: {error}; `casemate doctor` says what is missing"
             ) from error
+        self._problem = "the zygote died, and there is no new one yet"
         self._names = itertools.count(1)
         self._slots = Slots(shared=self.probe.privileged)
 
@@ -118,17 +121,33 @@ class Sandboxes:
         """Blocks until sandboxes can be had. Raises SetupRefused, which says why not."""
         self._zygote.wait_ready(ZYGOTE_DEADLINE)
 
-    def receive(self) -> tuple[list[Sandbox], bool]:
-        """Sandboxes the zygote has answered for, and whether it died: then there is a new one."""
-        answered = self._zygote.receive_nowait()
-        if not self._zygote.is_dead:
-            return answered, False
-        self._zygote.close()
-        self._zygote = Zygote.start(self.probe)
-        return answered, True
+    @property
+    def is_ready(self) -> bool:
+        return self._zygote.is_ready and not self._zygote.is_dead
+
+    @property
+    def has_died(self) -> bool:
+        return self._zygote.is_dead
+
+    def receive(self) -> list[Sandbox]:
+        """Sandboxes the zygote has answered for, those that failed with it among them."""
+        try:
+            return self._zygote.receive_nowait()
+        except SetupRefused as error:  # a new one that could not start
+            self._problem = str(error)
+            return self._zygote.receive_nowait()
+
+    def restart(self) -> Zygote:
+        """A new zygote in place of a dead one, which is for the caller to close: that waits for its
+        end. Raises OSError where no process can be had, and then nothing has changed."""
+        new = Zygote.start(self.probe)
+        old, self._zygote = self._zygote, new
+        return old
 
     def spawn(self, spec: SandboxSpec, stdio: Stdio, link: int | None = None) -> Lease:
         """Ask for a sandbox. Raises SetupRefused, or OSError where its cgroup cannot be made."""
+        if self._zygote.is_dead:
+            raise SetupRefused(self._problem)
         slot = self._slots.take()
         cgroup: Cgroup | None = None
         try:
@@ -154,20 +173,29 @@ class Sandboxes:
         return Lease(spec, sandbox, cgroup, backing)
 
     def release(self, lease: Lease) -> Account:
-        """Give everything back. The sandbox must be dead."""
-        measured = lease.measure()
-        account = Account(
-            usage=Usage(
-                memory=measured.memory_peak, cpu=measured.cpu, pids=measured.pids_peak, disk=None
-            ),
-            out_of_memory=lease.cgroup.oom_killed(),
-            pids_refused=lease.cgroup.pids_hit() if lease.counts_pids else None,
-        )
-        lease.sandbox.close()
-        self._cgroups.discard(lease.cgroup)
-        self._cgroups.collect()
-        self._slots.give_back(lease.spec.slot)
-        return account
+        """Give everything back. The sandbox must be dead. Does not fail: what cannot be read any
+        more (no descriptor to read it with) is not known, and the rest is given back all the same.
+        """
+        try:
+            measured = lease.measure()
+            return Account(
+                usage=Usage(
+                    memory=measured.memory_peak,
+                    cpu=measured.cpu,
+                    pids=measured.pids_peak,
+                    disk=None,
+                ),
+                out_of_memory=lease.cgroup.oom_killed(),
+                pids_refused=lease.cgroup.pids_hit() if lease.counts_pids else None,
+            )
+        except OSError:
+            return Account(usage=Usage(), out_of_memory=False, pids_refused=None)
+        finally:
+            lease.sandbox.close()
+            self._slots.give_back(lease.spec.slot)
+            with contextlib.suppress(OSError):  # `close` tries again
+                self._cgroups.discard(lease.cgroup)
+                self._cgroups.collect()
 
     def close(self) -> None:
         """End the zygote and with it whatever still lives; leave no cgroup behind."""
