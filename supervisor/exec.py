@@ -256,6 +256,8 @@ class Execution:
             stdio = Stdio(stdio.stdin, out.theirs, err.theirs)
         try:
             self._asked_at = time.monotonic()
+            if self._sandboxes.has_died:
+                self._sandboxes.restart().close()
             lease = self._sandboxes.spawn(self._spec, stdio)
             for stream in self._streams:
                 stream.close_theirs()

@@ -113,8 +113,8 @@ def test_with_the_engine_of_the_command_line_everything_dies(tmp_path: Path, pla
             while b"task.emitted" not in (line := engine.stdout.readline()):
                 assert line
         everything = [engine.pid, *descendants(engine.pid)]
-        # launcher, zygote, front; two times init, guest and five children
-        assert len(everything) == 1 + 3 + 2 * 7
+        # engine, launcher, zygote, front; two times init, guest and five children
+        assert len(everything) == 1 + 4 + 2 * 7
         kill_and_wait(engine.pid, everything)
     state = StateDirectory(tmp_path / "state")
     [run] = state.run_ids()
