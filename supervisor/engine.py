@@ -37,7 +37,7 @@ from msgspec import Raw
 
 from ..protocol.errors import CasemateError, SetupRefused, UsageError
 from ..protocol.events import ErrorKind, EventData, TaskError, TaskUsage
-from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE
+from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
 from ..protocol.messages import Run
 from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
 from ..sandbox.handle import Sandbox
@@ -73,6 +73,9 @@ ZYGOTE_DELAY = 2.0
 ATTEMPT_DESCRIPTORS = 8
 OWN_DESCRIPTORS = 100
 
+# Of runs that are over: a line of memory each, for readers who come late.
+RUNS_REMEMBERED = 10_000
+
 # What RUN holds beside a task's input, spec and pickled code: ids, paths, framing.
 RUN_OVERHEAD = 16 * KIB
 
@@ -95,6 +98,7 @@ class _Run:
     appended: int = 0
     committed: int = 0
     has_ended: bool = False  # its last event is durable, or never will be
+    is_closed: bool = False  # its journal is
     problem: str | None = None  # why its journal ended early
     # Attempts that may be told RUN once the journal is durable up to a number: a heap.
     gated: list[tuple[int, Key]] = field(default_factory=list)
@@ -113,6 +117,14 @@ def _most_attempts() -> int:
     return max(1, (soft - OWN_DESCRIPTORS) // ATTEMPT_DESCRIPTORS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """What is remembered of a run that is over."""
+
+    committed: int
+    problem: str | None
+
+
 class Engine:
     """Use it as an async context manager. All methods belong to its loop."""
 
@@ -121,6 +133,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._core = Scheduler(min(settings.max_parallel, _most_attempts()), settings.memory_budget)
         self._runs: dict[str, _Run] = {}
+        self._over: dict[str, _Over] = {}
         self._attempts: dict[Key, Attempt] = {}
         self._by_sandbox: dict[Sandbox, Attempt] = {}
         self._preparing: set[Key] = set()  # their input is being written
@@ -201,24 +214,32 @@ class Engine:
 
     def cancel(self, run: str, reason: str) -> None:
         """End a run: what lives is killed. Nothing happens to one that has ended."""
-        if run not in self._runs:
+        if run in self._runs:
+            self._feed(CancelRun(run, reason))
+        elif run not in self._over:
             raise UsageError(f"run {run}: not one of this supervisor's")
-        self._feed(CancelRun(run, reason))
 
     async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
         """Wait until events after `beyond` are durable or the run has ended: (last seq, ended)."""
-        known = self._runs[run]
-        while known.committed <= beyond and not known.has_ended:
+        while (known := self._runs.get(run)) is not None:
+            if known.committed > beyond or known.has_ended:
+                if known.problem is not None:
+                    raise CasemateError(known.problem)
+                return known.committed, known.has_ended
             news: asyncio.Future[None] = self._loop.create_future()
             known.waiting.append(news)
             await news
-        if known.problem is not None:
-            raise CasemateError(known.problem)
-        return known.committed, known.has_ended
+        if run not in self._over:
+            raise UsageError(f"run {run}: not one of this supervisor's")
+        over = self._over[run]
+        if over.problem is not None:
+            raise CasemateError(over.problem)
+        return over.committed, True
 
     def problem(self, run: str) -> str | None:
         """Why a run ended without its last event; None where it did not."""
-        return self._runs[run].problem
+        known = self._runs.get(run) or self._over.get(run)
+        return known.problem if known is not None else None
 
     # --- the core ----------------------------------------------------------------------------
 
@@ -270,8 +291,8 @@ class Engine:
     def _record(
         self, run_id: str, task: str | None, attempt: int | None, data: list[EventData]
     ) -> None:
-        run = self._runs[run_id]
-        if run.has_ended:
+        run = self._runs.get(run_id)
+        if run is None or run.has_ended:
             return  # its journal failed: nothing can be added
         now = time.time()
         seqs = self._journal.append(run_id, [(task, attempt, now, each) for each in data])
@@ -321,8 +342,28 @@ class Engine:
         self._tell(run_id, run)
 
     def _end_run(self, run: _Run) -> None:
+        """Nothing more will be recorded; what still lives of it (after a failure) is dying."""
         run.has_ended = True
-        self._journal.close_run(run.owned.directory.id, run.owned.ownership.release)
+
+        def closed() -> None:
+            self._loop.call_soon_threadsafe(self._journal_closed, run)
+
+        self._journal.close_run(run.owned.directory.id, closed)
+
+    def _journal_closed(self, run: _Run) -> None:
+        run.is_closed = True
+        self._retire(run)
+
+    def _retire(self, run: _Run) -> None:
+        """Give a run up when its journal is closed and its last sandbox is dead: until then no
+        other supervisor may have it. Kept of it is what a late reader asks."""
+        run_id = run.owned.directory.id
+        if run.is_closed and not any(key.run == run_id for key in self._attempts):
+            run.owned.ownership.release()
+            del self._runs[run_id]
+            self._over[run_id] = _Over(run.committed, run.problem)
+            if len(self._over) > RUNS_REMEMBERED:
+                del self._over[next(iter(self._over))]
 
     def _tell(self, run_id: str, run: _Run) -> None:
         """Wake those who wait for this run's events."""
@@ -338,6 +379,14 @@ class Engine:
     def _spawn(self, command: Spawn) -> None:
         key = Key(command.run, command.task, command.attempt)
         value = self._input(command)
+        if len(value) > VALUE_SIZE:
+            error = TaskError(
+                kind=ErrorKind.OUTPUT_LIMIT,
+                message=f"the outputs of {', '.join(command.upstream)} are {len(value)} bytes "
+                f"together, and a task's input at most {VALUE_SIZE}",
+            )
+            self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
+            return
         # What does not fit into RUN goes by a file that is bound read-only.
         if len(value) <= MESSAGE_SIZE - RUN_OVERHEAD - _own_size(
             self._runs[key.run].tasks[key.task]
@@ -531,6 +580,8 @@ class Engine:
         else:
             ended = Ended(key.run, key.task, key.attempt, output=verdict, error=None)
         self._feed(ended)
+        if (run := self._runs.get(key.run)) is not None:
+            self._retire(run)
 
     # --- looking after the living --------------------------------------------------------------
 
