@@ -101,6 +101,7 @@ class Sandboxes:
         self._strict = strict
         try:
             self.probe: Probe = probe(alone=alone)
+            self._slots = Slots(shared=self.probe.privileged)
             cgroups.sweep(self.probe.cgroup)
             self._cgroups = CgroupManager(self.probe.cgroup)
             self._zygote = Zygote.start(self.probe)
@@ -111,7 +112,6 @@ class Sandboxes:
             ) from error
         self._problem = "the zygote died, and there is no new one yet"
         self._names = itertools.count(1)
-        self._slots = Slots(shared=self.probe.privileged)
 
     def fileno(self) -> int:
         """The zygote's: when readable, call `receive`. Another one after each death of a zygote."""

@@ -35,12 +35,14 @@ class Slots:
     """The lowest free slot first, so that few idmaps are ever made for them."""
 
     def __init__(self, *, shared: bool, folder: Path = FOLDER) -> None:
-        """`shared`: whether slots mean host uids here."""
+        """`shared`: whether slots mean host uids here. Raises SetupRefused, see `take`."""
         self._folder = folder if shared else None
         self._free: list[int] = []
         self._next = 0  # where nothing is shared
         self._held: list[int] = []
         self._tried = 0
+        if shared:
+            self._lease()  # before anything is begun that a refusal would have to end
 
     def take(self) -> int:
         """Raises SetupRefused where no uid can be had."""
