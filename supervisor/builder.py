@@ -210,7 +210,21 @@ class Pipeline:
         return tuple(self._edges)
 
     @overload
-    def task(self, function: F, /) -> F: ...
+    def task(
+        self,
+        function: F,
+        /,
+        *,
+        id: str | None = None,
+        spec: AgentSpec | None = None,
+        needs: Sequence[str | Task | Function] | str = (),
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        retry: Retry | None = None,
+        sources: Sequence[str | os.PathLike[str]] = (),
+        env: Mapping[str, str | None] | None = None,
+        network: str | None = None,
+    ) -> F: ...
 
     @overload
     def task(
