@@ -13,7 +13,8 @@ journal has its writer thread, files go through `asyncio.to_thread`. No libzmq e
 tasks is our own endpoint, what faces observers is the front, in a process of its own.
 
 Backpressure has one place: while more than JOURNAL_BACKLOG_SIZE waits to be written, no link and no
-output is read. Then the tasks wait, and the engine's memory is bounded by the journal's queue.
+output is read. Then the tasks wait, and what they say is bounded by the journal's queue. Outputs
+stay in memory until their last dependant has ended, up to VALUE_SIZE each.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def exec(
     """Run one command in one sandbox, stdio passed through.
 
     Exits with the command's own code; 124 timed out, 125 the sandbox could not be built, 126 or 127
-    as shells do, 137 killed for memory.
+    as shells do, 137 killed for memory, 128+n by signal n.
     """
     from .exec import exec_command
 
