@@ -253,7 +253,7 @@ def run_steps(build: Building, fail_step: str | None) -> SetupFailed | None:
 def start_guest(build: Building) -> SetupFailed:
     """Fork; the guest never comes back from here, and init only if there was no fork."""
     try:
-        pid = os.fork()
+        pid = syscalls.fork()
     except OSError as error:
         return failure("fork", error)
     if pid == 0:

@@ -16,6 +16,7 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..protocol.errors import SetupRefused
@@ -91,6 +92,7 @@ __all__ = [
     "close_range",
     "detect",
     "drop_bounding_set",
+    "fork",
     "fsconfig",
     "fsmount",
     "fsopen",
@@ -321,8 +323,8 @@ _CLONE_ARGS = struct.Struct("11Q")
 def clone3(flags: int, exit_signal: int, cgroup: int | None = None) -> tuple[int, int]:
     """(pid, pidfd) in the parent, (0, -1) in the child; the pidfd is -1 without CLONE_PIDFD.
 
-    Like fork(): never with CLONE_VM. It is the bare call: the caller runs PyOS_BeforeFork before
-    it and PyOS_AfterFork_Child or _Parent after it.
+    Like fork(): never with CLONE_VM. The bare call, since libc knows neither pidfds nor
+    CLONE_INTO_CGROUP; the interpreter is told as by os.fork().
     """
     pidfd = ctypes.c_int(-1)
     if cgroup is not None:
@@ -330,8 +332,39 @@ def clone3(flags: int, exit_signal: int, cgroup: int | None = None) -> tuple[int
     arguments = _CLONE_ARGS.pack(
         flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup or 0
     )
-    pid = syscall("clone3", arguments, _CLONE_ARGS.size)
+    pid = _forked(lambda: syscall("clone3", arguments, _CLONE_ARGS.size))
     return pid, (pidfd.value if pid else -1)
+
+
+def fork() -> int:
+    """os.fork() for a process of one thread. Since Python 3.12 that one counts the threads in
+    /proc/self/stat afterwards, to warn: a look that a sandbox's init has no need of, and that
+    leaves an entry for /proc/1 in the kernel's cache, where a guest can tell it from nothing."""
+    return _forked(_libc_fork)
+
+
+def _libc_fork() -> int:
+    pid: int = _libc.fork()
+    if pid == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"fork: {os.strerror(number)}")
+    return pid
+
+
+def _forked(call: Callable[[], int]) -> int:
+    """Run a call that returns twice, with what os.fork() does around it."""
+    interpreter = ctypes.pythonapi
+    interpreter.PyOS_BeforeFork()
+    try:
+        pid = call()
+    except OSError:
+        interpreter.PyOS_AfterFork_Parent()
+        raise
+    if pid == 0:
+        interpreter.PyOS_AfterFork_Child()
+    else:
+        interpreter.PyOS_AfterFork_Parent()
+    return pid
 
 
 def unshare(flags: int) -> None:

@@ -18,7 +18,6 @@ Started as `python -I -S -c` with process.BOOTSTRAP; the engine's first packet i
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import os
@@ -55,8 +54,6 @@ MAX_FDS = 32
 # User namespaces kept for idmapped mounts. One is a descriptor (of 1024, usually) and a few KiB of
 # the kernel's; making one takes 1 ms. An engine reuses its slots, so few are ever needed at once.
 IDMAPS = 256
-
-interpreter = ctypes.pythonapi
 
 
 def main() -> None:
@@ -231,21 +228,12 @@ def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
         cgroup_tasks=tuple(by_role[FdRole.CGROUP_TASKS]),
     )
     make_mount_points(plan, workshop.template)
-    # The bare system call, since libc knows neither pidfds nor CLONE_INTO_CGROUP; with what
-    # os.fork() does around it.
-    interpreter.PyOS_BeforeFork()
-    try:
-        pid, pidfd = syscalls.clone3(
-            plan.clone_flags | syscalls.CLONE_PIDFD,
-            signal.SIGCHLD,
-            folders[0] if folders else None,
-        )
-    except OSError:
-        interpreter.PyOS_AfterFork_Parent()
-        raise
+    pid, pidfd = syscalls.clone3(
+        plan.clone_flags | syscalls.CLONE_PIDFD,
+        signal.SIGCHLD,
+        folders[0] if folders else None,
+    )
     if pid == 0:
-        interpreter.PyOS_AfterFork_Child()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         build_and_tend(build, request.fail_step)
-    interpreter.PyOS_AfterFork_Parent()
     return pidfd
