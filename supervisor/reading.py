@@ -351,11 +351,14 @@ def _read_yaml(text: str, source: str) -> tuple[object, _Lines]:
 
 def _yaml_problem(error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = mark.line + 1 if mark is not None else None
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    if "maximum nesting depth" in (parts[1] or ""):  # libyaml ≥ 0.2.6 looks ahead, and has a bound
+        return Problem(f"nested more than {DEPTH} deep", line=line)
     reason = ", ".join(part for part in parts if part) or str(getattr(error, "reason", error))
     if "\\t" in reason or "a tab character" in reason:
         reason = "a tab; YAML is indented with spaces"
-    return Problem(f"is not YAML: {reason}", line=mark.line + 1 if mark is not None else None)
+    return Problem(f"is not YAML: {reason}", line=line)
 
 
 # --- JSON ----------------------------------------------------------------------------------------
