@@ -14,12 +14,19 @@ from msgspec import Raw, Struct
 __all__ = [
     "DATA",
     "KIND_OF",
+    "CheckpointCreated",
     "ErrorKind",
     "Event",
     "EventData",
+    "Layer",
     "RunCancelled",
     "RunCompleted",
     "RunFailed",
+    "RunForked",
+    "RunPaused",
+    "RunRecovered",
+    "RunResumed",
+    "RunRolledBack",
     "RunStarted",
     "TaskCancelled",
     "TaskCompleted",
@@ -29,9 +36,12 @@ __all__ = [
     "TaskLog",
     "TaskProgress",
     "TaskReady",
+    "TaskRestarted",
     "TaskRetrying",
+    "TaskSaved",
     "TaskStarted",
     "TaskUsage",
+    "WorkspaceChanged",
 ]
 
 
@@ -51,6 +61,7 @@ class ErrorKind(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     CRASH = "crash"
     VIOLATION = "violation"
+    CONFLICT = "conflict"
     PROTOCOL = "protocol"
     SETUP = "setup"
     UPSTREAM_FAILED = "upstream_failed"
@@ -96,6 +107,60 @@ class RunCancelled(Struct, frozen=True):
     reason: str
 
 
+class RunPaused(Struct, frozen=True):
+    """`drain`: what runs was left to end; else it was frozen."""
+
+    drain: bool = False
+
+
+class RunResumed(Struct, frozen=True):
+    pass
+
+
+class RunRecovered(Struct, frozen=True):
+    """Found after its supervisor had died, and taken over."""
+
+    lost: tuple[str, ...]  # tasks whose attempts died with it, in id order
+
+
+class RunRolledBack(Struct, frozen=True, kw_only=True):
+    """Back to `checkpoint`, or to just `before` a task: exactly one is set. What `undone` names is
+    to be done again, under `generation`."""
+
+    checkpoint: str | None = None
+    before: str | None = None
+    undone: tuple[str, ...]  # in topological, then id order
+    generation: int
+
+
+class RunForked(Struct, frozen=True, kw_only=True):
+    """The events before this one are history shared with `source`, up to its `checkpoint`."""
+
+    source: str
+    checkpoint: str
+    undone: tuple[str, ...]
+    generation: int
+
+
+class CheckpointCreated(Struct, frozen=True, kw_only=True):
+    """`tasks` completed since `parent`; the checkpoint holds `total`. Files and bytes of all layers
+    it holds."""
+
+    checkpoint: str  # c0, c1, ...
+    parent: str | None
+    tasks: tuple[str, ...]
+    total: int
+    files: int
+    bytes: int
+
+
+class WorkspaceChanged(Struct, frozen=True, kw_only=True):
+    """Others changed files of the base while the run was under way. `paths` are the first few."""
+
+    paths: tuple[str, ...]
+    total: int
+
+
 class TaskReady(Struct, frozen=True):
     pass
 
@@ -128,14 +193,32 @@ class TaskUsage(Struct, frozen=True, kw_only=True):
     disk: int | None = None
 
 
+class TaskSaved(Struct, frozen=True):
+    state: Raw
+
+
+class Layer(Struct, frozen=True):
+    """What an attempt wrote: changed paths, and bytes of the files among them."""
+
+    files: int
+    bytes: int
+
+
 class TaskCompleted(Struct, frozen=True):
     output: Raw
     seconds: float
+    layer: Layer | None = None  # None: it changed no file
 
 
 class TaskRetrying(Struct, frozen=True):
     error: TaskError
     delay: float
+
+
+class TaskRestarted(Struct, frozen=True):
+    """The attempt was ended for no fault of its own: the task is done again from the start."""
+
+    reason: str
 
 
 class TaskFailed(Struct, frozen=True):
@@ -151,14 +234,23 @@ EventData = (
     | RunCompleted
     | RunFailed
     | RunCancelled
+    | RunPaused
+    | RunResumed
+    | RunRecovered
+    | RunRolledBack
+    | RunForked
+    | CheckpointCreated
+    | WorkspaceChanged
     | TaskReady
     | TaskStarted
     | TaskEmitted
     | TaskLog
     | TaskProgress
     | TaskUsage
+    | TaskSaved
     | TaskCompleted
     | TaskRetrying
+    | TaskRestarted
     | TaskFailed
     | TaskCancelled
 )
@@ -168,14 +260,23 @@ DATA: dict[str, type[EventData]] = {
     "run.completed": RunCompleted,
     "run.failed": RunFailed,
     "run.cancelled": RunCancelled,
+    "run.paused": RunPaused,
+    "run.resumed": RunResumed,
+    "run.recovered": RunRecovered,
+    "run.rolled_back": RunRolledBack,
+    "run.forked": RunForked,
+    "checkpoint.created": CheckpointCreated,
+    "workspace.changed": WorkspaceChanged,
     "task.ready": TaskReady,
     "task.started": TaskStarted,
     "task.emitted": TaskEmitted,
     "task.log": TaskLog,
     "task.progress": TaskProgress,
     "task.usage": TaskUsage,
+    "task.saved": TaskSaved,
     "task.completed": TaskCompleted,
     "task.retrying": TaskRetrying,
+    "task.restarted": TaskRestarted,
     "task.failed": TaskFailed,
     "task.cancelled": TaskCancelled,
 }

@@ -94,6 +94,21 @@ HANDSHAKE_SECONDS = 3.0
 # A control request: a pipeline's data without its sources.
 CONTROL_REQUEST_SIZE = 4 * MIB
 
+# What a task may keep by ctx.save: progress of a job, not its data. It travels in RUN, beside the
+# input and a pickled function, in one message.
+SAVED_SIZE = 256 * KIB
+
+# Items of a stream edge on their way to a consumer: enough that neither end waits for the other at
+# every item, little enough that a hundred edges cost 100 MiB.
+STREAM_CREDIT_ITEMS = 256
+STREAM_CREDIT_SIZE = 1 * MIB
+
+# Items of a stream whose consumer has not started: on disk, in the journal.
+STREAM_BACKLOG = 64 * MIB
+
+# Paths named in one event or message (conflicts, changes of the workspace); the rest is counted.
+PATHS_NAMED = 20
+
 LINK_VERSION = 1
 EVENT_VERSION = 1
 CONTROL_VERSION = 1

@@ -10,9 +10,14 @@ from enum import StrEnum
 
 from msgspec import Raw, Struct
 
+from .limits import STREAM_BACKLOG
+
 __all__ = [
     "TASK_ID_PATTERN",
+    "Base",
+    "Checkpoints",
     "CommandEntry",
+    "Conflict",
     "Edge",
     "Entry",
     "FileEntry",
@@ -32,6 +37,28 @@ TASK_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 class Network(StrEnum):
     NONE = "none"
     HOST = "host"
+
+
+class Base(StrEnum):
+    """What lies below the layers of a run."""
+
+    LIVE = "live"  # the workspace itself; what others change in it meanwhile is noticed
+    SNAPSHOT = "snapshot"  # a copy, made when the run starts
+
+
+class Conflict(StrEnum):
+    """What happens where two branches changed the same path and meet."""
+
+    FAIL = "fail"
+    LAST = "last"  # the later one counts, in topological, then id order
+
+
+class Checkpoints(Struct, frozen=True, kw_only=True):
+    """When checkpoints are made, besides c0 at the start and those asked for by hand."""
+
+    every_task: bool = True
+    after: tuple[str, ...] = ()  # when one of these tasks has completed
+    every: float | None = None  # seconds
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -114,10 +141,12 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
 
 
 class Edge(Struct, frozen=True, order=True):
-    """`to` may see the output of `source`, after it completed."""
+    """`to` may see the output of `source` after it completed, or (`stream`) its items while it
+    runs."""
 
     source: str
     to: str
+    stream: bool = False
 
 
 class PipelineSpec(Struct, frozen=True, kw_only=True):
@@ -129,3 +158,7 @@ class PipelineSpec(Struct, frozen=True, kw_only=True):
     fail_fast: bool = False
     timeout: float | None = None  # the whole run
     max_parallel: int | None = None  # of this run
+    checkpoints: Checkpoints = Checkpoints()
+    base: Base = Base.LIVE
+    conflict: Conflict = Conflict.FAIL
+    stream_backlog: int = STREAM_BACKLOG  # bytes of items that may wait for their consumer to start
