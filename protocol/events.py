@@ -216,7 +216,7 @@ class TaskRetrying(Struct, frozen=True):
 
 
 class TaskRestarted(Struct, frozen=True):
-    """The attempt was ended for no fault of its own: the task is done again from the start."""
+    """The attempt was ended for no fault of its own: the task is done again, uncounted."""
 
     reason: str
 

@@ -61,10 +61,12 @@ class Attempt(Clock):
         "_wall",
         "active",
         "asked",
+        "is_waiting",
         "message",
         "number",
         "phase",
         "reason",
+        "restart",
         "run",
         "spawned",
         "spec",
@@ -85,6 +87,8 @@ class Attempt(Clock):
         self.asked = now
         self.reason: ErrorKind | None = None
         self.message = ""
+        self.restart: str | None = None  # why the task is to begin again, whatever this one gave
+        self.is_waiting = False  # for a stream
         self._wall = math.inf
 
     def move(self, happening: type) -> None:
@@ -96,6 +100,16 @@ class Attempt(Clock):
         wall = self.spec.timeouts.wall
         self._wall = math.inf if wall is None else now + wall
 
+    def skip(self, since: float, now: float) -> None:
+        """It stood still between the two: so did its clocks."""
+        gap = now - since
+        self.spawned = min(self.spawned, since) + gap
+        self.active = min(self.active, since) + gap
+        self.asked = min(self.asked, since) + gap
+        if self.started is not None:
+            self.started += gap
+            self._wall += gap
+
     def seconds(self, now: float) -> float:
         """How long it ran: until it told its result, not until its tree was swept up."""
         if self.started is None:
@@ -105,7 +119,7 @@ class Attempt(Clock):
     def due(self) -> float:
         timeouts = self.spec.timeouts
         if self.phase is Phase.RUNNING:
-            if timeouts.idle is None:
+            if timeouts.idle is None or self.is_waiting:
                 return self._wall
             return min(self._wall, self.active + timeouts.idle)
         if self.phase is Phase.SPAWNING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...protocol.events import ErrorKind, EventData
 
-__all__ = ["CancelAttempt", "Command", "Kill", "Record", "Spawn"]
+__all__ = ["CancelAttempt", "Command", "Fetch", "Freeze", "Kill", "Record", "Spawn", "Thaw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start one attempt. `upstream` are the tasks whose outputs are its input, in id order;
-    empty: the run's input."""
+    """Start one attempt. `upstream` are the tasks whose outputs are its input, in id order; both
+    empty: the run's input. `streams`: whose items it is sent while it runs, (task, attempt)."""
 
     run: str
     task: str
     attempt: int
     upstream: tuple[str, ...]
+    streams: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class CancelAttempt:
 @dataclass(frozen=True, slots=True)
 class Kill:
     """Kill the attempt's whole tree, drain its link, answer with `Ended`. `reason` is the first
-    cause, or None where the task is done and only its process remains (after RESULT or FAIL)."""
+    cause (CANCELLED too where the task is to begin again), or None where the task is done and only
+    its process remains (after RESULT or FAIL)."""
 
     run: str
     task: str
@@ -52,4 +54,28 @@ class Kill:
     reason: ErrorKind | None
 
 
-Command = Record | Spawn | CancelAttempt | Kill
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Stop the attempt's whole tree where it is, however far it has come."""
+
+    run: str
+    task: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    run: str
+    task: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read these outputs, (task, attempt), from the journal; answer with `Fetched`."""
+
+    run: str
+    outputs: tuple[tuple[str, int], ...]
+
+
+Command = Record | Spawn | CancelAttempt | Kill | Freeze | Thaw | Fetch

@@ -7,10 +7,30 @@ from typing import Any
 
 from msgspec import Raw
 
-from ...protocol.events import TaskError
+from ...protocol.events import Layer, TaskError
 from ...protocol.pipeline import PipelineSpec
+from .state import RunState
 
-__all__ = ["Active", "CancelRun", "Ended", "Input", "Started", "Submit", "Tick", "Told", "Used"]
+__all__ = [
+    "Active",
+    "Adopt",
+    "CancelRun",
+    "CheckpointRun",
+    "Ended",
+    "FailRun",
+    "Fetched",
+    "Input",
+    "PauseRun",
+    "ResumeRun",
+    "Rollback",
+    "Saved",
+    "Started",
+    "Submit",
+    "Tick",
+    "Told",
+    "Used",
+    "Waits",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +42,18 @@ class Submit:
     input: Raw
     spec_bytes: Raw
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A run that this supervisor has taken over, as its journal tells it. `fork`: (run, checkpoint)
+    that it was copied from. `held`: nothing is started, nothing recorded by itself: what follows
+    (a rollback, a pause) is all that is wanted."""
+
+    run: str
+    state: RunState
+    fork: tuple[str, str] | None = None
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +74,27 @@ class Active:
     run: str
     task: str
     attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The attempt left a state for whoever comes after it."""
+
+    run: str
+    task: str
+    attempt: int
+    state: Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The attempt waits for a stream (out of credit, or nothing to read), or does so no more: its
+    idle clock stands still meanwhile."""
+
+    run: str
+    task: str
+    attempt: int
+    is_waiting: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +119,15 @@ class Told:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The tree is dead and the link drained. Exactly one of `output` and `error`. A kill reason
-    the core gave earlier wins over both (the first cause), with this error's details kept."""
+    the core gave earlier wins over both (the first cause), with this error's details kept.
+    `layer`: what it wrote, durable by now, where it gave an output."""
 
     run: str
     task: str
     attempt: int
     output: Raw | None
     error: TaskError | None
+    layer: Layer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +137,69 @@ class CancelRun:
 
 
 @dataclass(frozen=True, slots=True)
+class FailRun:
+    """Something the run cannot go on without has failed: end it, failed with `error`."""
+
+    run: str
+    error: TaskError
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRun:
+    run: str
+    drain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRun:
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRun:
+    """Make one now, if anything has completed since the last."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Back to a checkpoint, or to just before a task."""
+
+    run: str
+    checkpoint: str | None
+    before: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What `Fetch` asked for, by (task, attempt)."""
+
+    run: str
+    outputs: dict[tuple[str, int], Raw]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Nothing happened but time."""
 
 
-Input = Submit | Started | Active | Used | Told | Ended | CancelRun | Tick
+Input = (
+    Submit
+    | Adopt
+    | Started
+    | Active
+    | Saved
+    | Waits
+    | Used
+    | Told
+    | Ended
+    | CancelRun
+    | FailRun
+    | PauseRun
+    | ResumeRun
+    | CheckpointRun
+    | Rollback
+    | Fetched
+    | Tick
+)

@@ -7,14 +7,14 @@ it starts whole layers side by side, and adding an unrelated task does not reshu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ...protocol.errors import UsageError
 from ...protocol.pipeline import Edge, PipelineSpec
 
-__all__ = ["Flaw", "Graph", "Problem", "build", "check", "cycles"]
+__all__ = ["Flaw", "Graph", "Problem", "build", "check", "cycles", "downstream"]
 
 
 class Flaw(StrEnum):
@@ -39,9 +39,12 @@ class Problem:
 class Graph:
     order: tuple[str, ...]  # by depth, then id
     position: dict[str, int]  # where a task stands in `order`
-    upstream: dict[str, tuple[str, ...]]  # in id order, as a task's input names them
-    dependants: dict[str, tuple[str, ...]]  # in `order`, as they become ready
-    sources: tuple[str, ...]  # without upstream, in `order`
+    upstream: dict[str, tuple[str, ...]]  # over every edge, in id order
+    inputs: dict[str, tuple[str, ...]]  # over plain edges, in id order: what its input names
+    streams: dict[str, tuple[str, ...]]  # over stream edges, in id order
+    dependants: dict[str, tuple[str, ...]]  # over every edge, in `order`, as they become ready
+    takers: dict[str, tuple[str, ...]]  # over plain edges, in `order`
+    readers: dict[str, tuple[str, ...]]  # over stream edges, in `order`
     sinks: tuple[str, ...]  # without dependants, in id order, as a run's outputs name them
 
 
@@ -117,9 +120,15 @@ def build(spec: PipelineSpec) -> Graph:
         raise UsageError(f"pipeline {spec.name}: {reasons}")
     upstream: dict[str, list[str]] = {task: [] for task in ids}
     dependants: dict[str, list[str]] = {task: [] for task in ids}
+    inputs: dict[str, list[str]] = {task: [] for task in ids}
+    takers: dict[str, list[str]] = {task: [] for task in ids}
+    streams: dict[str, list[str]] = {task: [] for task in ids}
+    readers: dict[str, list[str]] = {task: [] for task in ids}
     for edge in spec.edges:
         upstream[edge.to].append(edge.source)
         dependants[edge.source].append(edge.to)
+        (streams if edge.stream else inputs)[edge.to].append(edge.source)
+        (readers if edge.stream else takers)[edge.source].append(edge.to)
 
     depth = dict.fromkeys(ids, 0)
     missing = {task: len(sources) for task, sources in upstream.items()}
@@ -133,13 +142,27 @@ def build(spec: PipelineSpec) -> Graph:
 
     order = tuple(sorted(ids, key=lambda task: (depth[task], task)))
     position = {task: place for place, task in enumerate(order)}
+    place = position.__getitem__
     return Graph(
         order=order,
         position=position,
         upstream={task: tuple(sorted(upstream[task])) for task in order},
-        dependants={
-            task: tuple(sorted(dependants[task], key=position.__getitem__)) for task in order
-        },
-        sources=tuple(task for task in order if not upstream[task]),
+        inputs={task: tuple(sorted(inputs[task])) for task in order},
+        streams={task: tuple(sorted(streams[task])) for task in order},
+        dependants={task: tuple(sorted(dependants[task], key=place)) for task in order},
+        takers={task: tuple(sorted(takers[task], key=place)) for task in order},
+        readers={task: tuple(sorted(readers[task], key=place)) for task in order},
         sinks=tuple(sorted(task for task in ids if not dependants[task])),
     )
+
+
+def downstream(edges: Mapping[str, Iterable[str]], tasks: Iterable[str]) -> set[str]:
+    """The tasks and all that can be reached from them over `edges`, however far."""
+    found = set(tasks)
+    pending = list(found)
+    for task in pending:  # grows while it is walked
+        for dependant in edges[task]:
+            if dependant not in found:
+                found.add(dependant)
+                pending.append(dependant)
+    return found

@@ -8,6 +8,16 @@ Per run there are two halves. `RunState` is durable and changes only by the reco
 `_Run` is volatile: attempts that live, tasks in line, clocks. An attempt is known by run, task and
 number; what is said of one that is over is ignored, what is said of one that never was is a bug.
 
+A run can be taken over (`Adopt`) at any point of its journal, between any two records of one step:
+`_catch_up` draws every consequence that is not recorded yet, and does nothing where all are.
+
+To go back is to kill first. A rollback waits until the attempts it undoes are dead, each of them
+recorded as restarted, and is recorded then; what a task begins again for, after the producer of
+its stream has failed, takes the same road. Nothing is started for them meanwhile.
+
+The reader of a stream may finish before who speaks on it. Its result is provisional then: not
+recorded until every such task has completed, and dropped if one of them begins again.
+
 No step walks over all tasks. A run's ready tasks stand in a heap by topological, then id order.
 Runs with something to start stand in a queue by how many attempts they have alive, then by who was
 served longest ago. Clocks stand in a queue by time; an attempt has one entry, and activity only
@@ -26,27 +36,54 @@ from msgspec import Raw
 
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.events import (
+    CheckpointCreated,
     ErrorKind,
     EventData,
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunForked,
+    RunPaused,
+    RunRecovered,
+    RunResumed,
+    RunRolledBack,
     RunStarted,
     TaskCancelled,
     TaskCompleted,
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRestarted,
     TaskRetrying,
+    TaskSaved,
     TaskStarted,
 )
 from ...protocol.pipeline import TaskSpec
 from .attempt import Attempt, Clock, Phase
-from .commands import CancelAttempt, Command, Kill, Record, Spawn
-from .events import Active, CancelRun, Ended, Input, Started, Submit, Tick, Told, Used
+from .commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
+from .events import (
+    Active,
+    Adopt,
+    CancelRun,
+    CheckpointRun,
+    Ended,
+    FailRun,
+    Fetched,
+    Input,
+    PauseRun,
+    ResumeRun,
+    Rollback,
+    Saved,
+    Started,
+    Submit,
+    Tick,
+    Told,
+    Used,
+    Waits,
+)
 from .priority import PriorityQueue, Queued
 from .retry import retry_delay
-from .state import RunState
+from .state import RunStanding, RunState
 from .task import Standing
 
 __all__ = ["Scheduler"]
@@ -57,42 +94,69 @@ _MIB = 1024 * 1024
 class _Run(Queued):
     """Queued where a run with something to start waits for its turn."""
 
-    __slots__ = ("backoffs", "deadline", "live", "ready", "served", "state", "stop", "stop_message")
+    __slots__ = (
+        "backoffs",
+        "deadline",
+        "every",
+        "frozen",
+        "is_fetching",
+        "is_held",
+        "live",
+        "provisional",
+        "ready",
+        "rolling",
+        "served",
+        "state",
+        "stop",
+        "stopped",
+    )
 
     def __init__(self, state: RunState) -> None:
         super().__init__()
         self.state = state
         self.live: dict[str, Attempt] = {}
+        self.provisional: dict[str, TaskCompleted] = {}  # of the task's latest attempt
         self.ready: list[int] = []  # a heap of positions in the graph's order
         self.backoffs: dict[str, _Backoff] = {}
         self.deadline: _Deadline | None = None
+        self.every: _Every | None = None
         self.served = 0  # the number of the admission that last served it
-        self.stop: ErrorKind | None = None  # why it is being ended; the first cause wins
-        self.stop_message = ""
+        self.stop: TaskError | None = None  # why it is being ended; the first cause wins
+        self.stopped: float | None = None  # since when its clocks stand still
+        self.frozen = False  # its attempts do, too
+        self.is_fetching = False  # outputs that its tasks need
+        self.is_held = False
+        self.rolling: _Rolling | None = None
 
-    def is_held(self) -> bool:
-        """Nothing to start, or as much running as the run allows itself."""
+    def has_nothing_to_start(self) -> bool:
+        """Also where it may not, or has as much running as it allows itself."""
         most = self.state.spec.max_parallel
-        return not self.ready or (most is not None and len(self.live) >= most)
+        return (
+            not self.ready
+            or self.is_fetching
+            or self.is_held
+            or self.stopped is not None
+            or (most is not None and len(self.live) >= most)
+        )
+
+    def clocks(self) -> list[_Alarm]:
+        alarms: list[_Alarm] = list(self.backoffs.values())
+        return alarms + [clock for clock in (self.deadline, self.every) if clock is not None]
 
 
-class _Backoff(Clock):
-    """A task between two attempts."""
+class _Rolling:
+    """A rollback that waits for the deaths of what it undoes."""
 
-    __slots__ = ("run", "task", "until")
+    __slots__ = ("before", "checkpoint", "undone")
 
-    def __init__(self, run: _Run, task: str, until: float) -> None:
-        super().__init__()
-        self.run = run
-        self.task = task
-        self.until = until
-
-    def due(self) -> float:
-        return self.until
+    def __init__(self, checkpoint: str | None, before: str | None, undone: tuple[str, ...]) -> None:
+        self.checkpoint = checkpoint
+        self.before = before
+        self.undone = frozenset(undone)
 
 
-class _Deadline(Clock):
-    """Of a whole run."""
+class _Alarm(Clock):
+    """Something of a run that happens at a time."""
 
     __slots__ = ("run", "until")
 
@@ -103,6 +167,28 @@ class _Deadline(Clock):
 
     def due(self) -> float:
         return self.until
+
+
+class _Backoff(_Alarm):
+    """A task between two attempts."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, run: _Run, task: str, until: float) -> None:
+        super().__init__(run, until)
+        self.task = task
+
+
+class _Deadline(_Alarm):
+    """Of a whole run."""
+
+    __slots__ = ()
+
+
+class _Every(_Alarm):
+    """The next checkpoint by the clock."""
+
+    __slots__ = ()
 
 
 class Scheduler:
@@ -121,17 +207,27 @@ class Scheduler:
         # Any: each function takes the one type it is listed under.
         self._take: dict[type[Input], Callable[[float, Any], None]] = {
             Submit: self._submit,
+            Adopt: self._adopt,
             Started: self._started,
+            Saved: self._saved,
+            Waits: self._waits,
             Used: self._used,
             Told: self._told,
             Ended: self._ended,
             CancelRun: self._cancel,
+            FailRun: self._fail_run,
+            PauseRun: self._pause,
+            ResumeRun: self._resume,
+            CheckpointRun: self._checkpoint_run,
+            Rollback: self._rollback,
+            Fetched: self._fetched,
             Tick: lambda now, tick: None,
         }
 
     def step(self, now: float, input: Input) -> list[Command]:
-        """What follows from `input` at `now` (monotonic seconds). `UsageError` refuses a `Submit`,
-        `LocalViolation` an input that cannot be; either way nothing has changed."""
+        """What follows from `input` at `now` (monotonic seconds). `UsageError` refuses what a
+        person wishes (`Submit` and the like), `LocalViolation` an input that cannot be; either way
+        nothing has changed."""
         commands: list[Command] = []
         self._commands = commands
         if type(input) is Active:  # once per batch of a task's items: the step that must cost least
@@ -185,22 +281,83 @@ class Scheduler:
                 pipeline=spec.name, input=submit.input, seed=submit.seed, spec=submit.spec_bytes
             ),
         )
-        if spec.timeout is not None:
+        self._catch_up(now, run)
+
+    def _adopt(self, now: float, adopt: Adopt) -> None:
+        if adopt.run in self._runs:
+            raise LocalViolation(f"run {adopt.run}: adopted, and is under way here")
+        run = self._runs[adopt.run] = _Run(adopt.state)
+        run.is_held = adopt.held
+        if run.is_held:
+            return
+        state = run.state
+        if adopt.fork is not None:
+            source, checkpoint = adopt.fork
+            undone = state.all_but(state.held_by(checkpoint))
+            self._restart_lost(run, f"it ran when {source} was forked")
+            data = RunForked(
+                source=source,
+                checkpoint=checkpoint,
+                undone=undone,
+                generation=state.generation + 1,
+            )
+            self._record(run, None, None, data)
+        elif state.has_ended:
+            return  # a rollback follows
+        else:
+            lost = [t for t, s in state.tasks.items() if s.standing is Standing.RUNNING]
+            self._record(run, None, None, RunRecovered(lost=tuple(sorted(lost))))
+            self._restart_lost(run, "its supervisor died")
+        if state.standing is RunStanding.PAUSED:
+            run.stopped = now
+        self._catch_up(now, run)
+
+    def _restart_lost(self, run: _Run, reason: str) -> None:
+        """Attempts that the journal tells of and that nobody has."""
+        for name in run.state.graph.order:
+            task = run.state.tasks[name]
+            if task.standing in (Standing.READY, Standing.RUNNING) and name not in run.live:
+                self._record(run, name, task.attempt, TaskRestarted(reason=reason))
+
+    def _catch_up(self, now: float, run: _Run) -> None:
+        """Everything that follows from the state of a run and is not recorded yet: of a new one, of
+        one taken over, of one rolled back."""
+        state, spec = run.state, run.state.spec
+        if spec.timeout is not None and run.deadline is None:
             run.deadline = _Deadline(run, now + spec.timeout)
-            self._clocks.put(run.deadline.until, run.deadline)
-        for task in run.state.graph.order:
-            if run.state.specs[task].limits.memory > self._memory_budget:
+            self._arm(now, run, run.deadline)
+        if spec.checkpoints.every is not None and run.every is None:
+            run.every = _Every(run, now + spec.checkpoints.every)
+            self._arm(now, run, run.every)
+        if not state.checkpoints:
+            self._checkpoint(run)
+        if any(self._wants_checkpoint(run, task) for task in state.fresh):
+            self._checkpoint(run)
+        for task in state.graph.order:
+            standing = state.tasks[task].standing
+            if standing is Standing.BACKOFF and task not in run.backoffs:
+                self._back_off(now, run, task, state.tasks[task].delay)
+            elif standing is Standing.FAILED and task in state.failures:
+                self._fail_dependants(now, run, task, state.failures[task].error)
+            elif state.specs[task].limits.memory > self._memory_budget:
                 self._refuse(now, run, task)
-        for task in run.state.graph.sources:
-            if run.state.tasks[task].standing is Standing.WAITING:
-                self._make_ready(run, task)
-        self._settle(run)
+        if state.cancelled is not None:
+            self._stop(now, run, state.cancelled)
+        elif state.failures and spec.fail_fast:
+            self._stop_fast(now, run, next(iter(state.failures)))
+        missing = tuple(state.missing_outputs())
+        if missing:
+            run.is_fetching = True
+            self._commands.append(Fetch(state.run, missing))
+        for task in state.graph.order:
+            self._make_ready_if_due(run, task)
+        self._settle(now, run)
 
     def _refuse(self, now: float, run: _Run, task: str) -> None:
         """A task that the whole budget could not hold. Told at once rather than when its turn
         comes: not run alone, for then the host is in danger, and not left to wait for ever."""
         if run.state.tasks[task].standing is not Standing.WAITING:
-            return  # its upstream was refused before
+            return  # it has ended, or its upstream was refused before
         needed = run.state.specs[task].limits.memory / _MIB
         error = TaskError(
             kind=ErrorKind.SETUP,
@@ -215,10 +372,30 @@ class Scheduler:
             return
         attempt.move(Started)
         if attempt.phase is Phase.RUNNING:
-            attempt.start(now)
+            run = self._runs[started.run]
+            attempt.start(run.stopped if run.frozen and run.stopped is not None else now)
             self._reset(attempt)
             data = TaskStarted(pid=started.pid, walls=started.walls)
-            self._record(self._runs[started.run], started.task, started.attempt, data)
+            self._record(run, started.task, started.attempt, data)
+            for reader in run.state.graph.readers[started.task]:
+                self._make_ready_if_due(run, reader)
+            self._queue(run)
+
+    def _saved(self, now: float, saved: Saved) -> None:
+        attempt = self._find(saved)
+        if attempt is None or attempt.started is None:
+            return
+        attempt.active = now
+        run = self._runs[saved.run]
+        self._record(run, saved.task, saved.attempt, TaskSaved(state=saved.state))
+
+    def _waits(self, now: float, waits: Waits) -> None:
+        attempt = self._find(waits)
+        if attempt is not None and attempt.is_waiting is not waits.is_waiting:
+            attempt.is_waiting = waits.is_waiting
+            attempt.active = now
+            if attempt.phase is Phase.RUNNING:
+                self._reset(attempt)
 
     def _used(self, now: float, used: Used) -> None:
         attempt = self._find(used)
@@ -256,24 +433,36 @@ class Scheduler:
         self._clocks.discard(attempt)
 
         error = attempt.verdict(ended.output, ended.error)
-        if error is None:
+        if attempt.restart is not None and run.stop is None:
+            self._restart(now, run, ended.task, ended.attempt, attempt.restart)
+        elif error is None:
             assert ended.output is not None  # checked above
-            data = TaskCompleted(output=ended.output, seconds=attempt.seconds(now))
-            self._record(run, ended.task, ended.attempt, data)
-            self._make_dependants_ready(run, ended.task)
+            data = TaskCompleted(
+                output=ended.output, seconds=attempt.seconds(now), layer=ended.layer
+            )
+            run.provisional[ended.task] = data
+            self._complete_if_final(run, ended.task)
         elif attempt.reason in (ErrorKind.CANCELLED, ErrorKind.TIMEOUT_RUN):
             self._record(run, ended.task, ended.attempt, TaskCancelled(error=error))
         else:
             self._retry_or_fail(now, run, attempt, error)
-        self._settle(run)
+        if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.undone):
+            self._finish_rollback(now, run, run.rolling)
+        self._settle(now, run)
 
     def _cancel(self, now: float, cancel: CancelRun) -> None:
         run = self._runs.get(cancel.run)
         if run is not None:
-            self._stop(now, run, ErrorKind.CANCELLED, cancel.reason)
-            self._settle(run)
+            self._stop(now, run, TaskError(kind=ErrorKind.CANCELLED, message=cancel.reason))
+            self._settle(now, run)
 
-    def _find(self, said: Started | Used | Told | Ended) -> Attempt | None:
+    def _fail_run(self, now: float, fail: FailRun) -> None:
+        run = self._runs.get(fail.run)
+        if run is not None:
+            self._stop(now, run, fail.error)
+            self._settle(now, run)
+
+    def _find(self, said: Started | Saved | Waits | Used | Told | Ended) -> Attempt | None:
         """The attempt that something is said of; None: it is over."""
         run = self._runs.get(said.run)
         if run is None:
@@ -314,18 +503,30 @@ class Scheduler:
                 self._clocks.discard(clock)
                 del clock.run.backoffs[clock.task]
                 self._make_ready(clock.run, clock.task)
-                self._settle(clock.run)
+                self._settle(now, clock.run)
             elif isinstance(clock, _Deadline):
                 self._clocks.discard(clock)
                 limit = clock.run.state.spec.timeout
                 message = f"the run took longer than {limit:g} s"
-                self._stop(now, clock.run, ErrorKind.TIMEOUT_RUN, message)
-                self._settle(clock.run)
+                self._stop(now, clock.run, TaskError(kind=ErrorKind.TIMEOUT_RUN, message=message))
+                self._settle(now, clock.run)
+            elif isinstance(clock, _Every):
+                if clock.run.state.fresh:
+                    self._checkpoint(clock.run)
+                clock.until = now + (clock.run.state.spec.checkpoints.every or math.inf)
+                self._clocks.put(clock.until, clock)
         return is_any
+
+    def _arm(self, now: float, run: _Run, alarm: _Alarm) -> None:
+        """Its time is counted from now on, or from when the run's clocks go again."""
+        if run.stopped is None:
+            self._clocks.put(alarm.until, alarm)
+        else:
+            alarm.until -= now - run.stopped
 
     def _reset(self, attempt: Attempt) -> None:
         due = attempt.due()
-        if due == math.inf:
+        if due == math.inf or self._runs[attempt.run].frozen:
             self._clocks.discard(attempt)
         else:
             self._clocks.put(due, attempt)
@@ -357,8 +558,10 @@ class Scheduler:
         run.served = self._admissions
         self._reset(attempt)
         self._queue(run)
-        upstream = state.graph.upstream[spec.id]
-        self._commands.append(Spawn(state.run, spec.id, attempt.number, upstream))
+        streams = tuple((each, state.tasks[each].attempt) for each in state.graph.streams[spec.id])
+        self._commands.append(
+            Spawn(state.run, spec.id, attempt.number, state.graph.inputs[spec.id], streams)
+        )
 
     def _doom(self, now: float, attempt: Attempt, reason: ErrorKind, message: str) -> None:
         """End an attempt, politely where it has a grace period and someone to ask."""
@@ -366,7 +569,8 @@ class Scheduler:
             return  # the first cause wins
         attempt.reason = reason
         attempt.message = message
-        if attempt.phase is Phase.RUNNING and attempt.spec.timeouts.grace > 0:
+        has_grace = attempt.spec.timeouts.grace > 0 and not self._runs[attempt.run].frozen
+        if attempt.phase is Phase.RUNNING and has_grace:
             attempt.move(CancelAttempt)
             attempt.asked = now
             self._reset(attempt)
@@ -381,17 +585,72 @@ class Scheduler:
         self._clocks.discard(attempt)
         self._commands.append(Kill(attempt.run, attempt.spec.id, attempt.number, attempt.reason))
 
+    def _begin_again(self, attempt: Attempt, reason: str) -> None:
+        """End an attempt whose task is done anew, whatever it says from now on."""
+        if attempt.restart is not None:
+            return
+        attempt.restart = reason
+        if attempt.phase is not Phase.KILLING:
+            attempt.reason = attempt.reason or ErrorKind.CANCELLED
+            attempt.move(Kill)
+            self._kill(attempt)
+
     # Tasks.
 
     def _make_ready(self, run: _Run, task: str) -> None:
         self._record(run, task, run.state.tasks[task].attempt + 1, TaskReady())
         heapq.heappush(run.ready, run.state.graph.position[task])
 
-    def _make_dependants_ready(self, run: _Run, task: str) -> None:
-        for dependant in run.state.graph.dependants[task]:
-            state = run.state.tasks[dependant]
-            if not state.waits and state.standing is Standing.WAITING:
-                self._make_ready(run, dependant)
+    def _make_ready_if_due(self, run: _Run, task: str) -> None:
+        is_undone = run.rolling is not None and task in run.rolling.undone
+        if run.stop is None and not is_undone and run.state.is_due(task):
+            self._make_ready(run, task)
+
+    def _complete_if_final(self, run: _Run, task: str) -> None:
+        """Record what an attempt gave, once nobody it read a stream of can begin again."""
+        state, pending = run.state, [task]
+        for name in pending:  # grows while it is walked
+            sources = state.graph.streams[name]
+            if name not in run.provisional or any(
+                state.tasks[source].standing is not Standing.COMPLETED for source in sources
+            ):
+                continue
+            data = run.provisional.pop(name)
+            self._record(run, name, state.tasks[name].attempt, data)
+            if self._wants_checkpoint(run, name):
+                self._checkpoint(run)
+            for dependant in state.graph.dependants[name]:
+                self._make_ready_if_due(run, dependant)
+            pending += state.graph.readers[name]
+
+    def _restart(self, now: float, run: _Run, task: str, attempt: int | None, reason: str) -> None:
+        """A task whose attempt is over begins again, and so do the readers of its stream."""
+        self._record(run, task, attempt, TaskRestarted(reason=reason))
+        self._restart_readers(now, run, task)
+        self._make_ready_if_due(run, task)
+
+    def _restart_readers(self, now: float, run: _Run, task: str) -> None:
+        """What read from an attempt that did not complete has to read it all anew."""
+        for reader in run.state.graph.readers[task]:
+            state = run.state.tasks[reader]
+            reason = f"{task}, whose stream it reads, begins again"
+            if (attempt := run.live.get(reader)) is not None:
+                self._begin_again(attempt, reason)
+                self._restart_readers(now, run, reader)
+            elif state.standing in (Standing.READY, Standing.RUNNING):
+                self._withdraw(run, reader)
+                self._restart(now, run, reader, state.attempt, reason)
+            elif state.standing is Standing.BACKOFF:
+                self._clocks.discard(run.backoffs.pop(reader))
+                self._restart(now, run, reader, None, reason)
+
+    def _withdraw(self, run: _Run, task: str) -> None:
+        """Take a task that has no live attempt out of every line."""
+        run.provisional.pop(task, None)
+        position = run.state.graph.position[task]
+        if position in run.ready:
+            run.ready.remove(position)
+            heapq.heapify(run.ready)
 
     def _retry_or_fail(self, now: float, run: _Run, attempt: Attempt, error: TaskError) -> None:
         task = attempt.spec.id
@@ -411,75 +670,109 @@ class Scheduler:
             self._fail(now, run, task, attempt.number, error)
             return
         self._record(run, task, attempt.number, TaskRetrying(error=error, delay=delay))
+        self._back_off(now, run, task, delay)
+        self._restart_readers(now, run, task)
+
+    def _back_off(self, now: float, run: _Run, task: str, delay: float) -> None:
         backoff = run.backoffs[task] = _Backoff(run, task, now + delay)
-        self._clocks.put(backoff.until, backoff)
+        self._arm(now, run, backoff)
 
     def _fail(
         self, now: float, run: _Run, task: str, attempt: int | None, error: TaskError
     ) -> None:
         """A task fails for good: so do all that needed it, and with fail_fast the run."""
         self._record(run, task, attempt, TaskFailed(error=error))
+        self._fail_dependants(now, run, task, error)
+        if run.state.spec.fail_fast and error.kind is not ErrorKind.UPSTREAM_FAILED:
+            self._stop_fast(now, run, task)
+
+    def _fail_dependants(self, now: float, run: _Run, task: str, error: TaskError) -> None:
+        """All that cannot run any more because a task has failed. What reads a stream at this
+        moment is killed first, and takes its own dependants along when it is dead."""
         tasks, dependants = run.state.tasks, run.state.graph.dependants
-        lost = [task]
+        lost, seen = [task], {task}
         for upstream in lost:  # grows while it is walked
             for dependant in dependants[upstream]:
-                if tasks[dependant].standing is Standing.WAITING:
+                standing = tasks[dependant].standing
+                if dependant in seen or standing in (Standing.COMPLETED, Standing.CANCELLED):
+                    continue
+                seen.add(dependant)
+                if error.kind is ErrorKind.UPSTREAM_FAILED:
+                    message = f"upstream {task} cannot run: {error.message}"
+                elif upstream == task:
                     message = f"upstream {task} failed: {error.kind}"
-                    if upstream != task:
-                        message = (
-                            f"upstream {upstream} cannot run, because {task} failed: {error.kind}"
-                        )
-                    failure = TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message)
-                    self._record(run, dependant, None, TaskFailed(error=failure))
-                    lost.append(dependant)
-        if run.state.spec.fail_fast:
-            self._stop(now, run, ErrorKind.UPSTREAM_FAILED, f"fail_fast: task {task} failed")
+                else:
+                    message = f"upstream {upstream} cannot run, because {task} failed: {error.kind}"
+                if (live := run.live.get(dependant)) is not None:
+                    self._doom(now, live, ErrorKind.UPSTREAM_FAILED, message)
+                    continue
+                lost.append(dependant)
+                if standing is Standing.FAILED:
+                    continue
+                number = None
+                if standing in (Standing.READY, Standing.RUNNING):
+                    self._withdraw(run, dependant)
+                    number = tasks[dependant].attempt
+                elif standing is Standing.BACKOFF:
+                    self._clocks.discard(run.backoffs.pop(dependant))
+                failure = TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message)
+                self._record(run, dependant, number, TaskFailed(error=failure))
 
     # Runs.
 
-    def _stop(self, now: float, run: _Run, cause: ErrorKind, message: str) -> None:
+    def _stop_fast(self, now: float, run: _Run, task: str) -> None:
+        message = f"fail_fast: task {task} failed"
+        self._stop(now, run, TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message))
+
+    def _stop(self, now: float, run: _Run, cause: TaskError) -> None:
         """End a run: what lives is killed, what waits is cancelled. The run's last event comes
         when the last attempt has ended."""
         if run.stop is not None:
             return
         run.stop = cause
-        run.stop_message = message
-        kind = ErrorKind.TIMEOUT_RUN if cause is ErrorKind.TIMEOUT_RUN else ErrorKind.CANCELLED
+        run.rolling = None
+        timed_out = cause.kind is ErrorKind.TIMEOUT_RUN
+        kind = ErrorKind.TIMEOUT_RUN if timed_out else ErrorKind.CANCELLED
         for backoff in run.backoffs.values():
             self._clocks.discard(backoff)
+        run.backoffs.clear()
         run.ready.clear()
-        error = TaskError(kind=kind, message=message)
-        for task in run.state.graph.order:
-            standing = run.state.tasks[task].standing
-            if (attempt := run.live.get(task)) is not None:
-                self._doom(now, attempt, kind, message)
-            elif standing is Standing.READY:
-                self._record(run, task, run.state.tasks[task].attempt, TaskCancelled(error=error))
-            elif standing in (Standing.WAITING, Standing.BACKOFF):
-                self._record(run, task, None, TaskCancelled(error=error))
+        run.provisional.clear()
+        error = TaskError(kind=kind, message=cause.message)
+        for name in run.state.graph.order:
+            task = run.state.tasks[name]
+            if (attempt := run.live.get(name)) is not None:
+                self._doom(now, attempt, kind, cause.message)
+                if run.frozen and attempt.phase is Phase.ASKED:  # its grace would never be over
+                    attempt.move(Kill)
+                    self._kill(attempt)
+            elif task.standing in (Standing.READY, Standing.RUNNING):
+                self._record(run, name, task.attempt, TaskCancelled(error=error))
+            elif task.standing in (Standing.WAITING, Standing.BACKOFF):
+                self._record(run, name, None, TaskCancelled(error=error))
 
-    def _settle(self, run: _Run) -> None:
+    def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
         state = run.state
-        if state.unfinished:
+        if state.unfinished or run.rolling is not None or run.is_fetching or run.is_held:
             self._queue(run)
             return
         self._record(run, None, None, self._outcome(run))
         self._turns.discard(run)
-        if run.deadline is not None:
-            self._clocks.discard(run.deadline)
+        for clock in run.clocks():
+            self._clocks.discard(clock)
         del self._runs[state.run]
 
     def _outcome(self, run: _Run) -> EventData:
         state = run.state
         if state.completed == len(state.tasks):  # even if it was to be stopped: it was too late
             return RunCompleted(outputs=state.outputs())
-        failed = tuple(sorted(state.failed))
-        if run.stop is ErrorKind.CANCELLED:
-            return RunCancelled(reason=run.stop_message)
-        if run.stop is ErrorKind.TIMEOUT_RUN:
-            error = TaskError(kind=ErrorKind.TIMEOUT_RUN, message=run.stop_message)
-            return RunFailed(error=error, tasks=failed)
+        failed = tuple(sorted(state.failures))
+        stop = run.stop
+        if stop is not None and stop.kind is ErrorKind.CANCELLED:
+            return RunCancelled(reason=stop.message)
+        if stop is not None and stop.kind is not ErrorKind.UPSTREAM_FAILED:
+            return RunFailed(error=stop, tasks=failed)
         first = state.first_failure
         if first is None:
             raise LocalViolation(f"run {state.run}: ended without a cause")
@@ -496,8 +789,114 @@ class Scheduler:
         )
         return RunFailed(error=error, tasks=failed)
 
+    # Checkpoints, and the way back.
+
+    def _wants_checkpoint(self, run: _Run, task: str) -> bool:
+        strategy = run.state.spec.checkpoints
+        return strategy.every_task or task in strategy.after
+
+    def _checkpoint(self, run: _Run) -> None:
+        state = run.state
+        data = CheckpointCreated(
+            checkpoint=f"c{len(state.checkpoints)}",
+            parent=state.head,
+            tasks=tuple(state.fresh),
+            total=state.completed,
+            files=state.files,
+            bytes=state.bytes,
+        )
+        self._record(run, None, None, data)
+
+    def _checkpoint_run(self, now: float, checkpoint: CheckpointRun) -> None:
+        run = self._under_way(checkpoint.run)
+        if run.state.fresh or run.state.head is None:
+            self._checkpoint(run)
+
+    def _rollback(self, now: float, rollback: Rollback) -> None:
+        run = self._under_way(rollback.run)
+        state = run.state
+        if run.stop is not None:
+            raise UsageError(f"run {state.run} is being ended: {run.stop.message}")
+        if run.rolling is not None:
+            raise UsageError(f"run {state.run} is being rolled back already")
+        undone = state.undone_by(rollback.checkpoint, rollback.before)
+        run.rolling = _Rolling(rollback.checkpoint, rollback.before, undone)
+        for task in undone:
+            if (attempt := run.live.get(task)) is not None:
+                self._begin_again(attempt, "rolled back")
+        if run.live.keys().isdisjoint(run.rolling.undone):
+            self._finish_rollback(now, run, run.rolling)
+
+    def _finish_rollback(self, now: float, run: _Run, rolling: _Rolling) -> None:
+        state = run.state
+        for name in state.graph.order:
+            if name in rolling.undone:
+                task = state.tasks[name]
+                if task.standing in (Standing.READY, Standing.RUNNING):
+                    self._withdraw(run, name)
+                    self._record(run, name, task.attempt, TaskRestarted(reason="rolled back"))
+                elif task.standing is Standing.BACKOFF and name in run.backoffs:
+                    self._clocks.discard(run.backoffs.pop(name))
+        data = RunRolledBack(
+            checkpoint=rolling.checkpoint,
+            before=rolling.before,
+            undone=tuple(name for name in state.graph.order if name in rolling.undone),
+            generation=state.generation + 1,
+        )
+        self._record(run, None, None, data)
+        run.rolling = None
+        if not run.is_held:
+            self._catch_up(now, run)
+
+    def _fetched(self, now: float, fetched: Fetched) -> None:
+        run = self._runs.get(fetched.run)
+        if run is not None and run.is_fetching:
+            run.state.give(fetched.outputs)
+            run.is_fetching = bool(run.state.missing_outputs())  # others are under way
+            self._settle(now, run)
+
+    def _pause(self, now: float, pause: PauseRun) -> None:
+        run = self._under_way(pause.run)
+        if run.state.standing is RunStanding.PAUSED or run.stop is not None:
+            return
+        self._record(run, None, None, RunPaused(drain=pause.drain))
+        run.stopped = now
+        run.frozen = not pause.drain
+        for alarm in run.clocks():
+            self._clocks.discard(alarm)
+        if run.frozen:
+            for attempt in run.live.values():
+                if attempt.phase is not Phase.KILLING:
+                    self._clocks.discard(attempt)
+                    self._commands.append(Freeze(attempt.run, attempt.spec.id, attempt.number))
+        self._queue(run)
+
+    def _resume(self, now: float, resume: ResumeRun) -> None:
+        run = self._under_way(resume.run)
+        if run.state.standing is not RunStanding.PAUSED:
+            return
+        self._record(run, None, None, RunResumed())
+        since, was_frozen = run.stopped, run.frozen
+        run.stopped, run.frozen = None, False
+        if since is not None:
+            for alarm in run.clocks():
+                alarm.until += now - since
+                self._clocks.put(alarm.until, alarm)
+            for attempt in run.live.values() if was_frozen else ():
+                if attempt.phase is not Phase.KILLING:
+                    attempt.skip(since, now)
+                    self._reset(attempt)
+                    self._commands.append(Thaw(attempt.run, attempt.spec.id, attempt.number))
+        self._queue(run)
+
+    def _under_way(self, run: str) -> _Run:
+        found = self._runs.get(run)
+        if found is None:
+            raise UsageError(f"run {run} is not under way")
+        return found
+
     def _queue(self, run: _Run) -> None:
-        if run.is_held():
+        if run.has_nothing_to_start():
             self._turns.discard(run)
         else:
             self._turns.put((len(run.live), run.served), run)

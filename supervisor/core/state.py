@@ -1,6 +1,6 @@
-"""A run's durable state: a fold of its records, and nothing else.
+"""The durable state of a run: a fold over its records.
 
-`RunState(run, spec)` is a run of which nothing has been recorded; `apply` adds one record. The
+`RunState.apply` is the only way it changes, live and after a crash, for `show` and for a fork. The
 scheduler changes a run by no other way, so the same records read back from the journal give the
 same state. Clocks, queues and live attempts are not here: they die with the engine.
 
@@ -9,75 +9,123 @@ whole journal can be folded as it is. A record that cannot follow those before i
 anything changes: a bug when live, a damaged journal when read back.
 
 Outputs are kept while a dependant may still need them, and those of sinks to the end of the run.
+After a rollback some that were dropped are needed again (`missing_outputs`): they are in the
+journal, from where the engine gets them (`give`).
+
+A checkpoint is the set of tasks that had completed, kept as what it adds to its parent: a run of
+ten thousand tasks makes as many checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
 from msgspec import Raw
 
-from ...protocol.errors import LocalViolation
+from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.events import (
+    CheckpointCreated,
     ErrorKind,
     EventData,
+    Layer,
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunForked,
+    RunPaused,
+    RunRecovered,
+    RunResumed,
+    RunRolledBack,
     RunStarted,
     TaskCancelled,
     TaskCompleted,
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRestarted,
     TaskRetrying,
+    TaskSaved,
     TaskStarted,
 )
 from ...protocol.pipeline import PipelineSpec, TaskSpec
 from . import task as task_life
 from .commands import Record
-from .graph import Graph, build
+from .graph import Graph, build, downstream
 from .lifecycle import Lifecycle
 from .retry import BLAMELESS
 from .task import Standing
 
-__all__ = ["LIFECYCLE", "TRANSITIONS", "Failure", "RunStanding", "RunState", "TaskState"]
+__all__ = [
+    "ENDED",
+    "LIFECYCLE",
+    "TRANSITIONS",
+    "Checkpoint",
+    "Failure",
+    "RunStanding",
+    "RunState",
+    "TaskState",
+]
 
 
 class RunStanding(Enum):
     NEW = auto()
     RUNNING = auto()
+    PAUSED = auto()
     COMPLETED = auto()
     FAILED = auto()
     CANCELLED = auto()
 
 
+_ENDINGS: dict[type[EventData], RunStanding] = {
+    RunCompleted: RunStanding.COMPLETED,
+    RunFailed: RunStanding.FAILED,
+    RunCancelled: RunStanding.CANCELLED,
+}
+_AGAIN: dict[type[EventData], RunStanding] = {
+    RunRolledBack: RunStanding.RUNNING,
+    RunForked: RunStanding.RUNNING,
+}
+
+# What was left to drain may end a run while it is paused.
 TRANSITIONS: dict[RunStanding, dict[type[EventData], RunStanding]] = {
     RunStanding.NEW: {RunStarted: RunStanding.RUNNING},
     RunStanding.RUNNING: {
-        RunCompleted: RunStanding.COMPLETED,
-        RunFailed: RunStanding.FAILED,
-        RunCancelled: RunStanding.CANCELLED,
+        RunPaused: RunStanding.PAUSED,
+        RunRecovered: RunStanding.RUNNING,
+        **_AGAIN,
+        **_ENDINGS,
     },
-    RunStanding.COMPLETED: {},
-    RunStanding.FAILED: {},
-    RunStanding.CANCELLED: {},
+    RunStanding.PAUSED: {
+        RunResumed: RunStanding.RUNNING,
+        RunRecovered: RunStanding.PAUSED,
+        RunRolledBack: RunStanding.PAUSED,
+        RunForked: RunStanding.RUNNING,
+        **_ENDINGS,
+    },
+    RunStanding.COMPLETED: _AGAIN,
+    RunStanding.FAILED: _AGAIN,
+    RunStanding.CANCELLED: _AGAIN,
 }
 LIFECYCLE: Lifecycle[RunStanding] = Lifecycle(TRANSITIONS)
+ENDED = frozenset(_ENDINGS.values())
 
 
 @dataclass(slots=True)
 class TaskState:
-    waits: int  # upstream tasks that have not completed
+    waits: int  # plain upstream tasks that have not completed
     wanted: int  # dependants that have not ended, who may still ask for the output
     standing: Standing = Standing.WAITING
     attempt: int = 0  # the latest number given
     failures: int = 0  # attempts that count against the retry policy
     blameless: int = 0  # attempts that failed through no fault of the task
+    delay: float = 0.0  # of the latest retry
+    generation: int = 0  # how often it was undone
     output: Raw | None = None
+    layer: Layer | None = None  # of the attempt that completed
+    saved: Raw | None = None  # what an attempt left for the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +135,19 @@ class Failure:
     error: TaskError
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The completed tasks of `parent`, and `tasks`; `total` of them. Files and bytes of the layers
+    of all."""
+
+    id: str
+    parent: str | None
+    tasks: tuple[str, ...]
+    total: int
+    files: int
+    bytes: int
+
+
 @dataclass(slots=True)
 class RunState:
     run: str
@@ -94,20 +155,27 @@ class RunState:
     standing: RunStanding = RunStanding.NEW
     input: Raw = field(default_factory=lambda: Raw(b"\xc0"))
     seed: int = 0
-    failed: list[str] = field(default_factory=list)  # by their own doing, in the order they did
-    first_failure: Failure | None = None
+    # Tasks that failed by their own doing, in the order they did.
+    failures: dict[str, Failure] = field(default_factory=dict)
+    cancelled: TaskError | None = None  # why the first of its tasks was
+    generation: int = 0  # how often the run was rolled back or forked
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    head: str | None = None  # the checkpoint that what follows builds on
+    fresh: list[str] = field(default_factory=list)  # completed since then
     graph: Graph = field(init=False)
     specs: dict[str, TaskSpec] = field(init=False)
     tasks: dict[str, TaskState] = field(init=False)
     unfinished: int = field(init=False)  # tasks that have not ended
     completed: int = 0
+    files: int = 0  # in the layers of what has completed
+    bytes: int = 0
 
     def __post_init__(self) -> None:
         self.graph = build(self.spec)
         self.specs = {task.id: task for task in self.spec.tasks}
-        upstream, dependants = self.graph.upstream, self.graph.dependants
+        inputs, dependants = self.graph.inputs, self.graph.dependants
         self.tasks = {
-            task: TaskState(waits=len(upstream[task]), wanted=len(dependants[task]))
+            task: TaskState(waits=len(inputs[task]), wanted=len(dependants[task]))
             for task in self.graph.order
         }
         self.unfinished = len(self.tasks)
@@ -117,10 +185,90 @@ class RunState:
         if fold is not None:
             fold(self, record, record.data)
 
+    @property
+    def has_ended(self) -> bool:
+        return self.standing in ENDED
+
+    @property
+    def first_failure(self) -> Failure | None:
+        return next(iter(self.failures.values()), None)
+
     def outputs(self) -> dict[str, Raw]:
         """Of the sinks that completed."""
         values = ((sink, self.tasks[sink].output) for sink in self.graph.sinks)
         return {sink: value for sink, value in values if value is not None}
+
+    def is_due(self, task: str) -> bool:
+        """Whether a waiting task has all it needs to start: the outputs of its plain edges, and
+        who speaks on its stream edges."""
+        state = self.tasks[task]
+        return (
+            state.standing is Standing.WAITING
+            and not state.waits
+            and all(
+                self.tasks[source].standing in (Standing.RUNNING, Standing.COMPLETED)
+                for source in self.graph.streams[task]
+            )
+        )
+
+    # What may be returned to.
+
+    def held_by(self, checkpoint: str) -> set[str]:
+        """The tasks that had completed at a checkpoint; UsageError where there is none such."""
+        held: set[str] = set()
+        name: str | None = checkpoint
+        while name is not None:
+            found = self.checkpoints.get(name)
+            if found is None:
+                known = ", ".join(list(self.checkpoints)[-5:]) or "none"
+                raise UsageError(
+                    f"run {self.run} has no checkpoint {name!r}; the latest of its "
+                    f"{len(self.checkpoints)}: {known}"
+                )
+            held.update(found.tasks)
+            name = found.parent
+        return held
+
+    def undone_by(self, checkpoint: str | None, before: str | None) -> tuple[str, ...]:
+        """What a rollback to a checkpoint, or to just before a task, has to undo."""
+        if (checkpoint is None) == (before is None):
+            raise UsageError(f"run {self.run}: roll back either to a checkpoint or before a task")
+        if before is None:
+            assert checkpoint is not None
+            return self.all_but(self.held_by(checkpoint))
+        if before not in self.tasks:
+            raise UsageError(f"run {self.run} has no task {before!r}")
+        for source in self.graph.upstream[before]:
+            if self.tasks[source].standing is Standing.FAILED:
+                raise UsageError(
+                    f"run {self.run}: {before} cannot run, since {source} failed; roll back "
+                    f"before {source}"
+                )
+        # A task that was cancelled did not end by itself: it is done with the rest.
+        cancelled = [t for t, s in self.tasks.items() if s.standing is Standing.CANCELLED]
+        undone = downstream(self.graph.dependants, [before, *cancelled])
+        return tuple(task for task in self.graph.order if task in undone)
+
+    def all_but(self, kept: set[str]) -> tuple[str, ...]:
+        return tuple(task for task in self.graph.order if task not in kept)
+
+    def missing_outputs(self) -> list[tuple[str, int]]:
+        """(task, attempt) of the outputs that are needed and not in memory."""
+        return [
+            (name, task.attempt)
+            for name, task in self.tasks.items()
+            if task.standing is Standing.COMPLETED
+            and task.output is None
+            and (task.wanted or not self.graph.dependants[name])
+        ]
+
+    def give(self, outputs: Mapping[tuple[str, int], Raw]) -> None:
+        """Outputs from the journal. Those that are not missing any more are left out."""
+        for missing in self.missing_outputs():
+            if missing in outputs:
+                self.tasks[missing[0]].output = outputs[missing]
+
+    # The fold.
 
     def _start(self, record: Record, data: RunStarted) -> None:
         self._pass(RunStarted)
@@ -139,6 +287,66 @@ class RunState:
             raise LocalViolation(f"run {self.run}: ended while {self.unfinished} tasks had not")
         self._pass(type(data))
 
+    def _step_over(self, record: Record, data: RunPaused | RunResumed | RunRecovered) -> None:
+        self._pass(type(data))
+
+    def _undo(self, record: Record, data: RunRolledBack | RunForked) -> None:
+        if data.generation != self.generation + 1:
+            raise LocalViolation(
+                f"run {self.run}: generation {data.generation} after {self.generation}"
+            )
+        for name in data.undone:
+            task = self.tasks[name]
+            subject = f"task {self.run}/{name}"
+            task.standing = task_life.LIFECYCLE.next(subject, task.standing, type(data))
+            task.output = task.layer = task.saved = None
+            task.failures = task.blameless = 0
+            task.generation += 1
+            self.failures.pop(name, None)
+        self._pass(type(data))
+        self.cancelled = None
+        self.generation = data.generation
+        self.head = data.checkpoint
+        self.fresh = []
+        if data.checkpoint is None:
+            # No checkpoint holds just what is left: the next one names all of it.
+            standing = Standing.COMPLETED
+            self.fresh = [t for t in self.graph.order if self.tasks[t].standing is standing]
+        self._count()
+
+    def _count(self) -> None:
+        """Everything that is counted, anew."""
+        tasks, graph = self.tasks, self.graph
+        self.completed = self.unfinished = self.files = self.bytes = 0
+        for name, task in tasks.items():
+            task.waits = sum(
+                tasks[source].standing is not Standing.COMPLETED for source in graph.inputs[name]
+            )
+            task.wanted = sum(tasks[d].standing not in _OVER for d in graph.dependants[name])
+            if graph.dependants[name] and not task.wanted:
+                task.output = None
+            self.unfinished += task.standing not in _OVER
+            if task.standing is Standing.COMPLETED:
+                self.completed += 1
+                self._add(task.layer)
+
+    def _add(self, layer: Layer | None) -> None:
+        if layer is not None:
+            self.files += layer.files
+            self.bytes += layer.bytes
+
+    def _checkpoint(self, record: Record, data: CheckpointCreated) -> None:
+        if data.parent != self.head or data.checkpoint in self.checkpoints:
+            raise LocalViolation(
+                f"run {self.run}: checkpoint {data.checkpoint} upon {data.parent}, expected a new "
+                f"one upon {self.head}"
+            )
+        self.checkpoints[data.checkpoint] = Checkpoint(
+            data.checkpoint, data.parent, data.tasks, data.total, data.files, data.bytes
+        )
+        self.head = data.checkpoint
+        self.fresh = []
+
     def _pass(self, happening: type[EventData]) -> None:
         self.standing = LIFECYCLE.next(f"run {self.run}", self.standing, happening)
 
@@ -153,21 +361,45 @@ class RunState:
         task, standing = self._move(record, 0)
         task.standing = standing
 
+    def _saved(self, record: Record, data: TaskSaved) -> None:
+        task = self.tasks.get(record.task or "")
+        if task is None or task.standing is not Standing.RUNNING or task.attempt != record.attempt:
+            raise LocalViolation(f"{_name(record)}: saved, and is not running")
+        task.saved = data.state
+
     def _retrying(self, record: Record, data: TaskRetrying) -> None:
         task, standing = self._move(record, 0)
         task.standing = standing
+        task.delay = data.delay
         if data.error.kind in BLAMELESS:
             task.blameless += 1
         else:
             task.failures += 1
+        self._begin_again(record)
+
+    def _restarted(self, record: Record, data: TaskRestarted) -> None:
+        task, standing = self._move(record, 0)
+        task.standing = standing
+        self._begin_again(record)
+
+    def _begin_again(self, record: Record) -> None:
+        """What readers of the task's stream had saved was about items that come anew."""
+        name = record.task or ""
+        for reader in downstream(self.graph.readers, self.graph.readers[name]):
+            self.tasks[reader].saved = None
 
     def _completed(self, record: Record, data: TaskCompleted) -> None:
         task, standing = self._move(record, 0)
+        name = record.task or ""
         task.standing = standing
         task.output = data.output
+        task.layer = data.layer
+        task.saved = None
+        self._add(data.layer)
         self.completed += 1
-        for dependant in self.graph.dependants[record.task or ""]:
-            self.tasks[dependant].waits -= 1
+        self.fresh.append(name)
+        for taker in self.graph.takers[name]:
+            self.tasks[taker].waits -= 1
         self._close(record)
 
     def _failed(self, record: Record, data: TaskFailed) -> None:
@@ -175,21 +407,20 @@ class RunState:
         task.standing = standing
         if data.error.kind is not ErrorKind.UPSTREAM_FAILED:
             name = record.task or ""
-            self.failed.append(name)
-            if self.first_failure is None:
-                self.first_failure = Failure(name, record.attempt, data.error)
+            self.failures[name] = Failure(name, record.attempt, data.error)
         self._close(record)
 
     def _cancelled(self, record: Record, data: TaskCancelled) -> None:
         task, standing = self._move(record, 0)
         task.standing = standing
+        self.cancelled = self.cancelled or data.error
         self._close(record)
 
     def _move(self, record: Record, ahead: int) -> tuple[TaskState, Standing]:
         """The task a record is about and where it leads, having checked that it can be true.
         `ahead`: by how much its attempt is beyond the latest."""
         task = self.tasks.get(record.task) if record.task is not None else None
-        if task is None or self.standing is not RunStanding.RUNNING:
+        if task is None or self.standing not in (RunStanding.RUNNING, RunStanding.PAUSED):
             happening = type(record.data).__name__
             where = "in no task of the run" if task is None else f"while {self.standing.name}"
             raise LocalViolation(f"run {self.run}: {happening} {where}")
@@ -211,19 +442,30 @@ class RunState:
                 upstream.output = None
 
 
+_OVER = frozenset({Standing.COMPLETED, Standing.FAILED, Standing.CANCELLED})
+
+
 def _name(record: Record) -> str:
     return f"task {record.run}/{record.task} (attempt {record.attempt})"
 
 
-# Any: each function takes the one data type it is listed under.
+# Any: each function takes the data types it is listed under.
 _FOLD: dict[type[EventData], Callable[[RunState, Record, Any], None]] = {
     RunStarted: RunState._start,
     RunCompleted: RunState._complete,
     RunFailed: RunState._end,
     RunCancelled: RunState._end,
+    RunPaused: RunState._step_over,
+    RunResumed: RunState._step_over,
+    RunRecovered: RunState._step_over,
+    RunRolledBack: RunState._undo,
+    RunForked: RunState._undo,
+    CheckpointCreated: RunState._checkpoint,
     TaskReady: RunState._ready,
     TaskStarted: RunState._started,
+    TaskSaved: RunState._saved,
     TaskRetrying: RunState._retrying,
+    TaskRestarted: RunState._restarted,
     TaskCompleted: RunState._completed,
     TaskFailed: RunState._failed,
     TaskCancelled: RunState._cancelled,

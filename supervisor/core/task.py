@@ -5,8 +5,11 @@ durable half: it knows nothing of processes or clocks. One attempt's life, from 
 in `attempt.py`; between two facts here an attempt may pass through several phases there.
 
 An attempt's number is given by `task.ready`; from there on it ends with exactly one of completed,
-retrying, failed, cancelled. A task that fails or is cancelled without an attempt (upstream failed,
+retrying, failed, cancelled, restarted. What happens to a task without an attempt (upstream failed,
 run cancelled while it waited or between two attempts) has no number in that event.
+
+A rollback takes any task back to the start, whatever became of it; an attempt that was under way
+has ended as restarted before. The numbers of attempts go on.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ from enum import Enum, auto
 
 from ...protocol.events import (
     EventData,
+    RunForked,
+    RunRolledBack,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
     TaskReady,
+    TaskRestarted,
     TaskRetrying,
     TaskStarted,
 )
@@ -37,30 +43,41 @@ class Standing(Enum):
     CANCELLED = auto()
 
 
+_UNDONE: dict[type[EventData], Standing] = {
+    RunRolledBack: Standing.WAITING,
+    RunForked: Standing.WAITING,
+}
+
 TRANSITIONS: dict[Standing, dict[type[EventData], Standing]] = {
     Standing.WAITING: {
         TaskReady: Standing.READY,
         TaskFailed: Standing.FAILED,
         TaskCancelled: Standing.CANCELLED,
+        **_UNDONE,
     },
     Standing.READY: {
         TaskStarted: Standing.RUNNING,
         TaskRetrying: Standing.BACKOFF,
         TaskFailed: Standing.FAILED,
         TaskCancelled: Standing.CANCELLED,
+        TaskRestarted: Standing.WAITING,
     },
     Standing.RUNNING: {
         TaskCompleted: Standing.COMPLETED,
         TaskRetrying: Standing.BACKOFF,
         TaskFailed: Standing.FAILED,
         TaskCancelled: Standing.CANCELLED,
+        TaskRestarted: Standing.WAITING,
     },
     Standing.BACKOFF: {
         TaskReady: Standing.READY,
+        TaskFailed: Standing.FAILED,
         TaskCancelled: Standing.CANCELLED,
+        TaskRestarted: Standing.WAITING,
+        **_UNDONE,
     },
-    Standing.COMPLETED: {},
-    Standing.FAILED: {},
-    Standing.CANCELLED: {},
+    Standing.COMPLETED: _UNDONE,
+    Standing.FAILED: _UNDONE,
+    Standing.CANCELLED: _UNDONE,
 }
 LIFECYCLE: Lifecycle[Standing] = Lifecycle(TRANSITIONS)

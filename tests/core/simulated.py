@@ -3,13 +3,18 @@
 Tests and the transcripts in `scripts/` share one small language. Declarations:
 
     host parallel=2 memory=100          the scheduler's own limits
-    run one fail_fast timeout=60 parallel=1
+    run one fail_fast timeout=60 parallel=1 checkpoints=every-task
     task a wall=10 retry=3              of the run declared last (`r` if none was)
     task b needs=a
+    task c reads=a                      its stream
 
-and then, each at a time, what the core is told: `submit r`, `started a#1`, `active a#1`,
-`used a#1 cpu=2`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `cancel r why`,
-`tick`. Tasks of a run other than `r` are written `one/a#1`. Answers are lines as well, see `show`.
+(checkpoints: `none` unless said, `every-task`, `after:a,b`, `every:30`) and then, each at a time,
+what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
+`waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
+`cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
+`rollback r before b`, `fetched r`. `adopt r` is a crash: the scheduler, its other runs and all that
+lived are gone, a new one takes the run over as its journal tells it. Tasks of a run other than `r`
+are written `one/a#1`. Answers are lines as well, see `show`.
 
 After every step `Simulated` folds the records that came out into a state of its own and compares
 it with the live one, and `Judge` checks from the commands alone what must never happen.
@@ -25,19 +30,27 @@ from dataclasses import dataclass, field
 import msgspec
 from casemate.protocol.events import (
     KIND_OF,
+    CheckpointCreated,
     ErrorKind,
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunForked,
+    RunRecovered,
+    RunRolledBack,
+    RunStarted,
     TaskCancelled,
     TaskCompleted,
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRestarted,
     TaskRetrying,
+    TaskSaved,
     TaskStarted,
 )
 from casemate.protocol.pipeline import (
+    Checkpoints,
     CommandEntry,
     Edge,
     Limits,
@@ -46,23 +59,42 @@ from casemate.protocol.pipeline import (
     TaskSpec,
     Timeouts,
 )
-from casemate.supervisor.core.commands import CancelAttempt, Command, Kill, Record, Spawn
+from casemate.supervisor.core.commands import (
+    CancelAttempt,
+    Command,
+    Fetch,
+    Freeze,
+    Kill,
+    Record,
+    Spawn,
+    Thaw,
+)
 from casemate.supervisor.core.events import (
     Active,
+    Adopt,
     CancelRun,
+    CheckpointRun,
     Ended,
+    FailRun,
+    Fetched,
     Input,
+    PauseRun,
+    ResumeRun,
+    Rollback,
+    Saved,
     Started,
     Submit,
     Tick,
     Told,
     Used,
+    Waits,
 )
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.state import RunState
 from msgspec import Raw
 
-ENDINGS = (TaskCompleted, TaskRetrying, TaskFailed, TaskCancelled)
+ENDINGS = (TaskCompleted, TaskRetrying, TaskFailed, TaskCancelled, TaskRestarted)
+NO_CHECKPOINTS = Checkpoints(every_task=False)
 RUN_ENDINGS = (RunCompleted, RunFailed, RunCancelled)
 
 
@@ -107,6 +139,8 @@ def make_pipeline(
     tasks: Iterable[TaskSpec],
     edges: Iterable[tuple[str, str]] = (),
     *,
+    streams: Iterable[tuple[str, str]] = (),
+    checkpoints: Checkpoints = NO_CHECKPOINTS,
     fail_fast: bool = False,
     timeout: float | None = None,
     max_parallel: int | None = None,
@@ -114,7 +148,11 @@ def make_pipeline(
     return PipelineSpec(
         name="p",
         tasks=tuple(tasks),
-        edges=tuple(Edge(source, to) for source, to in edges),
+        edges=(
+            *(Edge(source, to) for source, to in edges),
+            *(Edge(source, to, stream=True) for source, to in streams),
+        ),
+        checkpoints=checkpoints,
         root="/",
         fail_fast=fail_fast,
         timeout=timeout,
@@ -141,6 +179,14 @@ class Judge:
         self.asked: dict[tuple[str, str, int], tuple[float, ErrorKind]] = {}
         self.told: set[tuple[str, str, int]] = set()
         self.over: set[str] = set()
+        self.paused: set[str] = set()
+        self.frozen: set[tuple[str, str, int]] = set()
+        self.read: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
+
+    def crash(self) -> None:
+        """All that lived is dead, and the scheduler that knew of it gone."""
+        self.live.clear()
+        self.frozen.clear()
 
     def watch(self, now: float, input: Input, commands: list[Command]) -> None:
         if isinstance(input, Submit):
@@ -151,6 +197,7 @@ class Judge:
         if isinstance(input, Ended) and self.live.get((input.run, input.task)) == input.attempt:
             ending = (input.run, input.task, input.attempt)
             del self.live[ending[:2]]
+            self.frozen.discard(ending)
         for command in commands:
             match command:
                 case Record():
@@ -163,10 +210,24 @@ class Judge:
                     self.asked[key] = (now, command.reason)
                 case Kill():
                     self._kill(now, command)
-        if ending is not None:
+                case Freeze():
+                    key = self._live_key(command)
+                    assert key not in self.frozen and key not in self.killed
+                    self.frozen.add(key)
+                case Thaw():
+                    key = self._live_key(command)
+                    assert key in self.frozen and key not in self.killed
+                    self.frozen.remove(key)
+        if ending is not None and not self.reads_on(ending[:2]):
             assert ending in self.ended, f"{ending} ended and nothing was recorded"
 
-    def _live_key(self, command: CancelAttempt | Kill) -> tuple[str, str, int]:
+    def reads_on(self, key: tuple[str, str]) -> bool:
+        """Its result is provisional: somebody whose stream it reads has not completed."""
+        run, task = key
+        sources = (e.source for e in self.specs[run].edges if e.to == task and e.stream)
+        return any((run, source) not in self.completed for source in sources)
+
+    def _live_key(self, command: CancelAttempt | Kill | Freeze | Thaw) -> tuple[str, str, int]:
         key = (command.run, command.task, command.attempt)
         assert self.live.get(key[:2]) == command.attempt, f"{command}: not alive"
         return key
@@ -179,7 +240,8 @@ class Judge:
             asked, reason = self.asked[key]
             assert kill.reason is reason, f"{kill}: the first cause was {reason}"
             grace = self._spec(kill.run, kill.task).timeouts.grace
-            assert key in self.told or now >= asked + grace, f"{kill}: within its grace"
+            is_over = key in self.told or key in self.frozen or now >= asked + grace
+            assert is_over, f"{kill}: within its grace"
         elif kill.reason is None:
             assert key in self.told
 
@@ -193,8 +255,16 @@ class Judge:
         assert key not in self.live, f"{spawn}: a live attempt already"
         assert self.attempts[key] == spawn.attempt, f"{spawn}: not the attempt made ready"
         assert (*key, spawn.attempt) not in self.ended
-        upstream = tuple(sorted(edge.source for edge in spec.edges if edge.to == spawn.task))
+        assert spawn.run not in self.paused, f"{spawn}: while its run is paused"
+        edges = [edge for edge in spec.edges if edge.to == spawn.task]
+        upstream = tuple(sorted(edge.source for edge in edges if not edge.stream))
         assert spawn.upstream == upstream
+        streams = tuple(sorted(edge.source for edge in edges if edge.stream))
+        assert tuple(name for name, _ in spawn.streams) == streams
+        for name, number in spawn.streams:
+            assert self.attempts[spawn.run, name] == number
+            is_over = (spawn.run, name, number) in self.ended
+            assert not is_over or (spawn.run, name) in self.completed, f"{spawn}: {name} is over"
         for source in upstream:
             assert (spawn.run, source) in self.completed, f"{spawn}: before its input {source}"
         self.live[key] = spawn.attempt
@@ -204,8 +274,18 @@ class Judge:
         assert sum(self._spec(*each).limits.memory for each in self.live) <= self.memory
 
     def _record(self, record: Record) -> None:
-        assert record.run not in self.over, f"{record}: after the run's last event"
         data = record.data
+        if isinstance(data, RunRolledBack | RunForked):
+            self.over.discard(record.run)
+            for task in data.undone:
+                self.completed.discard((record.run, task))
+                assert (record.run, task) not in self.live, f"{record}: {task} may be alive"
+        assert record.run not in self.over, f"{record}: after the run's last event"
+        kind = KIND_OF[type(data)]
+        if kind == "run.paused":
+            self.paused.add(record.run)
+        elif kind in ("run.resumed", "run.completed", "run.failed", "run.cancelled"):
+            self.paused.discard(record.run)
         if isinstance(data, RUN_ENDINGS):
             assert not any(run == record.run for run, _ in self.live), f"{record}: something lives"
             self.over.add(record.run)
@@ -223,6 +303,7 @@ class Judge:
                 assert (*key, record.attempt) not in self.ended, f"{record}: ended twice"
                 self.ended.add((*key, record.attempt))
             if isinstance(data, TaskCompleted):
+                assert not self.reads_on(key), f"{record}: what it reads may begin again"
                 self.completed.add(key)
 
     def check_every_attempt_ended(self) -> None:
@@ -283,6 +364,7 @@ class Simulated:
                 fail_fast="fail_fast" in flags,
                 timeout=float(options["timeout"]) if "timeout" in options else None,
                 max_parallel=int(options["parallel"]) if "parallel" in options else None,
+                checkpoints=_strategy(options.get("checkpoints", "none")),
             )
         elif what == "task":
             run = list(self.runs.values())[-1] if self.runs else None
@@ -290,6 +372,8 @@ class Simulated:
                 run = self.runs["r"] = _Declared()
             for source in filter(None, options.pop("needs", "").split(",")):
                 run.edges.append((source, words[0]))
+            for source in filter(None, options.pop("reads", "").split(",")):
+                run.streams.append((source, words[0]))
             whole = {key: int(options.pop(key)) for key in ("memory", "retry") if key in options}
             on = tuple(filter(None, options.pop("on", "error,crash,timeout").split(",")))
             seconds = {key: float(value) for key, value in options.items()}
@@ -303,6 +387,10 @@ class Simulated:
         return [show(command) for command in self.step(now, self.parse(line))]
 
     def step(self, now: float, input: Input) -> list[Command]:
+        if isinstance(input, Adopt):
+            self._scheduler = Scheduler(self.max_parallel, self.memory)
+            self.states = {input.run: input.state}
+            self.judge.crash()
         commands = self.scheduler.step(now, input)
         self.heard.append((now, input))
         self.answered.append(commands)
@@ -311,6 +399,8 @@ class Simulated:
             self.folded[input.run] = RunState(input.run, input.spec)
             if input.run not in self.judge.over:
                 self.states[input.run] = self.scheduler.state(input.run)
+        elif isinstance(input, Fetched):
+            self.folded[input.run].give(input.outputs)
         for command in commands:
             if isinstance(command, Record):
                 self.journal.append(command)
@@ -331,6 +421,8 @@ class Simulated:
         if verb == "cancel":
             run, _, reason = rest.partition(" ")
             return CancelRun(run, reason or "asked to")
+        if verb in ("adopt", "fail", "pause", "resume", "checkpoint", "rollback", "fetched"):
+            return self._parse_wish(verb, *rest.split())
         subject, _, rest = rest.partition(" ")
         if (found := re.fullmatch(r"(?:([\w-]+)/)?([\w-]+)#(\d+)", subject)) is None:
             raise ValueError(f"not an attempt: {subject}")
@@ -340,6 +432,10 @@ class Simulated:
                 return Started(run, task, attempt, pid=100)
             case "active", _:
                 return Active(run, task, attempt)
+            case "saved", (value, _, _):
+                return Saved(run, task, attempt, raw(msgspec.json.decode(value)))
+            case "waits" | "flows", _:
+                return Waits(run, task, attempt, is_waiting=verb == "waits")
             case "used", ("cpu", _, cpu):
                 return Used(run, task, attempt, cpu=float(cpu))
             case "told", _:
@@ -355,6 +451,44 @@ class Simulated:
                 return Ended(run, task, attempt, output=None, error=None)
         raise ValueError(f"not an input: {line}")
 
+    def _parse_wish(self, verb: str, run: str, *words: str) -> Input:
+        match verb, words:
+            case "adopt", _:
+                return Adopt(run, self.fold(run))
+            case "fail", _:
+                return FailRun(run, TaskError(kind=ErrorKind.DISK, message=" ".join(words)))
+            case "pause", _:
+                return PauseRun(run, drain="drain" in words)
+            case "resume", _:
+                return ResumeRun(run)
+            case "checkpoint", _:
+                return CheckpointRun(run)
+            case "rollback", ("before", task):
+                return Rollback(run, None, task)
+            case "rollback", (checkpoint,):
+                return Rollback(run, checkpoint, None)
+            case "fetched", _:
+                return Fetched(run, self.outputs(run))
+        raise ValueError(f"not an input: {verb} {run} {words}")
+
+    def fold(self, run: str) -> RunState:
+        """The run as its journal tells it."""
+        first = next(record.data for record in self.journal if record.run == run)
+        assert isinstance(first, RunStarted)
+        state = RunState(run, msgspec.msgpack.decode(first.spec, type=PipelineSpec))
+        for record in self.journal:
+            if record.run == run:
+                state.apply(record)
+        return state
+
+    def outputs(self, run: str) -> dict[tuple[str, int], Raw]:
+        """Every output that the journal holds, by task and attempt."""
+        return {
+            (record.task or "", record.attempt or 0): record.data.output
+            for record in self.journal
+            if record.run == run and isinstance(record.data, TaskCompleted)
+        }
+
 
 @dataclass
 class _Declared:
@@ -363,15 +497,28 @@ class _Declared:
     max_parallel: int | None = None
     tasks: list[TaskSpec] = field(default_factory=list)
     edges: list[tuple[str, str]] = field(default_factory=list)
+    streams: list[tuple[str, str]] = field(default_factory=list)
+    checkpoints: Checkpoints = NO_CHECKPOINTS
 
     def spec(self) -> PipelineSpec:
         return make_pipeline(
             self.tasks,
             self.edges,
+            streams=self.streams,
+            checkpoints=self.checkpoints,
             fail_fast=self.fail_fast,
             timeout=self.timeout,
             max_parallel=self.max_parallel,
         )
+
+
+def _strategy(text: str) -> Checkpoints:
+    kind, _, what = text.partition(":")
+    return Checkpoints(
+        every_task=kind == "every-task",
+        after=tuple(what.split(",")) if kind == "after" else (),
+        every=float(what) if kind == "every" else None,
+    )
 
 
 def show(command: Command) -> str:
@@ -379,20 +526,28 @@ def show(command: Command) -> str:
     prefix = "" if command.run == "r" else f"{command.run}/"
     if isinstance(command, Record):
         return f"record {_show_record(prefix, command)}"
+    if isinstance(command, Fetch):
+        return f"fetch {command.run}: {', '.join(f'{t}#{n}' for t, n in command.outputs)}"
     subject = f"{prefix}{command.task}#{command.attempt}"
     match command:
         case Spawn():
             given = f" given {', '.join(command.upstream)}" if command.upstream else ""
+            if command.streams:
+                given += f" reading {', '.join(f'{t}#{n}' for t, n in command.streams)}"
             return f"spawn {subject}{given}"
         case CancelAttempt():
             return f"ask {subject}: {command.reason}"
+        case Freeze():
+            return f"freeze {subject}"
+        case Thaw():
+            return f"thaw {subject}"
         case Kill():
             return f"kill {subject}" + ("" if command.reason is None else f": {command.reason}")
 
 
 def _show_record(prefix: str, record: Record) -> str:
     data = record.data
-    kind = KIND_OF[type(data)].partition(".")[2]
+    kind = KIND_OF[type(data)].removeprefix("run.").removeprefix("task.")
     if record.task is None:
         text = f"{record.run} {kind}"
     elif record.attempt is None:
@@ -411,8 +566,20 @@ def _show_record(prefix: str, record: Record) -> str:
             return " ".join([text, *outputs])
         case RunFailed():
             return f"{text}: {_show_error(data.error)} [{', '.join(data.tasks)}]"
-        case RunCancelled():
+        case RunCancelled() | TaskRestarted():
             return f"{text}: {data.reason}"
+        case TaskSaved():
+            return f"{text} {_show_value(data.state)}"
+        case RunRecovered():
+            return f"{text} [{', '.join(data.lost)}]"
+        case CheckpointCreated():
+            upon = f" upon {data.parent}" if data.parent else ""
+            return f"{text} {data.checkpoint}{upon}: {', '.join(data.tasks) or '-'} ({data.total})"
+        case RunRolledBack():
+            to = data.checkpoint or f"before {data.before}"
+            return f"{text} to {to} as {data.generation}, undone: {', '.join(data.undone) or '-'}"
+        case RunForked():
+            return f"{text} of {data.source} at {data.checkpoint}, undone: {', '.join(data.undone)}"
     return text
 
 
