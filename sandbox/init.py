@@ -27,11 +27,23 @@ from typing import NoReturn
 import msgspec
 
 from ..protocol.errors import CasemateError, LocalViolation
-from . import caps, guest, landlock, mounts, namespaces, packets, rlimits, seccomp, syscalls
+from . import (
+    caps,
+    guest,
+    landlock,
+    mounts,
+    namespaces,
+    overlay,
+    packets,
+    rlimits,
+    seccomp,
+    syscalls,
+)
 from .spec import (
     INPUT_FILE,
     INSIDE_ID,
     OUTBOX,
+    WORKSPACE,
     Exited,
     Mode,
     Plan,
@@ -60,6 +72,7 @@ class Building:
     link: int | None
     cgroup_tasks: tuple[int, ...]
     trees: dict[str, int] = field(default_factory=dict)
+    layers: overlay.Trees | None = None
     outbox: int | None = None
     own: int = -1  # our folder in the host's /proc
 
@@ -88,6 +101,14 @@ def clone_trees(build: Building) -> None:
     for bind in plan.binds:
         idmap = build.idmaps[bind.owner] if bind.owner is not None else None
         build.trees[bind.inside] = mounts.clone_tree(bind.host, writable=bind.writable, idmap=idmap)
+    layer = plan.layer
+    if layer is not None:
+        build.layers = overlay.clone(
+            layer.base,
+            layer.folder,
+            base_idmap=build.idmaps[layer.base_owner] if layer.base_owner is not None else None,
+            idmap=build.idmaps[layer.owner] if layer.owner is not None else None,
+        )
     for folder in build.template.late:
         build.trees[folder] = mounts.clone_tree(folder, writable=False)
 
@@ -114,6 +135,16 @@ def attach_mounts(build: Building) -> None:
     scratch = trees.pop("/casemate")
     mounts.attach_scratch(scratch, [os.path.basename(INPUT_FILE)] if INPUT_FILE in trees else [])
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    layer = build.plan.layer
+    if layer is not None and build.layers is not None:  # first: a bind may lie inside it
+        overlay.mount_overlay(
+            build.layers,
+            lower=layer.lower,
+            upper=layer.upper,
+            place=os.path.dirname(OUTBOX),
+            target=WORKSPACE,
+            owner=build.plan.host_id,
+        )
     # Shallow paths first: a bind may lie inside another.
     for inside in sorted(trees, key=lambda path: (path.count("/"), path)):
         tree = trees[inside]
@@ -182,7 +213,9 @@ def restrict_by_landlock(build: Building) -> None:
     ruleset = wall.ruleset()
     wall.allow(ruleset, b"/", wall.rights.read)
     wall.allow(ruleset, b"/dev", wall.rights.devices)
-    writable = (*WRITABLE, *(bind.inside for bind in plan.binds if bind.writable))
+    writable = [*WRITABLE, *(bind.inside for bind in plan.binds if bind.writable)]
+    if plan.layer is not None:
+        writable.append(WORKSPACE)
     for path in writable:
         wall.allow(ruleset, os.fsencode(path), wall.rights.write)
     wall.restrict_self(ruleset)
