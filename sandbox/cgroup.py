@@ -586,6 +586,20 @@ class _Parent:
             for batch in _batches(fresh):
                 done |= self._signal(name, batch)
 
+    def freeze(self, name: str, frozen: bool) -> bool:
+        """False: there is no cgroup.freeze here (v1, or before kernel 5.2), or no folder any more.
+        It takes effect on each process as it next enters the kernel or leaves it."""
+        try:
+            _write(f"{name}/cgroup.freeze", str(int(frozen)), self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            return False
+        return True
+
+    def is_frozen(self, name: str) -> bool:
+        return _table(_read(f"{name}/cgroup.events", self.fd)).get("frozen", 0) == 1
+
     def _signal(self, name: str, pids: list[int]) -> set[int]:
         """SIGKILL to those that are still ours once we hold a handle: a number read from a file may
         belong to somebody else by now, a handle whose number is then still listed may not."""
@@ -728,6 +742,19 @@ class Cgroup:
         killers = [parent for parent in self._parents if parent.can_kill]
         for parent in killers or self._parents:
             parent.kill(self.name)
+
+    def freeze_nowait(self) -> bool:
+        """Stop everything in it, and whatever joins or is born in it later, by v2's cgroup.freeze,
+        which hybrid hosts have too. False: not to be had here. Never by the v1 freezer: what it
+        has frozen cannot be killed."""
+        return any([parent.freeze(self.name, True) for parent in self._parents if parent.unified])
+
+    def thaw_nowait(self) -> bool:
+        return any([parent.freeze(self.name, False) for parent in self._parents if parent.unified])
+
+    def is_frozen(self) -> bool:
+        """All of it stands still, by `freeze_nowait`."""
+        return any(parent.is_frozen(self.name) for parent in self._parents if parent.unified)
 
     def members(self) -> list[int]:
         """The pids in it, in order, as this process sees them."""

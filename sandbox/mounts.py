@@ -112,7 +112,7 @@ def clone_tree(path: str, *, writable: bool, idmap: int | None = None, dev: bool
     tree = cloned(path, AT_RECURSIVE, writable=writable, dev=dev)
     if idmap is not None:
         try:
-            map_owners(tree, path, idmap, AT_RECURSIVE)
+            map_owners(tree, path, idmap, AT_RECURSIVE, "make it readable by everyone, or ")
         except OSError:
             if writable or not world_readable(path):
                 os.close(tree)
@@ -155,7 +155,7 @@ def cloned(path: str, below: int, *, writable: bool, dev: bool) -> int:
     return tree
 
 
-def map_owners(tree: int, path: str, idmap: int, below: int) -> None:
+def map_owners(tree: int, path: str, idmap: int, below: int, advice: str = "") -> None:
     try:
         syscalls.mount_setattr(
             tree, b"", AT_EMPTY_PATH | below, attr_set=MOUNT_ATTR_IDMAP, userns_fd=idmap
@@ -163,8 +163,7 @@ def map_owners(tree: int, path: str, idmap: int, below: int) -> None:
     except OSError as error:
         message = (
             f"{path}: its file system cannot map owners (idmapped mount: "
-            f"{os.strerror(error.errno or 0)}): make it readable by everyone, or "
-            "move it to ext4, xfs, btrfs or tmpfs"
+            f"{os.strerror(error.errno or 0)}): {advice}move it to ext4, xfs, btrfs or tmpfs"
         )
         raise OSError(error.errno, message) from None
 

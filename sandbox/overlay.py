@@ -52,7 +52,7 @@ MOUNTING = sum(
     )
 )
 
-OPTIONS = f"upperdir=u,workdir=w,userxattr,volatile,index=off"
+OPTIONS = "upperdir=u,workdir=w,userxattr,volatile,index=off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def mount_overlay(
                 f"lowerdir={stack},{OPTIONS}".encode(),
             )
         except OSError as error:
-            raise OSError(error.errno, f"overlay on {target}: {reason(error)}") from None
+            raise OSError(error.errno, f"overlay: {reason(error)}") from None
     for name in links:
         os.unlink(name)
     for name in ("b", "l"):
