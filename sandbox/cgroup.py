@@ -1,10 +1,11 @@
 """Control groups: what bounds, counts and kills a whole process tree.
 
 A host mounts its controllers in one of three ways: all in one tree (v2), each in a tree of its own
-(v1), or on v1 with a controller-less v2 tree beside them (hybrid), whose cgroup.kill and cpu.stat
-work all the same. A `Branch` is one tree of which we use something. `probe` finds the branches by
-reading /proc/self/mountinfo and /proc/self/cgroup, and makes and removes one folder in each: only
-the attempt tells whether the place is writable (container, user namespace, security module).
+(v1), or on v1 with a controller-less v2 tree beside them (hybrid), whose cgroup.kill, cgroup.freeze
+and cpu.stat work all the same. A `Branch` is one tree of which we use something. `probe` finds the
+branches by reading /proc/self/mountinfo and /proc/self/cgroup, and makes and removes one folder in
+each: only the attempt tells whether the place is writable (container, user namespace, security
+module).
 
 In each branch the engine owns one folder, named by boot, pid namespace, pid and start time, so that
 what an engine left behind when it died can be told from what a living one uses (`sweep`). Below it
@@ -747,10 +748,14 @@ class Cgroup:
         """Stop everything in it, and whatever joins or is born in it later, by v2's cgroup.freeze,
         which hybrid hosts have too. False: not to be had here. Never by the v1 freezer: what it
         has frozen cannot be killed."""
-        return any([parent.freeze(self.name, True) for parent in self._parents if parent.unified])
+        return self._freeze(True)
 
     def thaw_nowait(self) -> bool:
-        return any([parent.freeze(self.name, False) for parent in self._parents if parent.unified])
+        return self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> bool:
+        unified = [parent for parent in self._parents if parent.unified]  # one at most
+        return any(parent.freeze(self.name, frozen) for parent in unified)
 
     def is_frozen(self) -> bool:
         """All of it stands still, by `freeze_nowait`."""

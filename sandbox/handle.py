@@ -79,7 +79,8 @@ class Sandbox:
         self.exited: Exited | None = None
         self.is_killed = False
         self.is_frozen = False  # it was told to; see `freeze`
-        self._stopped: frozenset[int] = frozenset()  # by SIGSTOP of ours: pids as we see them
+        # By SIGSTOP of ours: pids as we see them, beside init; None: signals were not needed.
+        self._stopped: frozenset[int] | None = None
         self._status = status
         self.status_ended = False
 
@@ -172,15 +173,16 @@ class Sandbox:
         if self.cgroup is not None and self.cgroup.freeze_nowait():
             return
         if self.pidfd is not None:
-            self._stopped |= stopping.stop(self.pidfd, self._members)
+            stopped = stopping.stop(self.pidfd, self._members)
+            self._stopped = stopped | (self._stopped or frozenset())
 
     def thaw(self) -> None:
         self.is_frozen = False
         if self.cgroup is not None:
             self.cgroup.thaw_nowait()
-        if self.pidfd is not None and self._stopped:
+        if self.pidfd is not None and self._stopped is not None:
             stopping.go_on(self.pidfd, self._stopped, self._members)
-            self._stopped = frozenset()
+        self._stopped = None
 
     def _members(self) -> list[int]:
         """Its pids as we see them, init's among them or not."""

@@ -330,7 +330,9 @@ def check_layer(spec: SandboxSpec, layer: LayerSpec) -> None:
     names = (layer.upper, *layer.lower)
     for name in names:
         if LAYER_NAME.fullmatch(name) is None:
-            raise UsageError(f"layer {name!r}: letters, digits, `_`, `-` and `.` inside are allowed")
+            raise UsageError(
+                f"layer {name!r}: letters, digits, `_`, `-` and `.` inside are allowed"
+            )
     if len(set(names)) != len(names):
         raise UsageError(f"layers {', '.join(names)}: each can be there only once")
     if len(layer.lower) > MOST_LAYERS:
@@ -349,9 +351,8 @@ def plan_layer(layer: LayerSpec, probe: Probe, paths: Mapping[str, PathFact]) ->
     base_owner = owner = None
     if probe.privileged:
         if probe.kernel < MAPPED_LAYERS_KERNEL:
-            raise SetupRefused(
-                f"an overlay for sandboxes of root needs Linux {'.'.join(map(str, MAPPED_LAYERS_KERNEL))}"
-            )
+            least = ".".join(map(str, MAPPED_LAYERS_KERNEL))
+            raise SetupRefused(f"layers need Linux {least} or newer where sandboxes have own uids")
         base_owner = paths[layer.base].owner
         own = os.path.join(layer.folder, layer.upper)
         owner = paths[os.path.join(own, UPPER)].owner

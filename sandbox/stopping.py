@@ -29,26 +29,23 @@ ROUNDS = 100
 
 
 def stop(init: int, members: Members) -> frozenset[int]:
-    """The pids that we stopped. `init`: its pidfd."""
+    """The pids that we stopped, beside init. `init`: its pidfd."""
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(init, signal.SIGSTOP)
     stopped: set[int] = set()
-    found = members()
-    already = {pid for pid in found if not is_running(pid)}
     for _ in range(ROUNDS):
-        running = [pid for pid in found if is_running(pid)]
+        # Who waits in the kernel (D: for a disk, for a child of vfork) stops before it runs a line
+        # of its own again.
+        running = [
+            pid
+            for pid in members()
+            if (now := state(pid)) in RUNNING or (now == b"D" and pid not in stopped)
+        ]
         if not running:
             break
         stopped |= send(signal.SIGSTOP, running, members)
         os.sched_yield()
-        found = members()
-    # Init may be among those: it was told before they were looked at.
-    return frozenset(stopped | (already & told_by_pidfd(init)))
-
-
-def told_by_pidfd(init: int) -> set[int]:
-    with open(f"/proc/self/fdinfo/{init}") as lines:  # noqa: PTH123 - a line at a time
-        return {int(line.split()[1]) for line in lines if line.startswith("Pid:")}
+    return frozenset(stopped)
 
 
 def go_on(init: int, stopped: Iterable[int], members: Members) -> None:
@@ -58,14 +55,28 @@ def go_on(init: int, stopped: Iterable[int], members: Members) -> None:
         signal.pidfd_send_signal(init, signal.SIGCONT)
 
 
-def is_running(pid: int) -> bool:
-    """Neither stopped nor on its way out."""
+RUNNING = frozenset((b"R", b"S", b"I", b"t"))  # a letter of proc_pid_stat(5)
+
+
+def state(pid: int) -> bytes:
+    """Of the process; when its first thread has ended before the others, of one that lives."""
+    first = letter(f"/proc/{pid}/stat")
+    if first != b"Z":
+        return first
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - twice as fast, many times
-            state = file.read().rpartition(b")")[2].split()[0]
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in (b"T", b"Z", b"X")
+        return b"Z"
+    found = {letter(f"/proc/{pid}/task/{thread}/stat") for thread in threads}
+    return min(found - {b"T", b"X", b"Z"}, default=b"Z")
+
+
+def letter(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - twice as fast, many times
+            return file.read().rpartition(b")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return b"X"
 
 
 def send(number: signal.Signals, pids: Iterable[int], members: Members) -> set[int]:
