@@ -137,9 +137,11 @@ def clone_layer(path: str, *, writable: bool, idmap: int | None) -> int:
 
 
 def cloned(path: str, below: int, *, writable: bool, dev: bool) -> int:
-    tree = syscalls.open_tree(
-        AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | below
-    )
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | below
+    try:
+        tree = syscalls.open_tree(AT_FDCWD, os.fsencode(path), flags)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror}") from None
     try:
         attributes = MOUNT_ATTR_NOSUID
         if not dev:
