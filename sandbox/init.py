@@ -82,6 +82,11 @@ def start_session(build: Building) -> None:
     groups, unlike pids, cross namespaces."""
     os.setsid()
     os.umask(0o022)
+    # Of the zygote's descriptors what this plan needs: it may keep more of them (user namespaces
+    # for other sandboxes) than RLIMIT_NOFILE will let us have, and then none could be opened.
+    own = (build.status, *build.stdio, *build.cgroup_tasks, *build.idmaps.values())
+    template = (build.template.namespace, build.template.root)
+    syscalls.close_all_but(own + template + ((build.link,) if build.link is not None else ()))
     syscalls.prctl(syscalls.PR_SET_NAME, b"casemate-init")
 
 

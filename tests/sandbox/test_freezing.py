@@ -312,7 +312,7 @@ def test_a_pid_that_belongs_to_somebody_else_now_is_not_signalled() -> None:
     if pid == 0:
         os.execv("/bin/sleep", ["sleep", "1000"])
     try:
-        assert stopping.send(signal.SIGSTOP, [pid], lambda: []) == set()
+        assert stopping.send(signal.SIGSTOP, [pid], list) == set()
         assert "T" not in states(pid)
         assert stopping.send(signal.SIGSTOP, [pid], lambda: [pid]) == {pid}
         wait_until(lambda: states(pid) == {"T"})

@@ -369,7 +369,7 @@ def test_names_that_the_supervisor_gives_are_plain_words() -> None:
         (layer(folder="layers"), {}, "absolute"),
         (layer(lower=("c.1",)), {}, "only once"),
         (layer(lower=("a.1", "a.1")), {}, "only once"),
-        (layer(lower=tuple(f"a.{n}" for n in range(MOST_LAYERS + 1))), {}, f"at most {MOST_LAYERS}"),
+        (layer(lower=tuple(f"a.{n}" for n in range(MOST_LAYERS + 1))), {}, "at most"),
     ],
 )  # fmt: skip
 def test_layers_that_make_no_sense_are_the_callers_mistake(
