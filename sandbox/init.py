@@ -83,10 +83,12 @@ def start_session(build: Building) -> None:
     os.setsid()
     os.umask(0o022)
     # Of the zygote's descriptors what this plan needs: it may keep more of them (user namespaces
-    # for other sandboxes) than RLIMIT_NOFILE will let us have, and then none could be opened.
+    # for other sandboxes) than RLIMIT_NOFILE will let us have, and then none could be opened. Its
+    # 0, 1 and 2 hold the places until `stdio`.
     own = (build.status, *build.stdio, *build.cgroup_tasks, *build.idmaps.values())
     template = (build.template.namespace, build.template.root)
-    syscalls.close_all_but(own + template + ((build.link,) if build.link is not None else ()))
+    link = () if build.link is None else (build.link,)
+    syscalls.close_all_but((0, 1, 2, *own, *template, *link))
     syscalls.prctl(syscalls.PR_SET_NAME, b"casemate-init")
 
 
