@@ -56,6 +56,11 @@ from .spec import (
 
 __all__ = ["STEPS", "Building", "build_and_tend"]
 
+# The engine's SIGTERM comes to init, the one process it has a pidfd of. It is waited for and not
+# handled: the task may signal init as often as it likes, and a handler of Python's runs inside
+# itself until the stack is full, or finds the guest gone.
+AWAITED = (signal.SIGCHLD, signal.SIGTERM)
+
 WRITABLE = ("/tmp", "/dev/shm", OUTBOX)
 
 
@@ -292,11 +297,15 @@ def run_steps(build: Building, fail_step: str | None) -> SetupFailed | None:
 
 def start_guest(build: Building) -> SetupFailed:
     """Fork; the guest never comes back from here, and init only if there was no fork."""
+    # Before there is a guest to be ended: a SIGTERM that init neither blocks nor handles is lost,
+    # as it is pid 1, and the engine may send one as soon as it hears `ready`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     try:
         pid = syscalls.fork()
     except OSError as error:
         return failure("fork", error)
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
         try:
             report(build.status, become_guest(build))
         finally:
@@ -401,15 +410,10 @@ def reap(guest_pid: int) -> int | None:
 def tend(guest_pid: int, status: int) -> NoReturn:
     """Reap until the guest ends, say how it did, and take everything else along by exiting."""
     syscalls.close_all_but((status,))
-    # The engine's SIGTERM comes to us, the one process it has a pidfd of. It is waited for and not
-    # handled: the task may signal us as often as it likes, and a handler of Python's runs inside
-    # itself until the stack is full, or finds the guest gone.
-    awaited = (signal.SIGCHLD, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     code: int | None = None
     while code is None:
         code = reap(guest_pid)
-        if code is None and signal.sigwait(awaited) == signal.SIGTERM:
+        if code is None and signal.sigwait(AWAITED) == signal.SIGTERM:
             os.kill(guest_pid, signal.SIGTERM)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = Exited(status=code, cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)

@@ -109,13 +109,12 @@ def reason(error: OSError) -> str:
     said = os.strerror(error.errno or 0)
     meaning = {
         errno.ENODEV: "this kernel has no overlayfs (modprobe overlay)",
-        errno.EINVAL: "the file system of the layers cannot hold them, something is mounted below "
-        "the base, or the kernel is too old",
+        errno.EINVAL: "the file system cannot hold layers, something is mounted below the base, "
+        "the work folder was used before, or the kernel is too old",
         errno.ELOOP: "the base and the layers lie inside one another",
         errno.EOVERFLOW: "a layer belongs to somebody else than its owner",
         errno.EACCES: "the layers' folder is not open to their owner",
         errno.ENOENT: "a layer is not there",
-        errno.EEXIST: "the work folder was used before",
     }.get(error.errno or 0)
     return f"{said}: {meaning}" if meaning else said
 
