@@ -167,7 +167,9 @@ class Sandbox:
         By cgroup it holds for what is not born yet: a sandbox asked for and not built stands still
         from its first instruction on. By signals, which need the zygote's answer (it sees to that:
         `Zygote.receive_nowait`), init is stopped first, wherever it is in its building, and can
-        fork no more. A process inside learns of SIGSTOP: its parent sees it stopped.
+        fork no more. It then takes milliseconds, and calling it again, now and then while the pause
+        lasts, stops what a hostile tree may have slipped past it. A process inside learns of
+        SIGSTOP: its parent sees it stopped.
         """
         self.is_frozen = True
         if self.cgroup is not None and self.cgroup.freeze_nowait():

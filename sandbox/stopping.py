@@ -2,8 +2,8 @@
 
 SIGSTOP to init first: from outside its pid namespace it cannot be refused, and a sandbox that is
 still being built is nothing but its init. Then to every process of the tree, in rounds: while some
-still run they can fork, and wake others by SIGCONT; a round that finds all of them stopped is the
-last, for nobody is left to do either. A process that stood still before (a shell's job, by the
+still run they can fork, and wake others by SIGCONT; once all of them are found stopped, nobody is
+left to do either. A process that stood still before (a shell's job, by the
 task's own will) is not ours, and does not go on with the rest.
 
 Pids are read from a list, and signalled through handles that were checked against the list again:
@@ -24,8 +24,16 @@ __all__ = ["descendants", "go_on", "stop"]
 Members = Callable[[], list[int]]
 
 # A signal takes effect within microseconds on a processor that runs its target; the rest is for
-# a task that forks and wakes as fast as it can. What then still runs is stopped at the next call.
+# a task that forks and wakes as fast as it can. What then still runs is stopped by the next call.
 ROUNDS = 100
+
+# A fork that has begun is not given up for a signal that comes then (since Linux 4.19): one child
+# may appear between our listing and our seeing its parent stopped, and none in a second round.
+STILL_ROUNDS = 2
+
+# For the same reason who waits inside the kernel (D) is looked at again, though not for ever:
+# whoever has called vfork waits for a child that we have stopped.
+WAITING_ROUNDS = 10
 
 
 def stop(init: int, members: Members) -> frozenset[int]:
@@ -33,16 +41,15 @@ def stop(init: int, members: Members) -> frozenset[int]:
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(init, signal.SIGSTOP)
     stopped: set[int] = set()
+    still = waiting = 0
     for _ in range(ROUNDS):
-        # Who waits in the kernel (D: for a disk, for a child of vfork) stops before it runs a line
-        # of its own again.
-        running = [
-            pid
-            for pid in members()
-            if (now := state(pid)) in RUNNING or (now == b"D" and pid not in stopped)
-        ]
-        if not running:
+        states = {pid: state(pid) for pid in members()}
+        running = [pid for pid, now in states.items() if now not in STILL]
+        still = 0 if running else still + 1
+        if still == STILL_ROUNDS or waiting == WAITING_ROUNDS:
             break
+        is_waiting = bool(running) and all(states[pid] == b"D" for pid in running)
+        waiting = waiting + 1 if is_waiting else 0
         stopped |= send(signal.SIGSTOP, running, members)
         os.sched_yield()
     return frozenset(stopped)
@@ -55,7 +62,7 @@ def go_on(init: int, stopped: Iterable[int], members: Members) -> None:
         signal.pidfd_send_signal(init, signal.SIGCONT)
 
 
-RUNNING = frozenset((b"R", b"S", b"I", b"t"))  # a letter of proc_pid_stat(5)
+STILL = frozenset((b"T", b"Z", b"X"))  # letters of proc_pid_stat(5): stopped, ended
 
 
 def state(pid: int) -> bytes:
@@ -68,7 +75,7 @@ def state(pid: int) -> bytes:
     except (FileNotFoundError, ProcessLookupError):
         return b"Z"
     found = {letter(f"/proc/{pid}/task/{thread}/stat") for thread in threads}
-    return min(found - {b"T", b"X", b"Z"}, default=b"Z")
+    return min(found - STILL, default=b"Z")
 
 
 def letter(path: str) -> bytes:
