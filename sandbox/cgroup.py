@@ -1,10 +1,11 @@
 """Control groups: what bounds, counts and kills a whole process tree.
 
 A host mounts its controllers in one of three ways: all in one tree (v2), each in a tree of its own
-(v1), or on v1 with a controller-less v2 tree beside them (hybrid), whose cgroup.kill and cpu.stat
-work all the same. A `Branch` is one tree of which we use something. `probe` finds the branches by
-reading /proc/self/mountinfo and /proc/self/cgroup, and makes and removes one folder in each: only
-the attempt tells whether the place is writable (container, user namespace, security module).
+(v1), or on v1 with a controller-less v2 tree beside them (hybrid), whose cgroup.kill, cgroup.freeze
+and cpu.stat work all the same. A `Branch` is one tree of which we use something. `probe` finds the
+branches by reading /proc/self/mountinfo and /proc/self/cgroup, and makes and removes one folder in
+each: only the attempt tells whether the place is writable (container, user namespace, security
+module).
 
 In each branch the engine owns one folder, named by boot, pid namespace, pid and start time, so that
 what an engine left behind when it died can be told from what a living one uses (`sweep`). Below it
@@ -586,6 +587,20 @@ class _Parent:
             for batch in _batches(fresh):
                 done |= self._signal(name, batch)
 
+    def freeze(self, name: str, frozen: bool) -> bool:
+        """False: there is no cgroup.freeze here (v1, or before kernel 5.2), or no folder any more.
+        It takes effect on each process as it next enters the kernel or leaves it."""
+        try:
+            _write(f"{name}/cgroup.freeze", str(int(frozen)), self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            return False
+        return True
+
+    def is_frozen(self, name: str) -> bool:
+        return _table(_read(f"{name}/cgroup.events", self.fd)).get("frozen", 0) == 1
+
     def _signal(self, name: str, pids: list[int]) -> set[int]:
         """SIGKILL to those that are still ours once we hold a handle: a number read from a file may
         belong to somebody else by now, a handle whose number is then still listed may not."""
@@ -728,6 +743,23 @@ class Cgroup:
         killers = [parent for parent in self._parents if parent.can_kill]
         for parent in killers or self._parents:
             parent.kill(self.name)
+
+    def freeze_nowait(self) -> bool:
+        """Stop everything in it, and whatever joins or is born in it later, by v2's cgroup.freeze,
+        which hybrid hosts have too. False: not to be had here. Never by the v1 freezer: what it
+        has frozen cannot be killed."""
+        return self._freeze(True)
+
+    def thaw_nowait(self) -> bool:
+        return self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> bool:
+        unified = [parent for parent in self._parents if parent.unified]  # one at most
+        return any(parent.freeze(self.name, frozen) for parent in unified)
+
+    def is_frozen(self) -> bool:
+        """All of it stands still, by `freeze_nowait`."""
+        return any(parent.is_frozen(self.name) for parent in self._parents if parent.unified)
 
     def members(self) -> list[int]:
         """The pids in it, in order, as this process sees them."""

@@ -9,6 +9,9 @@ the pidfd of its init, its cgroup, and the engine's end of its status socket.
 Killing it is SIGKILL to init (the kernel then kills its pid namespace) and to the cgroup. It is
 dead when the pidfd is readable, which the kernel says only after the last process of the namespace
 is gone, and the cgroup is empty: that is looked at, not assumed.
+
+Freezing it is one word to the cgroup where there is v2's, and SIGSTOP to each process where there
+is not (stopping.py). Both may come at any moment, and a frozen sandbox dies of `kill` at once.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Self
 import msgspec
 
 from ..protocol.errors import RemoteViolation
-from . import packets
+from . import packets, stopping
 from .cgroup import Cgroup
 from .spec import Exited, Plan, Ready, SetupFailed, StatusRecord
 
@@ -75,6 +78,9 @@ class Sandbox:
         self.failed: SetupFailed | None = None
         self.exited: Exited | None = None
         self.is_killed = False
+        self.is_frozen = False  # it was told to; see `freeze`
+        # By SIGSTOP of ours: pids as we see them, beside init; None: signals were not needed.
+        self._stopped: frozenset[int] | None = None
         self._status = status
         self.status_ended = False
 
@@ -153,6 +159,39 @@ class Sandbox:
         if self.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+
+    def freeze(self) -> None:
+        """Nothing of it runs until `thaw`; what is pending for it (bytes, signals) waits. Without
+        waiting, at any moment, and as often as one likes.
+
+        By cgroup it holds for what is not born yet: a sandbox asked for and not built stands still
+        from its first instruction on. By signals, which need the zygote's answer (it sees to that:
+        `Zygote.receive_nowait`), init is stopped first, wherever it is in its building, and can
+        fork no more. It then takes milliseconds, and calling it again, now and then while the pause
+        lasts, stops what a hostile tree may have slipped past it. A process inside learns of
+        SIGSTOP: its parent sees it stopped.
+        """
+        self.is_frozen = True
+        if self.cgroup is not None and self.cgroup.freeze_nowait():
+            return
+        if self.pidfd is not None:
+            stopped = stopping.stop(self.pidfd, self._members)
+            self._stopped = stopped | (self._stopped or frozenset())
+
+    def thaw(self) -> None:
+        self.is_frozen = False
+        if self.cgroup is not None:
+            self.cgroup.thaw_nowait()
+        if self.pidfd is not None and self._stopped is not None:
+            stopping.go_on(self.pidfd, self._stopped, self._members)
+        self._stopped = None
+
+    def _members(self) -> list[int]:
+        """Its pids as we see them, init's among them or not."""
+        if self.cgroup is not None and self.cgroup.folders:
+            return self.cgroup.members()
+        init = self.host_pid
+        return [] if init is None else stopping.descendants(init)
 
     def kill(self) -> None:
         """The whole tree, at once and without waiting. May come at any moment, and twice."""

@@ -27,11 +27,23 @@ from typing import NoReturn
 import msgspec
 
 from ..protocol.errors import CasemateError, LocalViolation
-from . import caps, guest, landlock, mounts, namespaces, packets, rlimits, seccomp, syscalls
+from . import (
+    caps,
+    guest,
+    landlock,
+    mounts,
+    namespaces,
+    overlay,
+    packets,
+    rlimits,
+    seccomp,
+    syscalls,
+)
 from .spec import (
     INPUT_FILE,
     INSIDE_ID,
     OUTBOX,
+    WORKSPACE,
     Exited,
     Mode,
     Plan,
@@ -43,6 +55,11 @@ from .spec import (
 )
 
 __all__ = ["STEPS", "Building", "build_and_tend"]
+
+# The engine's SIGTERM comes to init, the one process it has a pidfd of. It is waited for and not
+# handled: the task may signal init as often as it likes, and a handler of Python's runs inside
+# itself until the stack is full, or finds the guest gone.
+AWAITED = (signal.SIGCHLD, signal.SIGTERM)
 
 WRITABLE = ("/tmp", "/dev/shm", OUTBOX)
 
@@ -60,6 +77,7 @@ class Building:
     link: int | None
     cgroup_tasks: tuple[int, ...]
     trees: dict[str, int] = field(default_factory=dict)
+    layers: overlay.Trees | None = None
     outbox: int | None = None
     own: int = -1  # our folder in the host's /proc
 
@@ -69,6 +87,13 @@ def start_session(build: Building) -> None:
     groups, unlike pids, cross namespaces."""
     os.setsid()
     os.umask(0o022)
+    # Of the zygote's descriptors what this plan needs: it may keep more of them (user namespaces
+    # for other sandboxes) than RLIMIT_NOFILE will let us have, and then none could be opened. Its
+    # 0, 1 and 2 hold the places until `stdio`.
+    own = (build.status, *build.stdio, *build.cgroup_tasks, *build.idmaps.values())
+    template = (build.template.namespace, build.template.root)
+    link = () if build.link is None else (build.link,)
+    syscalls.close_all_but((0, 1, 2, *own, *template, *link))
     syscalls.prctl(syscalls.PR_SET_NAME, b"casemate-init")
 
 
@@ -88,6 +113,14 @@ def clone_trees(build: Building) -> None:
     for bind in plan.binds:
         idmap = build.idmaps[bind.owner] if bind.owner is not None else None
         build.trees[bind.inside] = mounts.clone_tree(bind.host, writable=bind.writable, idmap=idmap)
+    layer = plan.layer
+    if layer is not None:
+        build.layers = overlay.clone(
+            layer.base,
+            layer.folder,
+            base_idmap=build.idmaps[layer.base_owner] if layer.base_owner is not None else None,
+            idmap=build.idmaps[layer.owner] if layer.owner is not None else None,
+        )
     for folder in build.template.late:
         build.trees[folder] = mounts.clone_tree(folder, writable=False)
 
@@ -114,6 +147,16 @@ def attach_mounts(build: Building) -> None:
     scratch = trees.pop("/casemate")
     mounts.attach_scratch(scratch, [os.path.basename(INPUT_FILE)] if INPUT_FILE in trees else [])
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    layer = build.plan.layer
+    if layer is not None and build.layers is not None:  # first: a bind may lie inside it
+        overlay.mount_overlay(
+            build.layers,
+            lower=layer.lower,
+            upper=layer.upper,
+            place=os.path.dirname(OUTBOX),
+            target=WORKSPACE,
+            owner=build.plan.host_id,
+        )
     # Shallow paths first: a bind may lie inside another.
     for inside in sorted(trees, key=lambda path: (path.count("/"), path)):
         tree = trees[inside]
@@ -182,7 +225,9 @@ def restrict_by_landlock(build: Building) -> None:
     ruleset = wall.ruleset()
     wall.allow(ruleset, b"/", wall.rights.read)
     wall.allow(ruleset, b"/dev", wall.rights.devices)
-    writable = (*WRITABLE, *(bind.inside for bind in plan.binds if bind.writable))
+    writable = [*WRITABLE, *(bind.inside for bind in plan.binds if bind.writable)]
+    if plan.layer is not None:
+        writable.append(WORKSPACE)
     for path in writable:
         wall.allow(ruleset, os.fsencode(path), wall.rights.write)
     wall.restrict_self(ruleset)
@@ -252,11 +297,15 @@ def run_steps(build: Building, fail_step: str | None) -> SetupFailed | None:
 
 def start_guest(build: Building) -> SetupFailed:
     """Fork; the guest never comes back from here, and init only if there was no fork."""
+    # Before there is a guest to be ended: a SIGTERM that init neither blocks nor handles is lost,
+    # as it is pid 1, and the engine may send one as soon as it hears `ready`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     try:
         pid = syscalls.fork()
     except OSError as error:
         return failure("fork", error)
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED)
         try:
             report(build.status, become_guest(build))
         finally:
@@ -361,15 +410,10 @@ def reap(guest_pid: int) -> int | None:
 def tend(guest_pid: int, status: int) -> NoReturn:
     """Reap until the guest ends, say how it did, and take everything else along by exiting."""
     syscalls.close_all_but((status,))
-    # The engine's SIGTERM comes to us, the one process it has a pidfd of. It is waited for and not
-    # handled: the task may signal us as often as it likes, and a handler of Python's runs inside
-    # itself until the stack is full, or finds the guest gone.
-    awaited = (signal.SIGCHLD, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     code: int | None = None
     while code is None:
         code = reap(guest_pid)
-        if code is None and signal.sigwait(awaited) == signal.SIGTERM:
+        if code is None and signal.sigwait(AWAITED) == signal.SIGTERM:
             os.kill(guest_pid, signal.SIGTERM)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = Exited(status=code, cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)

@@ -45,6 +45,7 @@ __all__ = [
     "Template",
     "attach",
     "attach_scratch",
+    "clone_layer",
     "clone_tree",
     "ensure_mount_point",
     "fresh_proc",
@@ -108,32 +109,65 @@ def clone_tree(path: str, *, writable: bool, idmap: int | None = None, dev: bool
     Recursive, because the mounts of a host are locked together for a user namespace: taking one
     without those below it would uncover what they hide, and is refused (EINVAL).
     """
-    tree = syscalls.open_tree(
-        AT_FDCWD, os.fsencode(path), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
-    )
+    tree = cloned(path, AT_RECURSIVE, writable=writable, dev=dev)
+    if idmap is not None:
+        try:
+            map_owners(tree, path, idmap, AT_RECURSIVE, "make it readable by everyone, or ")
+        except OSError:
+            if writable or not world_readable(path):
+                os.close(tree)
+                raise
+    return tree
+
+
+def clone_layer(path: str, *, writable: bool, idmap: int | None) -> int:
+    """The same for a layer of an overlay, which shows one mount and nothing mounted below it, and
+    whose owner must be mapped: what is copied up takes its owner along. `idmap` is None without
+    privilege, where the mounts below are locked and cannot be left out: then the overlay is
+    refused."""
+    below = AT_RECURSIVE if idmap is None else 0
+    tree = cloned(path, below, writable=writable, dev=False)
+    if idmap is not None:
+        try:
+            map_owners(tree, path, idmap, below)
+        except OSError:
+            os.close(tree)
+            raise
+    return tree
+
+
+def cloned(path: str, below: int, *, writable: bool, dev: bool) -> int:
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | below
+    try:
+        tree = syscalls.open_tree(AT_FDCWD, os.fsencode(path), flags)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {error.strerror}") from None
     try:
         attributes = MOUNT_ATTR_NOSUID
         if not dev:
             attributes |= MOUNT_ATTR_NODEV
         if not writable:
             attributes |= MOUNT_ATTR_RDONLY
-        flags = AT_EMPTY_PATH | AT_RECURSIVE
-        syscalls.mount_setattr(tree, b"", flags, attr_set=attributes, propagation=MS_PRIVATE)
-        if idmap is not None:
-            try:
-                syscalls.mount_setattr(tree, b"", flags, attr_set=MOUNT_ATTR_IDMAP, userns_fd=idmap)
-            except OSError as error:
-                if writable or not world_readable(path):
-                    message = (
-                        f"{path}: its file system cannot map owners (idmapped mount: "
-                        f"{os.strerror(error.errno or 0)}): make it readable by everyone, or "
-                        "move it to ext4, xfs, btrfs or tmpfs"
-                    )
-                    raise OSError(error.errno, message) from None
+        syscalls.mount_setattr(
+            tree, b"", AT_EMPTY_PATH | below, attr_set=attributes, propagation=MS_PRIVATE
+        )
     except OSError:
         os.close(tree)
         raise
     return tree
+
+
+def map_owners(tree: int, path: str, idmap: int, below: int, advice: str = "") -> None:
+    try:
+        syscalls.mount_setattr(
+            tree, b"", AT_EMPTY_PATH | below, attr_set=MOUNT_ATTR_IDMAP, userns_fd=idmap
+        )
+    except OSError as error:
+        message = (
+            f"{path}: its file system cannot map owners (idmapped mount: "
+            f"{os.strerror(error.errno or 0)}): {advice}move it to ext4, xfs, btrfs or tmpfs"
+        )
+        raise OSError(error.errno, message) from None
 
 
 def world_readable(path: str) -> bool:

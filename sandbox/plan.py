@@ -17,6 +17,7 @@ in `degrade`; a wall it can give is built even then. `Plan.walls` says what stan
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..protocol.pipeline import Network
 from . import rlimits, syscalls
 from .cgroup import Backing
 from .mounts import is_below
+from .overlay import UPPER, WORK
 from .probe import Probe
 from .spec import (
     DEGRADABLE,
@@ -38,9 +40,11 @@ from .spec import (
     SOURCES,
     WORKSPACE,
     Bind,
+    LayerSpec,
     Mode,
     Plan,
     PlannedBind,
+    PlannedLayer,
     ProcView,
     SandboxSpec,
     base_environment,
@@ -59,6 +63,14 @@ SHARED_MEMORY = "/dev/shm"
 BYTES_PER_INODE = 4096
 LEAST_INODES = 1024
 
+# Overlayfs reads its layers from one page of options, where each takes a number and a colon, and
+# walks them all to find that a name is not there. The supervisor flattens long before this.
+MOST_LAYERS = 200
+LAYER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
+
+# Before it an overlay does not look through mapped owners, which under root every layer has.
+MAPPED_LAYERS_KERNEL = (5, 19)
+
 
 class PathFact(Struct, frozen=True):
     """What is at a host path that a spec names."""
@@ -67,24 +79,43 @@ class PathFact(Struct, frozen=True):
     is_file: bool = False
     owner: tuple[int, int] = (0, 0)
     is_public: bool = False  # everyone may read it
+    is_open: bool = False  # a folder that everyone may enter
 
 
 def look_at(spec: SandboxSpec) -> dict[str, PathFact]:
     """The one part that looks: at every host path of the spec."""
-    facts = {}
-    for bind in binds_of(spec):
-        try:
-            status = Path(bind.host).stat()
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            facts[bind.host] = PathFact(exists=False)
-        else:
-            facts[bind.host] = PathFact(
-                exists=True,
-                is_file=not Path(bind.host).is_dir(),
-                owner=(status.st_uid, status.st_gid),
-                is_public=bool(status.st_mode & stat.S_IROTH),
-            )
-    return facts
+    paths = [bind.host for bind in binds_of(spec)]
+    if spec.layer is not None:
+        paths += paths_of(spec.layer)
+    return {path: look(path) for path in paths}
+
+
+def look(path: str) -> PathFact:
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return PathFact(exists=False)
+    is_folder = stat.S_ISDIR(status.st_mode)
+    return PathFact(
+        exists=True,
+        is_file=not is_folder,
+        owner=(status.st_uid, status.st_gid),
+        is_public=bool(status.st_mode & stat.S_IROTH),
+        is_open=is_folder and bool(status.st_mode & stat.S_IXOTH),
+    )
+
+
+def paths_of(layer: LayerSpec) -> list[str]:
+    """What must be there; before each upper folder those that lead to it."""
+    own = os.path.join(layer.folder, layer.upper)
+    return [
+        layer.base,
+        layer.folder,
+        own,
+        os.path.join(own, UPPER),
+        os.path.join(own, WORK),
+        *(os.path.join(layer.folder, name, UPPER) for name in layer.lower),
+    ]
 
 
 def binds_of(spec: SandboxSpec) -> tuple[Bind, ...]:
@@ -160,6 +191,15 @@ def make_plan(
             f"{'; '.join(probe.cgroup.problems)}. Remedy: {probe.cgroup.remedy}"
         )
 
+    layer = plan_layer(spec.layer, probe, paths) if spec.layer is not None else None
+    if spec.layer is not None:
+        count = len(spec.layer.lower)
+        below = f"{count} layer{'' if count == 1 else 's'} over " if count else ""
+        walls.in_force["workspace"] = f"overlay, {below}a read-only base"
+    elif spec.workspace is not None:
+        held = "writable" if spec.workspace_writable else "read-only"
+        walls.in_force["workspace"] = f"folder, {held}"
+
     optional = {
         "hostname": bool(clone_flags & syscalls.CLONE_NEWUTS),  # else it would be the host's
         "loopback": has_loopback,
@@ -180,8 +220,9 @@ def make_plan(
         mode=spec.mode,
         argv=spec.argv,
         env={**base_environment(probe.prefix), **spec.env},
-        cwd=spec.cwd or (WORKSPACE if spec.workspace is not None else "/tmp"),
+        cwd=spec.cwd or ("/tmp" if spec.workspace is None and layer is None else WORKSPACE),
         binds=plan_binds(spec, probe, paths),
+        layer=layer,
         hostname=spec.hostname,
         proc=spec.proc,
         host_id=host_id,
@@ -268,6 +309,8 @@ def check(spec: SandboxSpec) -> None:
         raise UsageError("argv, env and cwd cannot hold NUL characters")
     if any("=" in name or not name for name in spec.env):
         raise UsageError("names in env cannot be empty or hold '='")
+    if spec.layer is not None:
+        check_layer(spec, spec.layer)
     for bind in spec.binds:
         inside = bind.inside
         if not inside.startswith("/") or os.path.normpath(inside) != inside or inside == "/":
@@ -275,6 +318,61 @@ def check(spec: SandboxSpec) -> None:
         under = [own for own in RESERVED_INSIDE if is_below(inside, own)]
         if under and not is_below(inside, SHARED_MEMORY):
             raise UsageError(f"bind {inside}: {under[0]} belongs to the sandbox itself")
+
+
+def check_layer(spec: SandboxSpec, layer: LayerSpec) -> None:
+    if spec.workspace is not None:
+        raise UsageError("workspace and layer: a sandbox has one of them at /workspace")
+    if any(bind.inside == WORKSPACE for bind in spec.binds):
+        raise UsageError("layer: a bind at /workspace would cover it")
+    if not os.path.isabs(layer.base) or not os.path.isabs(layer.folder):
+        raise UsageError(f"layer: {layer.base} and {layer.folder} must be absolute paths")
+    names = (layer.upper, *layer.lower)
+    for name in names:
+        if LAYER_NAME.fullmatch(name) is None:
+            raise UsageError(
+                f"layer {name!r}: letters, digits, `_`, `-` and `.` inside are allowed"
+            )
+    if len(set(names)) != len(names):
+        raise UsageError(f"layers {', '.join(names)}: each can be there only once")
+    if len(layer.lower) > MOST_LAYERS:
+        raise UsageError(
+            f"{len(layer.lower)} layers below {layer.upper}: at most {MOST_LAYERS} can be mounted "
+            "over one another"
+        )
+
+
+def plan_layer(layer: LayerSpec, probe: Probe, paths: Mapping[str, PathFact]) -> PlannedLayer:
+    for path in paths_of(layer):
+        if not paths[path].exists or paths[path].is_file:
+            raise SetupRefused(f"{path} (for the overlay at /workspace) is not a folder")
+    if is_below(layer.folder, layer.base):
+        raise SetupRefused(f"the layers in {layer.folder} lie inside the base, {layer.base}")
+    base_owner = owner = None
+    if probe.privileged:
+        if probe.kernel < MAPPED_LAYERS_KERNEL:
+            least = ".".join(map(str, MAPPED_LAYERS_KERNEL))
+            raise SetupRefused(f"layers need Linux {least} or newer where sandboxes have own uids")
+        base_owner = paths[layer.base].owner
+        own = os.path.join(layer.folder, layer.upper)
+        owner = paths[os.path.join(own, UPPER)].owner
+        if 0 in owner:
+            # A setuid file that a task leaves in its layer would be root's on the host's disk.
+            raise SetupRefused(f"{own}/{UPPER} belongs to root: a layer's owner must be nobody")
+        for path in (layer.folder, own):
+            if not paths[path].is_open and paths[path].owner != owner:
+                raise SetupRefused(
+                    f"{path}: uid {owner[0]}, who owns the layers, must be able to enter it "
+                    "(chmod o+x; a folder above may be closed to everyone)"
+                )
+    return PlannedLayer(
+        base=layer.base,
+        folder=layer.folder,
+        lower=layer.lower,
+        upper=layer.upper,
+        base_owner=base_owner,
+        owner=owner,
+    )
 
 
 def plan_binds(

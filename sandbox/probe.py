@@ -4,6 +4,9 @@ Whether namespaces can be had is not asked but tried: a child process does what 
 sandbox's init will do, in their order, and says which step failed (`try_walls`). Sysctls are read
 only to explain a failure. The trial runs in an interpreter of its own, since the caller may have
 threads, which a fork does not survive; a caller that has none may say so, and spare 70 ms.
+
+Layers are tried too (overlay.py), but what a folder can hold is its own file system's affair: the
+fact speaks of a folder for temporary files, `overlay_works` of the one that is asked about.
 """
 
 from __future__ import annotations
@@ -17,18 +20,20 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from ..protocol.errors import SetupRefused
-from . import caps, cgroup, landlock, mounts, namespaces, syscalls
+from . import caps, cgroup, landlock, mounts, namespaces, overlay, syscalls
 from .spec import FIRST_RESERVED_ID, SLOTS
 
-__all__ = ["Fact", "Probe", "judge", "probe", "try_walls"]
+__all__ = ["Fact", "Probe", "judge", "overlay_works", "probe", "try_walls"]
 
 OLDEST_KERNEL = (5, 13)  # Landlock; mount_setattr came with 5.12
 
@@ -78,11 +83,10 @@ def probe(*, alone: bool = False) -> Probe:
     caller knows to be `alone`: one thread, and no ZeroMQ context."""
     prefix = sys.prefix
     prefixes = interpreter_folders()
-    euid = os.geteuid()
-    reserved = euid == 0 and has_reserved_ids(Path("/proc/self/uid_map").read_text())
+    reserved = hands_out_ids()
     host = Host(
         kernel=kernel_version(platform.release()),
-        euid=euid,
+        euid=os.geteuid(),
         reserved_ids=reserved,
         tried=(fork_trial if alone else run_trial)(unprivileged=not reserved),
         sysctls=read_sysctls(),
@@ -127,6 +131,11 @@ def interpreter_folders() -> tuple[str, ...]:
     names = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     executable = Path(sys.executable).resolve().parent.parent
     return tuple(sorted(names | {str(Path(name).resolve()) for name in names} | {str(executable)}))
+
+
+def hands_out_ids() -> bool:
+    """Are we root over the reserved ids?"""
+    return os.geteuid() == 0 and has_reserved_ids(Path("/proc/self/uid_map").read_text())
 
 
 def has_reserved_ids(uid_map: str) -> bool:
@@ -179,19 +188,21 @@ def first_unreadable() -> str | None:
 
 # --- trying ------------------------------------------------------------------------------------
 
+T = TypeVar("T")
+
 TRIAL_TIMEOUT = 30.0  # it does a dozen system calls; this is for a host that hangs
 
 TRIAL_PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[2:]; "
-    "from casemate.sandbox.probe import print_trial; print_trial(sys.argv[1] == 'unprivileged')"
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from casemate.sandbox import probe; getattr(probe, sys.argv[1])(sys.argv[2])"
 )
 
 
-def run_trial(*, unprivileged: bool) -> dict[str, Tried]:
-    mode = "unprivileged" if unprivileged else "privileged"
+def run_alone(function: str, argument: str) -> bytes:
+    """What a function of this module prints in an interpreter of its own."""
     path = [os.path.abspath(folder) for folder in sys.path]
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", TRIAL_PROGRAM, mode, *path],
+        [sys.executable, "-I", "-S", "-c", TRIAL_PROGRAM, function, argument, *path],
         env={"LANG": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -203,7 +214,34 @@ def run_trial(*, unprivileged: bool) -> dict[str, Tried]:
         raise SetupRefused(
             f"the trial of this host's walls ended with {done.returncode}: {' '.join(last)}"
         )
-    return msgspec.json.decode(done.stdout, type=dict[str, Tried])
+    return done.stdout
+
+
+def run_trial(*, unprivileged: bool) -> dict[str, Tried]:
+    printed = run_alone("print_trial", "unprivileged" if unprivileged else "privileged")
+    return msgspec.json.decode(printed, type=dict[str, Tried])
+
+
+def overlay_works(folder: Path, base: Path | None = None, *, alone: bool = False) -> str | None:
+    """Can layers be kept in `folder`, over `base` if it is named? None: yes; else why not. A real
+    one is mounted in a folder of its own there, and used, by an interpreter of its own (about
+    90 ms), or by a fork where the caller knows to be `alone`. Blocks; leaves nothing behind."""
+    try:
+        trial = tempfile.mkdtemp(prefix=".casemate-trial-", dir=folder)
+    except OSError as error:
+        return str(error)
+    asked = OverlayTrial(trial, None if base is None else os.path.realpath(base), hands_out_ids())
+    try:
+        if alone:
+            tried = in_child(lambda: tried_overlay(asked), Tried)
+        else:
+            printed = run_alone("print_overlay_trial", msgspec.json.encode(asked).decode())
+            tried = msgspec.json.decode(printed, type=Tried)
+    except (SetupRefused, subprocess.TimeoutExpired) as error:
+        return str(error)
+    finally:
+        overlay.remove_trial(trial)
+    return tried.message if tried.errno else None
 
 
 def fork_trial(*, unprivileged: bool) -> dict[str, Tried]:
@@ -227,15 +265,68 @@ def fork_trial(*, unprivileged: bool) -> dict[str, Tried]:
     return msgspec.json.decode(answer, type=dict[str, Tried])
 
 
-def print_trial(unprivileged: bool) -> None:
-    results = try_walls(unprivileged=unprivileged)
+def print_trial(mode: str) -> None:
+    results = try_walls(unprivileged=mode == "unprivileged")
     sys.stdout.buffer.write(msgspec.json.encode(results))
+
+
+class OverlayTrial(Struct, frozen=True):
+    folder: str
+    base: str | None
+    privileged: bool
+
+
+def print_overlay_trial(asked: str) -> None:
+    trial = msgspec.json.decode(asked, type=OverlayTrial)
+    sys.stdout.buffer.write(msgspec.json.encode(tried_overlay(trial)))
+
+
+def tried_overlay(trial: OverlayTrial) -> Tried:
+    """Changes this process for good."""
+    try:
+        overlay.try_overlay(trial.folder, trial.base, privileged=trial.privileged)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return Tried(error.errno or errno.EIO, f"{error.strerror or error}{where}")
+    return Tried()
+
+
+def try_overlay_apart(*, unprivileged: bool) -> Tried:
+    """In a child, and in a folder for temporary files: one that survives a boot if there is one,
+    for a tmpfs holds layers only since Linux 6.6."""
+    folder = "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+    try:
+        trial = OverlayTrial(
+            tempfile.mkdtemp(prefix=".casemate-trial-", dir=folder), None, not unprivileged
+        )
+    except OSError as error:
+        return Tried(error.errno or errno.EIO, str(error))
+    try:
+        return in_child(lambda: tried_overlay(trial), Tried)
+    finally:
+        overlay.remove_trial(trial.folder)
+
+
+def in_child(work: Callable[[], T], kind: type[T]) -> T:
+    """What it comes to in a forked child, which it may change for good."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, msgspec.json.encode(work()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return msgspec.json.decode(answer, type=kind)
 
 
 def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
     """What the zygote does, then, in a child as pid 1, what a sandbox's init does. Changes this
     process for good."""
-    results: dict[str, Tried] = {}
+    results = {"overlay": try_overlay_apart(unprivileged=unprivileged)}
 
     def attempt(name: str, step: Callable[[], object]) -> bool:
         try:
@@ -246,13 +337,14 @@ def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
             results[name] = Tried()
         return not results[name].errno
 
-    def child() -> None:
+    def child() -> dict[str, Tried]:
         for name, flag in FLAGS.items():
             attempt(name, partial(syscalls.unshare, flag))
         attempt("proc", lambda: os.close(mounts.fresh_proc(only_pids=True)))
         if not unprivileged:
             caps.become(FIRST_RESERVED_ID, FIRST_RESERVED_ID)
         attempt("user", lambda: syscalls.unshare(syscalls.CLONE_NEWUSER))
+        return results
 
     if unprivileged and not attempt("user", namespaces.enter_zygote_user):
         return results
@@ -260,19 +352,7 @@ def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
         return results
     if not attempt("mount", lambda: syscalls.unshare(syscalls.CLONE_NEWNS)):
         return results
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-            os.write(writer, msgspec.json.encode(results))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:  # noqa: PTH123 - a descriptor
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    return msgspec.json.decode(answer, type=dict[str, Tried])
+    return in_child(child, dict[str, Tried])
 
 
 FLAGS = {
@@ -292,6 +372,7 @@ TRIAL = {
     "uts": "own namespace",
     "cgroup": "own namespace",
     "proc": "fresh, hidepid, subset=pid",
+    "overlay": "layers can be mounted and written to",
 }
 
 
@@ -338,6 +419,12 @@ def trial_fact(name: str, host: Host) -> Fact:
 def remedy(name: str, host: Host) -> str:
     """What to do about a step of the trial that failed."""
     sysctl = host.sysctls
+    if name == "overlay":
+        return (
+            "Workspaces are copied instead of layered. For layers: overlayfs (modprobe overlay), "
+            f"Linux {'5.19' if host.reserved_ids else '5.13'} or newer, and a state directory on "
+            "ext4, xfs or btrfs (in a container: on a volume)."
+        )
     if host.container:
         return (
             "In a container: start it with --security-opt seccomp=unconfined "

@@ -249,6 +249,8 @@ class Zygote:
             (sandbox.pidfd,) = fds
             if sandbox.is_killed:
                 sandbox.kill()
+            elif sandbox.is_frozen:
+                sandbox.freeze()
         return sandbox
 
     def _died(self) -> None:

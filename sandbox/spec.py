@@ -29,9 +29,11 @@ __all__ = [
     "Bind",
     "Exited",
     "FdRole",
+    "LayerSpec",
     "Mode",
     "Plan",
     "PlannedBind",
+    "PlannedLayer",
     "Posture",
     "ProcView",
     "Ready",
@@ -89,6 +91,15 @@ class Bind(Struct, frozen=True):
     writable: bool = False
 
 
+class LayerSpec(Struct, frozen=True, kw_only=True):
+    """An overlay at /workspace: this attempt's layer over earlier ones over the base."""
+
+    base: str  # host folder, lowest, read-only
+    folder: str  # host folder with the layers: runs/<run>/layers
+    lower: tuple[str, ...]  # names of layers below folder, the topmost first (as overlayfs wants)
+    upper: str  # name of this attempt's layer; <folder>/<upper>/{upper,work} exist already
+
+
 class SandboxSpec(Struct, frozen=True, kw_only=True):
     mode: Mode
     limits: Limits
@@ -98,6 +109,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     network: Network = Network.NONE
     workspace: str | None = None  # host folder, seen at /workspace
     workspace_writable: bool = False
+    layer: LayerSpec | None = None  # instead of `workspace`: an overlay, seen at /workspace
     sources: str | None = None  # host folder, seen read-only at /sources
     input_file: str | None = None  # host file, seen read-only at /casemate/input
     binds: tuple[Bind, ...] = ()
@@ -118,6 +130,17 @@ class PlannedBind(Struct, frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
 
 
+class PlannedLayer(Struct, frozen=True, kw_only=True):
+    """A `LayerSpec`, and under root the owners (uid, gid) on disk that are mapped to the task's."""
+
+    base: str
+    folder: str
+    lower: tuple[str, ...]
+    upper: str
+    base_owner: tuple[int, int] | None = None
+    owner: tuple[int, int] | None = None
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """Everything the zygote needs; see `plan.py` for how it comes about."""
 
@@ -130,6 +153,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     cwd: str
     binds: tuple[PlannedBind, ...]
+    layer: PlannedLayer | None
     hostname: str
     proc: ProcView
     host_id: int | None  # the reserved id; None: the supervisor's own

@@ -37,6 +37,7 @@ from .init import Building, build_and_tend
 from .spec import (
     ENGINE_FD,
     REQUEST_SIZE,
+    WORKSPACE,
     FdRole,
     Plan,
     SpawnReply,
@@ -105,16 +106,19 @@ class Workshop:
     idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
 
     def idmaps_for(self, plan: Plan) -> dict[tuple[int, int], int]:
-        """The user namespaces this plan's binds need, by owner."""
+        """The user namespaces this plan's binds and layers need, by owner."""
         found: dict[tuple[int, int], int] = {}
-        for bind in plan.binds:
-            if bind.owner is None or plan.host_id is None:
+        owners = [bind.owner for bind in plan.binds]
+        if plan.layer is not None:
+            owners += [plan.layer.base_owner, plan.layer.owner]
+        for owner in owners:
+            if owner is None or plan.host_id is None:
                 continue
-            key = (bind.owner, plan.host_id)
+            key = (owner, plan.host_id)
             fd = self.idmaps.pop(key, None)
             if fd is None:
-                fd = namespaces.make_idmap(bind.owner, plan.host_id)
-            self.idmaps[key] = found[bind.owner] = fd
+                fd = namespaces.make_idmap(owner, plan.host_id)
+            self.idmaps[key] = found[owner] = fd
         while len(self.idmaps) > max(IDMAPS, len(found)):
             os.close(self.idmaps.pop(next(iter(self.idmaps))))
         return found
@@ -200,8 +204,9 @@ def answer(
 
 def make_mount_points(plan: Plan, template: mounts.Template) -> None:
     """For binds at paths of their own; those inside another bind must find theirs there."""
+    own = (*mounts.SCRATCH, WORKSPACE) if plan.layer is not None else mounts.SCRATCH
     for bind in plan.binds:
-        outer = (*mounts.SCRATCH, *(b.inside for b in plan.binds if b.inside != bind.inside))
+        outer = (*own, *(b.inside for b in plan.binds if b.inside != bind.inside))
         if not any(mounts.is_below(bind.inside, folder) for folder in outer):
             mounts.ensure_mount_point(template, bind.inside, folder=not bind.host_is_file)
 

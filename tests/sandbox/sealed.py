@@ -28,7 +28,7 @@ from casemate.protocol.link import Conversation, Role
 from casemate.protocol.messages import Accept, Fail, Hello, Message, Result, Run
 from casemate.protocol.pipeline import Entry, Limits
 from casemate.protocol.zmtp import Endpoint
-from casemate.sandbox.cgroup import Cgroup, CgroupManager
+from casemate.sandbox.cgroup import Cgroup, CgroupFacts, CgroupManager
 from casemate.sandbox.plan import look_at, make_plan
 from casemate.sandbox.probe import Probe, probe
 from casemate.sandbox.process import Ending, Sandbox, Stdio, Zygote
@@ -95,13 +95,13 @@ class Outcome:
 class House:
     """A zygote and what it makes; everything is killed at the end."""
 
-    def __init__(self, fashion: str = FASHIONS[0]) -> None:
+    def __init__(self, fashion: str = FASHIONS[0], cgroup: CgroupFacts | None = None) -> None:
         host = this_host()
         privileged = fashion == "reserved uids"
         self.probe = msgspec.structs.replace(host, privileged=privileged)
         self.zygote = Zygote.start(self.probe)
         self.zygote.wait_ready(PATIENCE)
-        self.cgroups = CgroupManager(host.cgroup)
+        self.cgroups = CgroupManager(cgroup or host.cgroup)
         self._slots = itertools.count()
         self._living: list[tuple[Sandbox, Cgroup]] = []
 

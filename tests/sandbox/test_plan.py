@@ -11,16 +11,19 @@ from casemate.protocol.pipeline import Limits, Network
 from casemate.sandbox import syscalls
 from casemate.sandbox.cgroup import Backing, CgroupFacts, Hierarchy
 from casemate.sandbox.init import STEPS
-from casemate.sandbox.plan import ORDER, PathFact, make_plan
+from casemate.sandbox.overlay import OPTIONS
+from casemate.sandbox.plan import MOST_LAYERS, ORDER, PathFact, make_plan, paths_of
 from casemate.sandbox.probe import Fact, Probe
 from casemate.sandbox.spec import (
     DEGRADABLE,
     FIRST_RESERVED_ID,
     SLOTS,
     Bind,
+    LayerSpec,
     Mode,
     Plan,
     PlannedBind,
+    PlannedLayer,
     ProcView,
     SandboxSpec,
 )
@@ -34,7 +37,12 @@ WALLS = ("kernel", "python", "user", "pid", "mount", "net", "ipc", "uts", "cgrou
 HELD = dict.fromkeys(("memory", "pids", "cpu"), Backing.CGROUP)
 
 
-def host(*missing: str, privileged: bool = True, landlock_abi: int = 7) -> Probe:
+def host(
+    *missing: str,
+    privileged: bool = True,
+    landlock_abi: int = 7,
+    kernel: tuple[int, int] = (6, 18),
+) -> Probe:
     facts = {
         name: Fact(
             name=name,
@@ -48,7 +56,7 @@ def host(*missing: str, privileged: bool = True, landlock_abi: int = 7) -> Probe
         facts=facts,
         privileged=privileged,
         landlock_abi=landlock_abi,
-        kernel=(6, 18),
+        kernel=kernel,
         prefix="/opt/python",
         prefixes=("/opt/python",),
         cgroup=CgroupFacts(Hierarchy.V2, (), ("not delegated",), "Delegate it."),
@@ -294,3 +302,122 @@ def test_small_tmp_has_inodes_all_the_same() -> None:
         limits=Limits(memory=1, cpu=None, pids=1, files=1, tmp=4096, disk=1, output=1),
     )
     assert plan(small).tmp_inodes == 1024
+
+
+# --- layers -------------------------------------------------------------------------------------
+
+
+def layer(**fields: Any) -> LayerSpec:
+    given = {"base": "/base", "folder": "/runs/r/layers", "lower": ("b.1", "a.2"), "upper": "c.1"}
+    return LayerSpec(**{**given, **fields})
+
+
+def there(asked: LayerSpec) -> dict[str, PathFact]:
+    """Layers of uid 77 over a base of uid 501, in folders that are root's and open to all."""
+    facts = {path: PathFact(True, owner=(77, 78), is_open=True) for path in paths_of(asked)}
+    facts[asked.folder] = facts[f"{asked.folder}/{asked.upper}"] = PathFact(True, is_open=True)
+    facts[asked.base] = PathFact(True, owner=(501, 20))
+    return facts
+
+
+def test_under_root_layers_and_base_are_mapped_from_their_owners() -> None:
+    asked = layer()
+    made = plan(spec(layer=asked), paths=there(asked))
+    assert made.layer == PlannedLayer(
+        base="/base",
+        folder="/runs/r/layers",
+        lower=("b.1", "a.2"),
+        upper="c.1",
+        base_owner=(501, 20),
+        owner=(77, 78),
+    )
+    assert made.binds == ()
+    assert made.walls["workspace"] == "overlay, 2 layers over a read-only base"
+    ordinary = plan(spec(layer=asked), host(privileged=False), there(asked))
+    assert ordinary.layer is not None
+    assert (ordinary.layer.base_owner, ordinary.layer.owner) == (None, None)
+
+
+def test_a_task_with_a_layer_starts_in_it() -> None:
+    asked = layer()
+    assert plan(spec(layer=asked), paths=there(asked)).cwd == "/workspace"
+    assert plan(spec(layer=asked, cwd="/tmp"), paths=there(asked)).cwd == "/tmp"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "a/b", "../a", ".hidden", "a:b", "a,b", "a\\b", "a b", "a\0", "a\n", "é",
+     "x" * 201],
+)  # fmt: skip
+def test_a_layers_name_is_one_plain_word(name: str) -> None:
+    for asked in (layer(upper=name), layer(lower=("a.1", name))):
+        with pytest.raises(UsageError, match="layer"):
+            plan(spec(layer=asked), paths=there(asked))
+
+
+def test_names_that_the_supervisor_gives_are_plain_words() -> None:
+    asked = layer(upper="x" * 64 + ".1234567890", lower=("-a_.1", "flat-0123456789abcdef", "1.1"))
+    plan(spec(layer=asked), paths=there(asked))
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields", "words"),
+    [
+        (layer(), {"workspace": "/base"}, "one of them"),
+        (layer(), {"binds": (Bind("/base", "/workspace"),)}, "cover"),
+        (layer(base="base"), {}, "absolute"),
+        (layer(folder="layers"), {}, "absolute"),
+        (layer(lower=("c.1",)), {}, "only once"),
+        (layer(lower=("a.1", "a.1")), {}, "only once"),
+        (layer(lower=tuple(f"a.{n}" for n in range(MOST_LAYERS + 1))), {}, "at most"),
+    ],
+)  # fmt: skip
+def test_layers_that_make_no_sense_are_the_callers_mistake(
+    asked: LayerSpec, fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan(spec(layer=asked, **fields), paths={**there(asked), "/base": PathFact(True)})
+
+
+def test_the_most_layers_fit_the_one_page_that_mount_reads() -> None:
+    stack = ":".join((*map(str, range(MOST_LAYERS)), "b"))
+    assert len(f"lowerdir={stack},{OPTIONS}") <= 4095
+
+
+@pytest.mark.parametrize("path", paths_of(layer()))
+def test_each_path_of_a_layer_must_be_a_folder(path: str) -> None:
+    for fact in (PathFact(False), PathFact(True, is_file=True)):
+        with pytest.raises(SetupRefused, match=f"{path} .*not a folder"):
+            plan(spec(layer=layer()), paths={**there(layer()), path: fact})
+
+
+def test_a_base_around_its_layers_is_refused() -> None:
+    for base in ("/runs", "/runs/r/layers", "/"):
+        asked = layer(base=base)
+        with pytest.raises(SetupRefused, match="inside the base"):
+            plan(spec(layer=asked), paths=there(asked))
+
+
+@pytest.mark.parametrize("owner", [(0, 0), (0, 77), (77, 0)])
+def test_under_root_a_layer_is_nobodys(owner: tuple[int, int]) -> None:
+    paths = {**there(layer()), "/runs/r/layers/c.1/upper": PathFact(True, owner=owner)}
+    with pytest.raises(SetupRefused, match="belongs to root"):
+        plan(spec(layer=layer()), paths=paths)
+    assert plan(spec(layer=layer()), host(privileged=False), paths).layer is not None
+
+
+@pytest.mark.parametrize("path", ["/runs/r/layers", "/runs/r/layers/c.1"])
+def test_under_root_the_layers_owner_must_get_there(path: str) -> None:
+    closed = {**there(layer()), path: PathFact(True)}
+    with pytest.raises(SetupRefused, match=f"{path}: uid 77"):
+        plan(spec(layer=layer()), paths=closed)
+    assert plan(spec(layer=layer()), host(privileged=False), closed).layer is not None
+    own = {**closed, path: PathFact(True, owner=(77, 78))}
+    assert plan(spec(layer=layer()), paths=own).layer is not None
+
+
+def test_mapped_layers_need_a_kernel_that_looks_through_them() -> None:
+    with pytest.raises(SetupRefused, match=r"Linux 5\.19"):
+        plan(spec(layer=layer()), host(kernel=(5, 18)), there(layer()))
+    old = host(kernel=(5, 13), privileged=False)
+    assert plan(spec(layer=layer()), old, there(layer())).layer is not None

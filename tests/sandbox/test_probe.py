@@ -131,6 +131,17 @@ def test_masked_proc_of_a_container_is_explained() -> None:
     assert "/proc" in bare.remedy
 
 
+def test_layers_that_cannot_be_had_are_said_to_be_copied_instead() -> None:
+    fact = judged(tried=failed("overlay"), container=True).facts["overlay"]
+    assert not fact.present
+    assert "copied" in fact.remedy
+    assert "volume" in fact.remedy
+    assert "Linux 5.13" in fact.remedy
+    assert (
+        "Linux 5.19" in judged(tried=failed("overlay"), reserved_ids=True).facts["overlay"].remedy
+    )
+
+
 def test_a_kernel_before_landlock_is_too_old() -> None:
     assert not judged(kernel=(5, 12)).facts["kernel"].present
     assert judged(kernel=(5, 13)).facts["kernel"].present

@@ -18,7 +18,7 @@ from casemate.sandbox.plan import ORDER
 from casemate.sandbox.process import Ending, Sandbox, Stdio, wait_readable
 from casemate.sandbox.spec import REQUEST_SIZE, Exited, Mode, Posture, Ready, SetupFailed
 from fakes import wait_until
-from sealed import FASHIONS, PATIENCE, House, SealedGuest, python
+from sealed import FASHIONS, LIMITS, PATIENCE, House, SealedGuest, python
 
 
 @pytest.fixture(scope="module", params=FASHIONS)
@@ -93,6 +93,17 @@ def test_a_wall_that_is_not_in_force_is_noticed_before_the_code_runs(house: Hous
         assert outcome.failed.step == "verify"
         assert "a wall is missing" in outcome.failed.message
         assert outcome.stdout == ""
+
+
+def test_sandboxes_that_were_before_leave_room_for_descriptors(
+    house: House, tmp_path: Path
+) -> None:
+    """Under root the zygote keeps a descriptor for each slot that something was bound for."""
+    few = msgspec.structs.replace(LIMITS, files=24)
+    for _ in range(30):
+        outcome = house.run("true", workspace=str(tmp_path), limits=few)
+        assert outcome.failed is None
+        assert outcome.code == 0
 
 
 def test_a_failed_clone_is_the_sandboxs_failure_and_nobody_elses(house: House) -> None:
