@@ -9,10 +9,22 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from casemate.protocol import codec
-from casemate.protocol.messages import Emit, Fail, Log, Message, Progress, Result
+from casemate.protocol.messages import (
+    Credit,
+    Emit,
+    End,
+    Fail,
+    Log,
+    Message,
+    Progress,
+    Result,
+    Save,
+    Saved,
+)
 from casemate.protocol.pipeline import CommandEntry
 from casemate.sandbox import command
 from casemate.sandbox.context import RuntimeContext
@@ -141,7 +153,7 @@ def test_a_program_that_cannot_run(
     ("line", "why"),
     [
         ("{", "not JSON: "),
-        ("[1]", "expected an object with one key of emit, progress, log, output: [1]"),
+        ("[1]", "expected an object with one key of emit, progress, log, save, output: [1]"),
         ('{"emit": 1, "log": "x"}', "expected an object with one key"),
         ('{"emitted": 1}', "expected an object with one key"),
         ('{"emit": 1267650600228229401496703205376}', "item: int of 101 bits"),
@@ -230,8 +242,20 @@ def _silent() -> RuntimeContext:
         def is_cancelled(self) -> bool:
             return False
 
+        def deadline(self) -> float | None:
+            return None
+
+        def save(self, message: Save) -> None:
+            raise AssertionError(message)
+
+        def take(self, upstream: str) -> Any:
+            raise AssertionError(upstream)
+
+        async def take_later(self, upstream: str) -> Any:
+            raise AssertionError(upstream)
+
     return RuntimeContext(
-        Silent(), run_id="r", task_id="t", attempt=1, spec=None, workspace=None, deadline=None,
+        Silent(), run_id="r", task_id="t", attempt=1, spec=None, workspace=None,
         idempotency_key="r/t",
     )  # fmt: skip
 
