@@ -153,9 +153,7 @@ class Conversation:
     def received(self, kind: Kind) -> None:
         """The other end has sent a message of this kind."""
         if not self._move(self._receives, kind):
-            raise RemoteViolation(
-                f"{self.role.value} was sent {kind.name} while {self._situation}"
-            )
+            raise RemoteViolation(f"{self.role.value} was sent {kind.name} while {self._situation}")
 
     def _move(self, table: _Table, kind: Kind) -> bool:
         after = table[self.state].get(kind)

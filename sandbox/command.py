@@ -36,9 +36,9 @@ from types import FrameType
 from typing import Any
 
 from ..protocol import codec
+from ..protocol.errors import CasemateError
 from ..protocol.limits import EVENTS_LINE_SIZE, MIB
 from ..protocol.pipeline import CommandEntry
-from ..protocol.errors import CasemateError
 from .context import RuntimeContext, Stream
 
 __all__ = ["CommandError", "run"]
@@ -194,26 +194,26 @@ class _Feeder:
     def __init__(self, stream: Stream, path: str, wake_fd: int) -> None:
         self.failure: CommandError | None = None
         self._stream = stream
-        self._path = path
+        self._path = Path(path)
         self._wake_fd = wake_fd
         threading.Thread(target=self._feed, name=path, daemon=True).start()
 
     def _feed(self) -> None:
         try:
-            with open(self._path, "wb", buffering=0) as fifo:  # here it waits for the reader
+            with self._path.open("wb", buffering=0) as fifo:  # here it waits for the reader
                 for item in self._stream:
                     line = json.dumps(codec.to_jsonable(item, "item"), ensure_ascii=False)
                     left = memoryview(line.encode() + b"\n")
                     while left:
                         left = left[fifo.write(left) :]
                 # Before the end of file: who opens it again is told at once, and does not wait.
-                os.unlink(self._path)
+                self._path.unlink()
         except RuntimeError:
             return  # the task has ended
         except OSError:
             # The program has closed the FIFO before its end, or removed it: it wants no more.
             with contextlib.suppress(OSError):
-                os.unlink(self._path)
+                self._path.unlink()
         except CasemateError as error:
             name = _variable(self._stream.upstream)
             self.failure = CommandError("error", f"${name}: {error}")
@@ -223,10 +223,10 @@ class _Feeder:
 
 def _file(name: str, value: object) -> str:
     """The path of a new file with this value."""
-    path = _path(f"{name}-{os.getpid()}.json")
-    with open(path, "x", encoding="utf-8") as file:
+    path = Path(_path(f"{name}-{os.getpid()}.json"))
+    with path.open("x", encoding="utf-8") as file:
         json.dump(codec.to_jsonable(value, name), file, ensure_ascii=False)
-    return path
+    return str(path)
 
 
 def _path(name: str) -> str:

@@ -175,8 +175,8 @@ class RuntimeContext:
         self._speaker.send(Progress(done=done, total=total))
 
     def save(self, state: object) -> None:
-        """Keep this for the next attempt of this task, which finds it in `saved`: the newest counts.
-        Returns when it is on disk. It blocks an event loop too: `asyncio.to_thread` does not."""
+        """Keep this for the next attempt of this task, which finds the newest in `saved`. Returns
+        when it is on disk. It blocks an event loop too: `asyncio.to_thread` does not."""
         payload = codec.encode_value(state, "state")
         if len(payload) > SAVED_SIZE:
             raise ValueError(

@@ -339,7 +339,7 @@ class Link:
         if not self._waiters:
             self._has_news = False
             return
-        events = self._socket.getsockopt(zmq.EVENTS)
+        events = int(self._socket.getsockopt(zmq.EVENTS))
         if events & zmq.POLLIN:
             self._hear()
         if self._has_news or (self._lacks_room and events & zmq.POLLOUT):
