@@ -13,7 +13,8 @@ Nobody reads the link while the task's code runs, unless that waits for somethin
 a CANCEL is noticed when the code asks (`ctx.cancelled`), and the SIGTERM that comes with it
 interrupts the main thread. Exactly one RESULT or FAIL ends the conversation; after it the process
 waits to be killed, for an exit could lose the message, and would run the interpreter's slow and
-hostile-to-hurry shutdown for nothing. So `atexit` functions of a task do not run, and its threads are not waited for.
+hostile-to-hurry shutdown for nothing. So `atexit` functions of a task do not run, and its threads
+are not waited for.
 
 What the code raises becomes a FAIL with a traceback that begins in the task's own code. The frames
 of casemate are left out: they are the same for everyone and explain nothing.

@@ -29,6 +29,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import zmq
@@ -76,6 +77,9 @@ LOOK_INTERVAL = 10  # milliseconds
 CREDIT_ITEMS = STREAM_CREDIT_ITEMS // 4
 CREDIT_SIZE = STREAM_CREDIT_SIZE // 4
 
+# As a plain int: libzmq's flag is an enum, dear to pass.
+_NOBLOCK = int(zmq.NOBLOCK)
+
 _T = TypeVar("_T")
 
 
@@ -109,7 +113,7 @@ class Link:
         # libzmq's sockets do not survive a fork, and a lock may be held by a thread that the child
         # does not have. A flag, since a getpid() for each message is a tenth of sending it.
         os.register_at_fork(after_in_child=self._lose)
-        self._main = threading.get_ident()
+        self._main = get_ident()
         self._is_shielded = False  # of the main thread; only it looks
         self._due: Callable[[], None] | None = None
         self._lock = threading.Lock()
@@ -155,15 +159,22 @@ class Link:
     # -- what the task does ------------------------------------------------------------------------
 
     def send(self, message: Message) -> None:
-        self._check_ours()
+        # Every item of every task passes here: fewer calls than the rest makes do with.
+        if not self._is_ours:
+            self._check_ours()
         kind, frame = codec.kind_of(message), codec.encode(message)
-        self._shield()
+        if is_main := get_ident() == self._main:
+            self._is_shielded = True
         try:
             with self._lock:
-                is_said = self._say(kind, frame, zmq.NOBLOCK if self._waiters else 0)
-                self._settle()
+                if self._waiters:
+                    is_said = self._say(kind, frame)
+                    self._settle()
+                else:
+                    is_said = self._say(kind, frame, 0)
         finally:
-            self._unshield()
+            if is_main:
+                self._unshield()
         if not is_said:
             self._wait_for(lambda: self._say(kind, frame) or None)
 
@@ -236,21 +247,22 @@ class Link:
 
     # -- under the lock ----------------------------------------------------------------------------
 
-    def _say(self, kind: Kind, frame: bytes, flags: int = zmq.NOBLOCK) -> bool:
+    def _say(self, kind: Kind, frame: bytes, flags: int = _NOBLOCK) -> bool:
         """False: there is no room."""
         if self._broken is not None:
             raise self._broken
-        self._check_running()
         conversation = self._conversation
-        if not conversation.may_send(kind):
-            conversation.sent(kind)  # raises
+        if conversation.is_over:
+            self._check_running()
+        before = conversation.state, conversation.is_saving
+        conversation.sent(kind)
         try:
             self._socket.send(frame, flags)
         except zmq.Again:
+            conversation.state, conversation.is_saving = before
             self._lacks_room = True
             return False
-        conversation.sent(kind)
-        if conversation.is_over:
+        if kind is Kind.RESULT or kind is Kind.FAIL:
             self._has_news = True
         return True
 
@@ -298,7 +310,7 @@ class Link:
             raise self._broken
         try:
             while True:
-                self._put(self._decoded(self._socket.recv(zmq.NOBLOCK)))
+                self._put(self._decoded(self._socket.recv(_NOBLOCK)))
         except zmq.Again:
             return
         except (LocalViolation, RemoteViolation) as error:
@@ -431,11 +443,11 @@ class Link:
             self._unshield()
 
     def _shield(self) -> None:
-        if threading.get_ident() == self._main:
+        if get_ident() == self._main:
             self._is_shielded = True
 
     def _unshield(self) -> None:
-        if threading.get_ident() == self._main:
+        if get_ident() == self._main:
             self._is_shielded = False
             if self._due is not None:
                 due, self._due = self._due, None

@@ -259,7 +259,7 @@ def connection(rng: random.Random, sender: Role) -> bytes:
 # --- the end under test ------------------------------------------------------------------------
 
 
-class End:
+class OurEnd:
     """Endpoint, codec and conversation, put together as the engine does it."""
 
     def __init__(self, role: Role, rng: random.Random, limit: int = LIMIT) -> None:
@@ -330,7 +330,7 @@ class End:
 
 def run_case(rng: random.Random, role: Role) -> tuple[str, Counter[str]]:
     sent = connection(rng, OTHER[role])
-    end = End(role, rng)
+    end = OurEnd(role, rng)
     try:
         cuts = sorted(rng.randrange(len(sent) + 1) for _ in range(rng.randrange(4)))
         for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
@@ -411,7 +411,7 @@ def long_frame(size: int, sent: int) -> bytes:
 )
 def test_one_connection_costs_a_bounded_multiple_of_one_read(sent: bytes, factor: int) -> None:
     """From the read to the frames and the closed messages; nothing else waits behind them."""
-    end = End(Role.SUPERVISOR, random.Random(0), MESSAGE_SIZE)
+    end = OurEnd(Role.SUPERVISOR, random.Random(0), MESSAGE_SIZE)
     end.endpoint.receive(HANDSHAKE)
     gc.collect()
     tracemalloc.start()

@@ -372,7 +372,7 @@ def test_the_items_of_a_stream_come_as_lines_and_end(guest: FakeSupervisor) -> N
             pass
         assert _told(message) == item
     guest.send(End(upstream="web-search"))
-    said, outcome = guest.finish()
+    _, outcome = guest.finish()
     assert isinstance(outcome, Result)
     assert codec.decode_value(outcome.output) == "end of file"
 
@@ -414,7 +414,7 @@ def test_a_stream_may_be_closed_early_and_is_not_there_a_second_time(
     )
     guest.give("a", "x" * 100_000)
     guest.give("a", *["y" * 10_000] * 50)
-    said, outcome = guest.finish()
+    _, outcome = guest.finish()
     assert isinstance(outcome, Result)
     assert codec.decode_value(outcome.output) == "gone"
     assert guest.stdout() == json.dumps("x" * 100_000) + "\n"
