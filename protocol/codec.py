@@ -44,6 +44,8 @@ from .limits import (
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
     READ_DEPTH,
+    SAVED_SIZE,
+    STREAM_CREDIT_ITEMS,
     VALUE_DEPTH,
     VALUE_SIZE,
 )
@@ -52,15 +54,21 @@ from .messages import (
     FROM_SUPERVISOR,
     Accept,
     Cancel,
+    Credit,
+    Deadline,
     Emit,
+    End,
     Fail,
     Hello,
+    Item,
     Kind,
     Log,
     Message,
     Progress,
     Result,
     Run,
+    Save,
+    Saved,
 )
 
 __all__ = [
@@ -79,8 +87,8 @@ __all__ = [
     "to_jsonable",
 ]
 
-GuestMessage = Hello | Emit | Log | Progress | Result | Fail
-SupervisorMessage = Accept | Run | Cancel
+GuestMessage = Hello | Emit | Log | Progress | Save | Credit | Result | Fail
+SupervisorMessage = Accept | Run | Saved | Item | End | Deadline | Cancel
 
 
 class ValueRefused(UsageError):
@@ -93,6 +101,7 @@ class ValueRefused(UsageError):
 _CLAIMS = frozenset({"error", "crash", "invalid_output", "output_limit"})
 _NIL = b"\xc0"
 _DIGEST_SIZE = 32  # SHA-256
+_TASK_ID_SIZE = 64
 _QUOTED_SIZE = 300  # of a decoder's message, which may quote the guest
 
 _KIND: dict[type[Struct], Kind] = {
@@ -179,8 +188,26 @@ def _problem(message: Message) -> str | None:
             if not math.isfinite(done) or not (total is None or math.isfinite(total)):
                 return "numbers must be finite"
             return None
+        case Item(upstream=upstream, items=items):
+            if not 0 < len(items) <= STREAM_CREDIT_ITEMS:
+                return f"{len(items)} items; from 1 to {STREAM_CREDIT_ITEMS} go together"
+            return _excess("upstream", upstream, _TASK_ID_SIZE)
+        case Credit(upstream=upstream, items=count):
+            if not 0 < count <= STREAM_CREDIT_ITEMS:
+                return f"credit for {count} items; from 1 to {STREAM_CREDIT_ITEMS} are under way"
+            return _excess("upstream", upstream, _TASK_ID_SIZE)
         case Result():
             return _result_problem(message)
+        case Save(state=state):
+            return _state_problem(state)
+        case Saved():
+            return None
+        case End(upstream=upstream):
+            return _excess("upstream", upstream, _TASK_ID_SIZE)
+        case Deadline(deadline=deadline):
+            if deadline is not None and not math.isfinite(deadline):
+                return f"deadline {deadline}"
+            return None
         case Fail():
             if message.kind not in _CLAIMS:
                 return f"a guest may not claim the error kind {cut_text(message.kind, 64)!r}"
@@ -200,7 +227,7 @@ def _problem(message: Message) -> str | None:
         case Run(input_file=input_file):
             if input_file is not None and bytes(message.input) != _NIL:
                 return "input given twice, as a value and as a file"
-            return None
+            return _state_problem(message.saved)
 
 
 def _result_problem(result: Result) -> str | None:
@@ -216,6 +243,11 @@ def _result_problem(result: Result) -> str | None:
     if not 0 < size <= VALUE_SIZE:
         return f"output file of {size} bytes; at most {VALUE_SIZE} may be"
     return None
+
+
+def _state_problem(state: Raw) -> str | None:
+    size = memoryview(state).nbytes
+    return f"state of {size} bytes; at most {SAVED_SIZE} are kept" if size > SAVED_SIZE else None
 
 
 def _is_map(raw: Raw) -> bool:

@@ -109,6 +109,6 @@ STREAM_BACKLOG = 64 * MIB
 # Paths named in one event or message (conflicts, changes of the workspace); the rest is counted.
 PATHS_NAMED = 20
 
-LINK_VERSION = 1
+LINK_VERSION = 2
 EVENT_VERSION = 1
 CONTROL_VERSION = 1

@@ -18,16 +18,24 @@ __all__ = [
     "FROM_SUPERVISOR",
     "Accept",
     "Cancel",
+    "Credit",
+    "Deadline",
     "Emit",
+    "End",
     "Fail",
     "Hello",
+    "Item",
     "Kind",
     "Log",
     "Message",
     "Progress",
     "Result",
     "Run",
+    "Save",
+    "Saved",
 ]
+
+NIL = Raw(b"\xc0")
 
 
 class Kind(IntEnum):
@@ -40,6 +48,12 @@ class Kind(IntEnum):
     CANCEL = 7
     RESULT = 8
     FAIL = 9
+    SAVE = 10
+    SAVED = 11
+    ITEM = 12
+    END = 13
+    CREDIT = 14
+    DEADLINE = 15
 
 
 class Hello(Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +69,9 @@ class Accept(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The one job of this guest. `input_file`: path inside the sandbox of a read-only file with
-    the msgpack of `input`, where it was too large for a message (then `input` is nil)."""
+    the msgpack of `input`, where it was too large for a message (then `input` is nil). `saved`:
+    what an earlier attempt of this task saved last; nil where none did. `streams`: the upstream
+    tasks whose items this guest will be sent."""
 
     run: str
     task: str
@@ -67,6 +83,8 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     idempotency_key: str
     deadline: float | None  # seconds from now until the wall limit
     workspace: str | None  # path inside the sandbox
+    saved: Raw = NIL
+    streams: tuple[str, ...] = ()
 
 
 class Emit(Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +99,44 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 class Progress(Struct, frozen=True, forbid_unknown_fields=True):
     done: float
     total: float | None
+
+
+class Save(Struct, frozen=True, forbid_unknown_fields=True):
+    """Keep this for the next attempt, should this one fail. It waits for SAVED."""
+
+    state: Raw
+
+
+class Saved(Struct, frozen=True, forbid_unknown_fields=True):
+    """The state of the last SAVE is durable."""
+
+
+class Item(Struct, frozen=True, forbid_unknown_fields=True):
+    """The next items of a stream, in order; as many as fit a message, within the credit."""
+
+    upstream: str
+    items: tuple[Raw, ...]
+
+
+class End(Struct, frozen=True, forbid_unknown_fields=True):
+    """A stream has no more items: its producer has completed."""
+
+    upstream: str
+
+
+class Credit(Struct, frozen=True, forbid_unknown_fields=True):
+    """So many further items of a stream have been dealt with: the task had them, and came back
+    for more. All of them credited means that it waits."""
+
+    upstream: str
+    items: int
+
+
+class Deadline(Struct, frozen=True, forbid_unknown_fields=True):
+    """The wall limit has moved, because the attempt was paused. A moment on CLOCK_MONOTONIC, which
+    both ends share, and not seconds from now: the guest may look for it much later."""
+
+    deadline: float | None
 
 
 class Cancel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,18 +162,40 @@ class Fail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     traceback: str | None = None
 
 
-Message = Hello | Accept | Run | Emit | Log | Progress | Cancel | Result | Fail
+Message = (
+    Hello
+    | Accept
+    | Run
+    | Emit
+    | Log
+    | Progress
+    | Save
+    | Saved
+    | Item
+    | End
+    | Credit
+    | Deadline
+    | Cancel
+    | Result
+    | Fail
+)
 
 FROM_GUEST: dict[Kind, type[Struct]] = {
     Kind.HELLO: Hello,
     Kind.EMIT: Emit,
     Kind.LOG: Log,
     Kind.PROGRESS: Progress,
+    Kind.SAVE: Save,
+    Kind.CREDIT: Credit,
     Kind.RESULT: Result,
     Kind.FAIL: Fail,
 }
 FROM_SUPERVISOR: dict[Kind, type[Struct]] = {
     Kind.ACCEPT: Accept,
     Kind.RUN: Run,
+    Kind.SAVED: Saved,
+    Kind.ITEM: Item,
+    Kind.END: End,
+    Kind.DEADLINE: Deadline,
     Kind.CANCEL: Cancel,
 }

@@ -3,8 +3,18 @@
 The guest writes the input as JSON to a file named by `$CASEMATE_INPUT` and starts the command as
 the leader of a session and process group of its own, with stdin, stdout and stderr as they are
 and one pipe, numbered by `$CASEMATE_EVENTS_FD`; nothing else survives the exec. Each line on the
-pipe is a JSON object with one key: `emit`, `progress`, `log` or `output`. They are passed on as
-they come, so a slow supervisor fills the pipe and blocks the command, and nothing is buffered.
+pipe is a JSON object with one key: `emit`, `progress`, `log`, `save` or `output`. They are passed
+on as they come, so a slow supervisor fills the pipe and blocks the command, and nothing is
+buffered. What an earlier attempt saved is a file of JSON named by `$CASEMATE_SAVED`, which is not
+set when there is none.
+
+The items of a stream edge come through a FIFO, one line of JSON each, named by
+`$CASEMATE_STREAM_<UPSTREAM>`: end of file follows the last. Each FIFO has a thread that waits until
+the program opens it, then moves items from the link into it. A thread, because only a blocking open
+says when there is a reader: a descriptor opened early (O_RDWR) would not block, but could never be
+closed without losing what lies in the FIFO or the end of file of a program that opens it late. It
+is read once: when the program has closed it, the FIFO is gone. A program that never opens it keeps
+a thread waiting, which dies with the process.
 
 The end is the process's end, never the pipe's: a background child that holds the pipe open is
 not waited for. What lies in the pipe at that moment still counts; the rest dies with the sandbox.
@@ -20,14 +30,16 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..protocol import codec
+from ..protocol.errors import CasemateError
 from ..protocol.limits import EVENTS_LINE_SIZE, MIB
 from ..protocol.pipeline import CommandEntry
-from .context import RuntimeContext
+from .context import RuntimeContext, Stream
 
 __all__ = ["CommandError", "run"]
 
@@ -38,7 +50,7 @@ READ_SIZE = 64 * 1024
 # end this much is read and no more, or a background child could keep us reading for ever.
 PIPE_SIZE = 1 * MIB
 
-KEYS = ("emit", "progress", "log", "output")
+KEYS = ("emit", "progress", "log", "save", "output")
 
 
 class CommandError(Exception):
@@ -112,6 +124,8 @@ class _Events:
                 self._context.log(value.get("message", ""), **fields)
             else:
                 self._context.log(value)
+        elif key == "save":
+            self._context.save(value)
         elif self._has_output:
             raise ValueError("a second output; a task has one")
         else:
@@ -128,9 +142,13 @@ class _Events:
 def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: int) -> Any:
     """Run the command to its end and return its output (user's data), or raise CommandError.
     `events_fd` is a descriptor whose number is taken over for the command's events."""
-    input_path = Path(os.environ.get("TMPDIR", "/tmp"), f"casemate-input-{os.getpid()}.json")
-    with input_path.open("x", encoding="utf-8") as file:
-        json.dump(codec.to_jsonable(input), file, ensure_ascii=False)
+    environment = dict(os.environ)
+    environment["CASEMATE_INPUT"] = _file("input", input)
+    environment.pop("CASEMATE_SAVED", None)
+    if context.saved is not None:
+        environment["CASEMATE_SAVED"] = _file("saved", context.saved)
+    fifos = _make_fifos(context.streams, environment)
+    environment["CASEMATE_EVENTS_FD"] = str(events_fd)
     events_read, events_write = os.pipe()
     os.dup2(events_write, events_fd, inheritable=False)
     os.close(events_write)
@@ -140,8 +158,10 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
     # A handler of any kind makes SIGCHLD write to the wakeup descriptor; SIG_DFL would not.
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    process = _start(entry.argv, str(input_path), events_fd)
+    process = _start(entry.argv, environment, events_fd)
     os.close(events_fd)
+    # After the start: its fork is quicker, and copies no thread's lock.
+    feeders = [_Feeder(stream, path, wake_write) for path, stream in fifos]
 
     def forward(number: int, frame: FrameType | None) -> None:
         # Straight from the handler: the main thread may be blocked in a send.
@@ -157,6 +177,9 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
         for fd, _ in poller.poll():
             if fd == wake_read:
                 os.read(wake_read, READ_SIZE)
+                for feeder in feeders:
+                    if feeder.failure is not None:
+                        raise feeder.failure
             elif data := os.read(events_read, READ_SIZE):
                 events.feed(data)
             else:
@@ -165,10 +188,79 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
     return _judge(entry.argv[0], process.returncode, events)
 
 
-def _start(argv: tuple[str, ...], input_path: str, events_fd: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    environment["CASEMATE_INPUT"] = input_path
-    environment["CASEMATE_EVENTS_FD"] = str(events_fd)
+class _Feeder:
+    """Moves the items of one stream into its FIFO."""
+
+    def __init__(self, stream: Stream, path: str, wake_fd: int) -> None:
+        self.failure: CommandError | None = None
+        self._stream = stream
+        self._path = Path(path)
+        self._wake_fd = wake_fd
+        threading.Thread(target=self._feed, name=path, daemon=True).start()
+
+    def _feed(self) -> None:
+        try:
+            with self._path.open("wb", buffering=0) as fifo:  # here it waits for the reader
+                for item in self._stream:
+                    line = json.dumps(codec.to_jsonable(item, "item"), ensure_ascii=False)
+                    left = memoryview(line.encode() + b"\n")
+                    while left:
+                        left = left[fifo.write(left) :]
+                # Before the end of file: who opens it again is told at once, and does not wait.
+                self._path.unlink()
+        except RuntimeError:
+            return  # the task has ended
+        except OSError:
+            # The program has closed the FIFO before its end, or removed it: it wants no more.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        except CasemateError as error:
+            name = _variable(self._stream.upstream)
+            self.failure = CommandError("error", f"${name}: {error}")
+            with contextlib.suppress(BlockingIOError):  # full: it wakes the main thread anyway
+                os.write(self._wake_fd, b"!")
+
+
+def _file(name: str, value: object) -> str:
+    """The path of a new file with this value."""
+    path = Path(_path(f"{name}-{os.getpid()}.json"))
+    with path.open("x", encoding="utf-8") as file:
+        json.dump(codec.to_jsonable(value, name), file, ensure_ascii=False)
+    return str(path)
+
+
+def _path(name: str) -> str:
+    return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"casemate-{name}")
+
+
+def _variable(upstream: str) -> str:
+    return f"CASEMATE_STREAM_{upstream.upper().replace('-', '_')}"
+
+
+def _make_fifos(
+    streams: tuple[Stream, ...], environment: dict[str, str]
+) -> list[tuple[str, Stream]]:
+    made: dict[str, Stream] = {}
+    fifos: list[tuple[str, Stream]] = []
+    for stream in streams:
+        name = _variable(stream.upstream)
+        if name in made:
+            raise CommandError(
+                "error",
+                f"the streams of {made[name].upstream} and {stream.upstream} would both be "
+                f"${name}: rename one of these tasks",
+            )
+        made[name] = stream
+        path = _path(f"stream-{os.getpid()}-{stream.upstream}")
+        os.mkfifo(path, 0o600)
+        environment[name] = path
+        fifos.append((path, stream))
+    return fifos
+
+
+def _start(
+    argv: tuple[str, ...], environment: dict[str, str], events_fd: int
+) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             argv, env=environment, pass_fds=(events_fd,), start_new_session=True

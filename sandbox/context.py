@@ -1,9 +1,10 @@
-"""What a task is given besides its input: who it is, and how it speaks while it runs.
+"""What a task is given besides its input: who it is, and how it speaks and listens while it runs.
 
-A `RuntimeContext` turns `emit`, `log` and `progress` into messages for a `Speaker`: the guest's
-link inside a sandbox, a list in a test. Nothing here knows sockets. A call returns when the
-message is on its way; when the supervisor is slow it blocks, and that is the backpressure. Calls
-from several threads are safe and come out whole, in some order.
+A `RuntimeContext` turns `emit`, `log`, `progress` and `save` into messages for a `Speaker`: the
+guest's link inside a sandbox, a list in a test; a `Stream` asks it for items. Nothing here knows
+sockets. A call returns when the message is on its way; when the supervisor is slow it blocks, and
+that is the backpressure. Only `save` waits for an answer: what it returned from survives a crash.
+Calls from several threads are safe and come out whole, in some order.
 
 Ending early has two faces. In plain functions SIGTERM raises `Cancelled` in the main thread (in
 async ones the task's coroutine is cancelled), so that `finally` blocks run before the grace is
@@ -14,18 +15,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from msgspec import Raw
 
 from ..protocol import codec
-from ..protocol.limits import KIB, LOG_TEXT_SIZE, MESSAGE_SIZE
-from ..protocol.messages import Emit, Log, Message, Progress
+from ..protocol.errors import UsageError
+from ..protocol.limits import KIB, LOG_TEXT_SIZE, MESSAGE_SIZE, SAVED_SIZE
+from ..protocol.messages import Emit, Log, Message, Progress, Save
 
-__all__ = ["PAYLOAD_SIZE", "Cancelled", "RuntimeContext", "Speaker"]
+__all__ = ["ENDED", "PAYLOAD_SIZE", "Cancelled", "RuntimeContext", "Speaker", "Stream"]
 
 # A payload that fits one message together with the kind, its map's keys and the longest text.
 PAYLOAD_SIZE = MESSAGE_SIZE - LOG_TEXT_SIZE - KIB
+
+
+# What a Speaker gives after the last item of a stream: None is an item like any other.
+ENDED = object()
 
 
 class Cancelled(BaseException):
@@ -34,13 +40,57 @@ class Cancelled(BaseException):
 
 
 class Speaker(Protocol):
-    """Where a task's words go."""
+    """Where a task's words go, and where others' come from."""
 
     def send(self, message: Message) -> None:
         """Hand the message over; block while the other side is slow."""
 
     def is_cancelled(self) -> bool:
-        """Whether the supervisor has asked us to end; never blocks."""
+        """Whether the supervisor has asked us to end; does not wait for it."""
+
+    def deadline(self) -> float | None:
+        """The moment of the wall limit, as far as it is known now."""
+
+    def save(self, message: Save) -> None:
+        """Hand the message over; block until the state is durable."""
+
+    def take(self, upstream: str) -> Any:  # a user's value
+        """The next item of this stream, or ENDED; block until there is either."""
+
+    async def take_later(self, upstream: str) -> Any:  # a user's value
+        """The same for a coroutine."""
+
+
+class Stream:
+    """The items of one upstream task, in order, while it runs: for `for` and for `async for`. Each
+    is handed over once, whoever asks; a loop that was left goes on where it stopped."""
+
+    __slots__ = ("_speaker", "upstream")
+
+    def __init__(self, speaker: Speaker, upstream: str) -> None:
+        self._speaker = speaker
+        self.upstream = upstream
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self.upstream}>"
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:  # a user's value
+        item = self._speaker.take(self.upstream)
+        if item is ENDED:
+            raise StopIteration
+        return item
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:  # a user's value
+        item = await self._speaker.take_later(self.upstream)
+        if item is ENDED:
+            raise StopAsyncIteration
+        return item
 
 
 class RuntimeContext:
@@ -48,10 +98,11 @@ class RuntimeContext:
 
     __slots__ = (
         "_speaker",
+        "_streams",
         "attempt",
-        "deadline",
         "idempotency_key",
         "run_id",
+        "saved",
         "spec",
         "task_id",
         "workspace",
@@ -66,8 +117,9 @@ class RuntimeContext:
         attempt: int,
         spec: Any,  # the user's own data: whatever the pipeline says
         workspace: Path | None,
-        deadline: float | None,
         idempotency_key: str,
+        saved: Any = None,  # the user's own data
+        streams: tuple[str, ...] = (),
     ) -> None:
         self._speaker = speaker
         self.run_id = run_id
@@ -75,10 +127,11 @@ class RuntimeContext:
         self.attempt = attempt
         self.spec = spec
         self.workspace = workspace
-        # The moment of the wall limit on the clock of time.monotonic(); None without a limit.
-        self.deadline = deadline
         # The same for every attempt of this task of this run: for services that deduplicate.
         self.idempotency_key = idempotency_key
+        # What an earlier attempt of this task saved last; None where none did.
+        self.saved = saved
+        self._streams = {upstream: Stream(speaker, upstream) for upstream in streams}
 
     def __repr__(self) -> str:
         return f"<RuntimeContext of task {self.run_id}/{self.task_id}, attempt {self.attempt}>"
@@ -87,6 +140,12 @@ class RuntimeContext:
     def cancelled(self) -> bool:
         """Whether the supervisor has asked this attempt to end."""
         return self._speaker.is_cancelled()
+
+    @property
+    def deadline(self) -> float | None:
+        """The moment of the wall limit on the clock of time.monotonic(); None without a limit.
+        It moves when the run was paused."""
+        return self._speaker.deadline()
 
     def emit(self, item: object) -> None:
         """Stream one item out now: JSON-like data, bytes and datetimes."""
@@ -114,3 +173,31 @@ class RuntimeContext:
         if not math.isfinite(done) or not (total is None or math.isfinite(total)):
             raise ValueError(f"progress({done}, {total}): expected finite numbers")
         self._speaker.send(Progress(done=done, total=total))
+
+    def save(self, state: object) -> None:
+        """Keep this for the next attempt of this task, which finds the newest in `saved`. Returns
+        when it is on disk. It blocks an event loop too: `asyncio.to_thread` does not."""
+        payload = codec.encode_value(state, "state")
+        if len(payload) > SAVED_SIZE:
+            raise ValueError(
+                f"saved state of {len(payload)} bytes: at most {SAVED_SIZE} are kept; "
+                "save how far the work is, and leave its results in the workspace"
+            )
+        self._speaker.save(Save(state=Raw(payload)))
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """All there are."""
+        return tuple(self._streams.values())
+
+    def stream(self, upstream: str) -> Stream:
+        """What this upstream task emits, from its first item on: one Stream, however often it is
+        asked for. In async code use `async for`: `for` would block the event loop."""
+        stream = self._streams.get(upstream)
+        if stream is None:
+            names = ", ".join(sorted(self._streams)) or "none"
+            raise UsageError(
+                f"ctx.stream({upstream!r}): stream edges lead to {self.task_id} from: {names}; "
+                "what plain edges bring is in the input"
+            )
+        return stream

@@ -9,11 +9,12 @@ is connected already; says HELLO; and runs the entry it is sent.
     main thread      the task's code; emits go from here straight into the socket
     libzmq's thread  moves frames between the socket's queue and the connection
 
-Nobody reads the link while the task's code runs: a CANCEL is noticed when the code asks
-(`ctx.cancelled`), and the SIGTERM that comes with it interrupts the main thread. Exactly one RESULT
-or FAIL ends the conversation; after it the process waits to be killed, for an exit could lose the
-message, and would run the interpreter's slow and hostile-to-hurry shutdown for nothing. So
-`atexit` functions of a task do not run, and its threads are not waited for.
+Nobody reads the link while the task's code runs, unless that waits for something (`guestlink.py`):
+a CANCEL is noticed when the code asks (`ctx.cancelled`), and the SIGTERM that comes with it
+interrupts the main thread. Exactly one RESULT or FAIL ends the conversation; after it the process
+waits to be killed, for an exit could lose the message, and would run the interpreter's slow and
+hostile-to-hurry shutdown for nothing. So `atexit` functions of a task do not run, and its threads
+are not waited for.
 
 What the code raises becomes a FAIL with a traceback that begins in the task's own code. The frames
 of casemate are left out: they are the same for everyone and explain nothing.
@@ -28,7 +29,6 @@ import inspect
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -36,27 +36,18 @@ from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any, NoReturn
 
-import zmq
 from msgspec import Raw, Struct
 
 from ..protocol import codec
 from ..protocol.errors import LocalViolation, UsageError
-from ..protocol.limits import KIB, LINK_VERSION, MESSAGE_SIZE, VALUE_SIZE
-from ..protocol.link import Conversation, Role
-from ..protocol.messages import Accept, Cancel, Fail, Hello, Message, Result, Run
+from ..protocol.limits import KIB, LINK_VERSION, VALUE_SIZE
+from ..protocol.messages import Accept, Fail, Hello, Result, Run
 from ..protocol.pipeline import CommandEntry
 from . import command, loader
 from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
+from .guestlink import Link
 
 __all__ = ["INSIDE", "Places", "main"]
-
-# So many messages wait in libzmq's queue, then a send blocks. With 4 the two threads wait for each
-# other at every other message: 51 000 items of 200 B a second on a loaded 2-core VM, against 80 000
-# with 16 and 106 000 with 64. But the queue may hold that many MiB, and they are the task's memory.
-SEND_QUEUE = 16
-
-# ACCEPT, RUN and CANCEL are all that ever comes.
-RECEIVE_QUEUE = 4
 
 # Freed when the task has run out of memory, so that saying so has some.
 RESERVE_SIZE = 512 * KIB
@@ -80,82 +71,6 @@ class Places(Struct, frozen=True):
     outbox: str = "/casemate/out"
 
 
-class Link:
-    """The guest's end: one socket, one conversation, one lock, since libzmq's sockets belong to
-    one thread at a time and a task may emit from many."""
-
-    def __init__(self, listener_fd: int) -> None:
-        os.set_inheritable(listener_fd, False)
-        self._is_ours = True
-        # libzmq's sockets do not survive a fork, and a lock may be held by a thread that the child
-        # does not have. A flag, since a getpid() for each message is a tenth of sending it.
-        os.register_at_fork(after_in_child=self._lose)
-        self._lock = threading.Lock()
-        self._conversation = Conversation(Role.GUEST)
-        self._cancelled = False
-        context = zmq.Context(io_threads=1)
-        socket = context.socket(zmq.PAIR)
-        socket.setsockopt(zmq.USE_FD, listener_fd)
-        socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-        socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_SIZE)
-        # The context is never closed in earnest; if the interpreter exits all the same (a bug of
-        # ours), it must not wait for a peer.
-        socket.setsockopt(zmq.LINGER, 0)
-        # The engine's start timeout watches over the handshake; libzmq's own 30 s would only cut
-        # the connection of a loaded host, and there is no second one.
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 0)
-        # With USE_FD the name is never looked at, made or unlinked (libzmq 4.3.5).
-        socket.bind("ipc:///casemate/link")
-        self._context = context
-        self._socket = socket
-
-    def send(self, message: Message) -> None:
-        if not self._is_ours:
-            raise RuntimeError(
-                "ctx works in the task's own process; this is a child of it: hand results to the "
-                "parent and emit them there"
-            )
-        frame = codec.encode(message)
-        with self._lock:
-            if self._conversation.is_over:
-                raise RuntimeError("the task has ended; nothing more can be said")
-            self._conversation.sent(codec.kind_of(message))
-            self._socket.send(frame)
-
-    def receive(self) -> Message:
-        """The next message, whenever it comes."""
-        with self._lock:
-            return self._decoded(self._socket.recv())
-
-    def is_cancelled(self) -> bool:
-        # Whoever holds the lock is blocked in a send or done at once: ask again later.
-        if not self._cancelled and self._is_ours and self._lock.acquire(blocking=False):
-            try:
-                if self._socket.poll(0):
-                    self._cancelled = isinstance(self._decoded(self._socket.recv()), Cancel)
-            finally:
-                self._lock.release()
-        return self._cancelled
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this process is the one that greeted, not a child of it."""
-        return self._is_ours
-
-    def note_cancelled(self) -> None:
-        """SIGTERM said so."""
-        self._cancelled = True
-
-    def _lose(self) -> None:
-        self._is_ours = False
-
-    def _decoded(self, frame: bytes) -> Message:
-        message = codec.decode_from_supervisor(frame)
-        self._conversation.received(codec.kind_of(message))
-        return message
-
-
 class Termination:
     """SIGTERM, once, as something the task's code can act on; then never again, so that a second
     one does not interrupt a `finally`. `interrupt` says how: the default raises `Cancelled`."""
@@ -175,7 +90,7 @@ class Termination:
         if self._is_armed:
             self._is_armed = False
             self._link.note_cancelled()
-            self.interrupt()
+            self._link.interrupt(self.interrupt)
 
 
 INSIDE = Places()
@@ -202,6 +117,7 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
     accept, run = link.receive(), link.receive()
     if not isinstance(accept, Accept) or not isinstance(run, Run):
         raise LocalViolation(f"guest: expected ACCEPT and RUN, got {accept!r} and {run!r}")
+    link.begin(run)
     termination = Termination(link)
     try:
         outcome = _perform(run, link, termination, places, low_fd)
@@ -211,6 +127,8 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
         # A child of the task's os.fork() has come out of the task's function. It is not the task.
         _flush()
         os._exit(0 if isinstance(outcome, Result) else 1)
+    if link.broken is not None:
+        raise link.broken
     # No handler of the task's own may interrupt what follows.
     signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
     _flush()
@@ -245,7 +163,6 @@ def _become_ordinary() -> None:
 def _perform(
     run: Run, link: Link, termination: Termination, places: Places, low_fd: int
 ) -> Result | Fail:
-    deadline = None if run.deadline is None else time.monotonic() + run.deadline
     reserve: bytes | None = bytes(RESERVE_SIZE)  # from calloc: counted, but not yet touched
     try:
         context = RuntimeContext(
@@ -255,8 +172,9 @@ def _perform(
             attempt=run.attempt,
             spec=codec.decode_value(run.spec),
             workspace=None if run.workspace is None else Path(run.workspace),
-            deadline=deadline,
             idempotency_key=run.idempotency_key,
+            saved=codec.decode_value(run.saved),
+            streams=run.streams,
         )
         input = _read_input(run)
         if isinstance(run.entry, CommandEntry):

@@ -24,7 +24,7 @@ from typing import Any, Self
 from casemate.protocol import codec
 from casemate.protocol.limits import LINK_READ_SIZE, LINK_VERSION
 from casemate.protocol.link import Conversation, Role
-from casemate.protocol.messages import Accept, Cancel, Fail, Hello, Message, Result, Run
+from casemate.protocol.messages import Accept, Cancel, Fail, Hello, Item, Message, Result, Run
 from casemate.protocol.pipeline import Entry
 from casemate.protocol.zmtp import Endpoint
 from msgspec import Raw, msgpack
@@ -174,6 +174,8 @@ class FakeSupervisor:
         deadline: float | None = None,
         workspace: str | None = None,
         input_file: str | None = None,
+        saved: object = None,
+        streams: tuple[str, ...] = (),
     ) -> None:
         """Greet, and give the one job."""
         hello = self.next()
@@ -192,8 +194,15 @@ class FakeSupervisor:
                 idempotency_key="r1/t1",
                 deadline=deadline,
                 workspace=workspace,
+                saved=Raw(codec.encode_value(saved)),
+                streams=streams,
             )
         )
+
+    def give(self, upstream: str, *items: object) -> None:
+        """Items of a stream, in one message."""
+        raw = tuple(Raw(codec.encode_value(item)) for item in items)
+        self.send(Item(upstream=upstream, items=raw))
 
     def cancel(self, grace: float = 10.0) -> None:
         self.send(Cancel(grace=grace))

@@ -33,7 +33,7 @@ THIRD_PARTY = {
 }
 # The guest alone speaks libzmq inside a sandbox; the zygote preloads what a guest needs.
 FILE_MAY_ALSO = {
-    "sandbox/guest.py": {"zmq"},
+    "sandbox/guestlink.py": {"zmq"},
     "sandbox/zygote.py": {"zmq"},
     "sandbox/loader.py": {"cloudpickle"},
 }

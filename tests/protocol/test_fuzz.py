@@ -37,15 +37,21 @@ from casemate.protocol.link import Conversation, Role, State
 from casemate.protocol.messages import (
     Accept,
     Cancel,
+    Credit,
+    Deadline,
     Emit,
+    End,
     Fail,
     Hello,
+    Item,
     Kind,
     Log,
     Message,
     Progress,
     Result,
     Run,
+    Save,
+    Saved,
 )
 from casemate.protocol.pipeline import CommandEntry, Entry, FileEntry, ModuleEntry, PickleEntry
 from casemate.protocol.zmtp import HANDSHAKE, Endpoint, WireViolation
@@ -101,6 +107,9 @@ CORPUS: dict[Role, Corpus] = {
                 *(Log(text="a line\n", fields=fields) for fields in MAPS),
                 Progress(done=1.0, total=None),
                 Progress(done=0.5, total=2.0),
+                *(Save(state=payload) for payload in PAYLOADS[:4]),
+                Credit(upstream="a", items=1),
+                Credit(upstream="a", items=64),
             ]
         ),
         frames_of(
@@ -131,13 +140,26 @@ CORPUS: dict[Role, Corpus] = {
                 for number, entry in enumerate(ENTRIES)
             ]
         ),
-        frames_of([Cancel(grace=1.5)]),
+        frames_of(
+            [
+                Cancel(grace=1.5),
+                Saved(),
+                Item(upstream="a", items=tuple(PAYLOADS)),
+                Item(upstream="a", items=(NIL,)),
+                End(upstream="a"),
+                Deadline(deadline=1.5),
+                Deadline(deadline=None),
+            ]
+        ),
     ),
 }
 EVERY = [frame for corpus in CORPUS.values() for part in corpus for frame in part]
 OTHER = {Role.GUEST: Role.SUPERVISOR, Role.SUPERVISOR: Role.GUEST}
 # What this end says when it may, and what it says at odd moments, whether it may or not.
-EAGER = {Role.SUPERVISOR: (Kind.ACCEPT, Kind.RUN), Role.GUEST: (Kind.HELLO, Kind.EMIT)}
+EAGER = {
+    Role.SUPERVISOR: (Kind.ACCEPT, Kind.RUN, Kind.SAVED),
+    Role.GUEST: (Kind.HELLO, Kind.EMIT, Kind.SAVE),
+}
 ODD = {Role.SUPERVISOR: Kind.CANCEL, Role.GUEST: Kind.RESULT}
 
 # Bytes that mean something to msgpack or ZMTP.
@@ -185,7 +207,7 @@ def reordered(rng: random.Random, frames: list[bytes]) -> None:
         case 3:
             frames.insert(at, rng.choice(EVERY))
         case _:
-            frames[at] = bytes((rng.randrange(12),)) + frames[at][1:]
+            frames[at] = bytes((rng.randrange(len(Kind) + 3),)) + frames[at][1:]
 
 
 def framed(frame: bytes) -> bytes:
@@ -217,8 +239,8 @@ def connection(rng: random.Random, sender: Role) -> bytes:
         noise = rng.randbytes(rng.randrange(200))
         return noise if rng.randrange(4) == 0 else HANDSHAKE + noise
     opening, middle, end = CORPUS[sender]
-    said = rng.randrange(1, 7) if sender is Role.GUEST else 1
-    frames = [*opening, *rng.choices(middle, k=said), rng.choice(end)]
+    said, ended = (rng.randrange(1, 7), 1) if sender is Role.GUEST else (1, rng.randrange(1, 7))
+    frames = [*opening, *rng.choices(middle, k=said), *rng.choices(end, k=ended)]
     if rng.randrange(3) == 0:
         reordered(rng, frames)
     if frames and rng.randrange(2) == 0:
@@ -237,7 +259,7 @@ def connection(rng: random.Random, sender: Role) -> bytes:
 # --- the end under test ------------------------------------------------------------------------
 
 
-class End:
+class OurEnd:
     """Endpoint, codec and conversation, put together as the engine does it."""
 
     def __init__(self, role: Role, rng: random.Random, limit: int = LIMIT) -> None:
@@ -308,7 +330,7 @@ class End:
 
 def run_case(rng: random.Random, role: Role) -> tuple[str, Counter[str]]:
     sent = connection(rng, OTHER[role])
-    end = End(role, rng)
+    end = OurEnd(role, rng)
     try:
         cuts = sorted(rng.randrange(len(sent) + 1) for _ in range(rng.randrange(4)))
         for start, stop in zip([0, *cuts], [*cuts, len(sent)], strict=True):
@@ -389,7 +411,7 @@ def long_frame(size: int, sent: int) -> bytes:
 )
 def test_one_connection_costs_a_bounded_multiple_of_one_read(sent: bytes, factor: int) -> None:
     """From the read to the frames and the closed messages; nothing else waits behind them."""
-    end = End(Role.SUPERVISOR, random.Random(0), MESSAGE_SIZE)
+    end = OurEnd(Role.SUPERVISOR, random.Random(0), MESSAGE_SIZE)
     end.endpoint.receive(HANDSHAKE)
     gc.collect()
     tracemalloc.start()

@@ -8,13 +8,14 @@ from typing import Literal
 
 import pytest
 from casemate.protocol.errors import LocalViolation, RemoteViolation
-from casemate.protocol.link import CROSSED, EDGES, Conversation, Role, State
+from casemate.protocol.link import CROSSED, EDGES, SAVING, Conversation, Role, State
 from casemate.protocol.messages import FROM_GUEST, FROM_SUPERVISOR, Kind
 
 Way = Literal["sent", "received"]
 Edge = tuple[State, Kind, State]
-# The supervisor's state, the guest's, what is on its way to the guest and to the supervisor.
-Situation = tuple[State, State, tuple[Kind, ...], tuple[Kind, ...]]
+Where = tuple[State, bool]
+# Where the supervisor is, where the guest, what is on its way to the guest and to the supervisor.
+Situation = tuple[Where, Where, tuple[Kind, ...], tuple[Kind, ...]]
 
 # One letter a kind, to write languages as regular expressions.
 LETTERS = {
@@ -27,22 +28,41 @@ LETTERS = {
     Kind.CANCEL: "c",
     Kind.RESULT: "R",
     Kind.FAIL: "F",
+    Kind.SAVE: "s",
+    Kind.SAVED: "S",
+    Kind.ITEM: "i",
+    Kind.END: "n",
+    Kind.CREDIT: "k",
+    Kind.DEADLINE: "d",
 }
 KINDS = {letter: kind for kind, letter in LETTERS.items()}
 
 # What each end may see, in whole: the supervisor never says CANCEL after the outcome, the guest
 # may hear it then.
 COMPLETE = {
-    Role.SUPERVISOR: re.compile("har[elp]*c?[elp]*[RF]"),
-    Role.GUEST: re.compile("har[elp]*(c[elp]*[RF]|[RF]c?)"),
+    Role.SUPERVISOR: re.compile("har[elpksSind]*c?[elpksSind]*[RF]"),
+    Role.GUEST: re.compile("har[elpksSind]*(c[elpksSind]*[RF][Sind]*|[RF][Sind]*(c[Sind]*)?)"),
 }
+# And, of these two letters alone, at either end.
+SAVES = re.compile("(sS)*s?")
+
+
+def is_complete(role: Role, said: str) -> bool:
+    saves = re.sub("[^sS]", "", said)
+    return bool(COMPLETE[role].fullmatch(said) and SAVES.fullmatch(saves))
+
 
 STORIES = {
     "a result": "harelpR",
     "a failure": "harF",
     "a result after a cancel": "harecelpR",
     "a failure after a cancel": "harcF",
+    "two saves": "harsSelsSR",
+    "a stream": "harikinkdelR",
+    "all that a cancel leaves": "harscSsinkdelpSF",
 }
+# What the guest alone may see.
+CROSSINGS = ["harRc", "harsRSindc", "harsRcSind", "harsFcS"]
 
 
 def way(role: Role, kind: Kind) -> Way:
@@ -84,7 +104,7 @@ def test_both_ends_follow_a_good_story(role: Role, story: str) -> None:
 def test_the_stories_take_every_edge() -> None:
     taken: set[Edge] = set()
     for role in Role:
-        for story in [*STORIES.values(), *(["harRc"] if role is Role.GUEST else [])]:
+        for story in [*STORIES.values(), *(CROSSINGS if role is Role.GUEST else [])]:
             conversation = Conversation(role)
             taken |= {move(conversation, KINDS[letter]) for letter in story}
     table = {
@@ -99,16 +119,16 @@ def test_the_stories_take_every_edge() -> None:
 
 @pytest.mark.parametrize("role", Role)
 def test_exactly_the_prefixes_of_the_language_are_spoken(role: Role) -> None:
-    """Every sequence of up to eight kinds, against a regular expression."""
+    """Every sequence of up to seven kinds, against regular expressions."""
     endings = ["", "R", "rR", "arR", "harR"]  # one of them completes any prefix
 
     def is_prefix(said: str) -> bool:
-        return any(COMPLETE[role].fullmatch(said + ending) for ending in endings)
+        return any(is_complete(role, said + ending) for ending in endings)
 
     reached = [""]
     for said in reached:
-        assert after(role, said).is_over == bool(COMPLETE[role].fullmatch(said))
-        if len(said) == 8:
+        assert after(role, said).is_over == is_complete(role, said)
+        if len(said) == 7:
             continue
         for letter, kind in KINDS.items():
             spoken = not refuses(after(role, said), way(role, kind), kind)
@@ -136,46 +156,67 @@ def test_may_send_tells_what_sent_would_do() -> None:
                     assert allowed != refuses(conversation, "sent", kind)
 
 
+# Of kinds that the tables treat alike one is tried below.
+ALIKE = [
+    {Kind.EMIT, Kind.LOG, Kind.PROGRESS, Kind.CREDIT},
+    {Kind.ITEM, Kind.END, Kind.DEADLINE},
+    {Kind.RESULT, Kind.FAIL},
+]
+
+
+def test_some_kinds_are_alike() -> None:
+    for kinds in ALIKE:
+        for table in (EDGES, CROSSED):
+            for moves in table.values():
+                assert len({moves.get(kind) for kind in kinds}) == 1
+        assert not any(kinds & set(moves) for moves in SAVING.values())
+
+
+def at(end: Conversation) -> Where:
+    return end.state, end.is_saving
+
+
 def test_two_honest_ends_never_offend_each_other() -> None:
     """Every interleaving of what either may say and what is still on its way (three deep)."""
-    start: Situation = (State.CONNECTED, State.CONNECTED, (), ())
+    spoken = set(Kind) - {kind for kinds in ALIKE for kind in sorted(kinds)[1:]}
+    start: Situation = ((State.CONNECTED, False), (State.CONNECTED, False), (), ())
     seen = {start}
     todo = deque([start])
     crossed = 0
     while todo:
-        supervisor_state, guest_state, to_guest, to_supervisor = todo.popleft()
+        supervisor_at, guest_at, to_guest, to_supervisor = todo.popleft()
 
         def ends(
-            states: tuple[State, State] = (supervisor_state, guest_state),
+            states: tuple[Where, Where] = (supervisor_at, guest_at),
         ) -> tuple[Conversation, Conversation]:
             supervisor, guest = Conversation(Role.SUPERVISOR), Conversation(Role.GUEST)
-            supervisor.state, guest.state = states
+            (supervisor.state, supervisor.is_saving), (guest.state, guest.is_saving) = states
             return supervisor, guest
 
         found: list[Situation] = []
-        for kind in FROM_SUPERVISOR:
+        for kind in spoken & set(FROM_SUPERVISOR):
             supervisor, guest = ends()
             if len(to_guest) < 3 and supervisor.may_send(kind):
                 supervisor.sent(kind)
-                found.append((supervisor.state, guest.state, (*to_guest, kind), to_supervisor))
-        for kind in FROM_GUEST:
+                found.append((at(supervisor), guest_at, (*to_guest, kind), to_supervisor))
+        for kind in spoken & set(FROM_GUEST):
             supervisor, guest = ends()
             if len(to_supervisor) < 3 and guest.may_send(kind):
                 guest.sent(kind)
-                found.append((supervisor.state, guest.state, to_guest, (*to_supervisor, kind)))
+                found.append((supervisor_at, at(guest), to_guest, (*to_supervisor, kind)))
         if to_guest:
             supervisor, guest = ends()
             crossed += guest.state is State.TOLD
             guest.received(to_guest[0])
-            found.append((supervisor.state, guest.state, to_guest[1:], to_supervisor))
+            found.append((supervisor_at, at(guest), to_guest[1:], to_supervisor))
         if to_supervisor:
             supervisor, guest = ends()
             supervisor.received(to_supervisor[0])
-            found.append((supervisor.state, guest.state, to_guest, to_supervisor[1:]))
+            found.append((at(supervisor), guest_at, to_guest, to_supervisor[1:]))
         if not found:
             # Nothing on its way and nothing to say: both know the outcome, and agree.
-            assert supervisor_state is guest_state
-            assert supervisor_state in (State.TOLD, State.OVER)
+            assert supervisor_at == guest_at
+            assert supervisor_at[0] in (State.TOLD, State.OVER)
         todo += set(found) - seen
         seen |= set(found)
     assert crossed
@@ -186,3 +227,7 @@ def test_a_refusal_says_who_did_what_when() -> None:
         Conversation(Role.SUPERVISOR).sent(Kind.RUN)
     with pytest.raises(RemoteViolation, match="supervisor was sent RESULT while connected"):
         Conversation(Role.SUPERVISOR).received(Kind.RESULT)
+    with pytest.raises(RemoteViolation, match="was sent SAVE while running, saving"):
+        after(Role.SUPERVISOR, "harss")
+    with pytest.raises(LocalViolation, match="supervisor sent SAVED while running"):
+        after(Role.SUPERVISOR, "harsSS")

@@ -9,14 +9,28 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from casemate.protocol import codec
-from casemate.protocol.messages import Emit, Fail, Log, Message, Progress, Result
+from casemate.protocol.messages import (
+    Credit,
+    Emit,
+    End,
+    Fail,
+    Item,
+    Log,
+    Message,
+    Progress,
+    Result,
+    Save,
+    Saved,
+)
 from casemate.protocol.pipeline import CommandEntry
 from casemate.sandbox import command
 from casemate.sandbox.context import RuntimeContext
 from fakes import FakeSupervisor, GuestHost, wait_until
+from msgspec import Raw
 
 
 @pytest.fixture
@@ -141,7 +155,7 @@ def test_a_program_that_cannot_run(
     ("line", "why"),
     [
         ("{", "not JSON: "),
-        ("[1]", "expected an object with one key of emit, progress, log, output: [1]"),
+        ("[1]", "expected an object with one key of emit, progress, log, save, output: [1]"),
         ('{"emit": 1, "log": "x"}', "expected an object with one key"),
         ('{"emitted": 1}', "expected an object with one key"),
         ('{"emit": 1267650600228229401496703205376}', "item: int of 101 bits"),
@@ -230,8 +244,20 @@ def _silent() -> RuntimeContext:
         def is_cancelled(self) -> bool:
             return False
 
+        def deadline(self) -> float | None:
+            return None
+
+        def save(self, message: Save) -> None:
+            raise AssertionError(message)
+
+        def take(self, upstream: str) -> Any:
+            raise AssertionError(upstream)
+
+        async def take_later(self, upstream: str) -> Any:
+            raise AssertionError(upstream)
+
     return RuntimeContext(
-        Silent(), run_id="r", task_id="t", attempt=1, spec=None, workspace=None, deadline=None,
+        Silent(), run_id="r", task_id="t", attempt=1, spec=None, workspace=None,
         idempotency_key="r/t",
     )  # fmt: skip
 
@@ -326,3 +352,127 @@ def test_sigterm_passes_a_blocked_emit(guest: FakeSupervisor) -> None:
     _, outcome = guest.finish()
     # Cut off in the middle of a line, most likely; whole lines before it have been passed on.
     assert isinstance(outcome, Result | Fail)
+
+
+# -- streams and saved states ----------------------------------------------------------------------
+
+
+def test_the_items_of_a_stream_come_as_lines_and_end(guest: FakeSupervisor) -> None:
+    guest.start(
+        python(
+            "with open(os.environ['CASEMATE_STREAM_WEB_SEARCH'], encoding='utf-8') as stream:\n"
+            "    for line in stream: say(emit=json.loads(line))\n"
+            "say(output='end of file')"
+        ),
+        streams=("web-search",),
+    )
+    for item in ({"text": "ü\n"}, b"\x00", None, float("inf")):
+        guest.give("web-search", item)
+        while isinstance(message := guest.next(), Credit):
+            pass
+        assert _told(message) == item
+    guest.send(End(upstream="web-search"))
+    _, outcome = guest.finish()
+    assert isinstance(outcome, Result)
+    assert codec.decode_value(outcome.output) == "end of file"
+
+
+def test_a_stream_that_has_ended_is_still_read_whole_by_who_opens_it_late(
+    guest: FakeSupervisor,
+) -> None:
+    opener = _fifo(guest)
+    guest.start(
+        shell(f'read go <{opener}; cat "$CASEMATE_STREAM_A" "$CASEMATE_STREAM_B"'),
+        streams=("a", "b"),
+    )
+    guest.give("b", 1, 2)
+    guest.send(End(upstream="a"))
+    guest.send(End(upstream="b"))
+    opener.write_text("go\n")
+    guest.finish()
+    assert guest.stdout() == "1\n2\n"
+
+
+def test_a_stream_that_is_never_opened_hinders_nobody(guest: FakeSupervisor) -> None:
+    guest.start(shell(events('{"output": 1}')), streams=("a",))
+    guest.give("a", 1)
+    _, outcome = guest.finish()
+    assert isinstance(outcome, Result)
+    assert codec.decode_value(outcome.output) == 1
+
+
+def test_a_stream_may_be_closed_early_and_is_not_there_a_second_time(
+    guest: FakeSupervisor,
+) -> None:
+    guest.start(
+        shell(
+            'head -n 1 "$CASEMATE_STREAM_A"\n'
+            'while [ -e "$CASEMATE_STREAM_A" ]; do sleep 0.01; done\n'
+            'cat "$CASEMATE_STREAM_A" || ' + events('{"output": "gone"}')
+        ),
+        streams=("a",),
+    )
+    guest.give("a", "x" * 100_000)
+    guest.give("a", *["y" * 10_000] * 50)
+    _, outcome = guest.finish()
+    assert isinstance(outcome, Result)
+    assert codec.decode_value(outcome.output) == "gone"
+    assert guest.stdout() == json.dumps("x" * 100_000) + "\n"
+
+
+def test_two_streams_of_one_name_are_refused(guest: FakeSupervisor) -> None:
+    failure = guest.failure(shell("true"), streams=("web-search", "Web_Search"))
+    assert failure.message == (
+        "the streams of web-search and Web_Search would both be $CASEMATE_STREAM_WEB_SEARCH: "
+        "rename one of these tasks"
+    )
+
+
+def test_an_item_that_is_no_value_ends_it(guest: FakeSupervisor) -> None:
+    guest.start(shell('cat "$CASEMATE_STREAM_A"; sleep 600'), streams=("a",))
+    guest.send(Item(upstream="a", items=(Raw(b"\x01"), Raw(b"\xa1\xff"))))
+    _, outcome = guest.finish()
+    assert isinstance(outcome, Fail)
+    assert outcome.message.startswith("$CASEMATE_STREAM_A: an item of the stream 'a' is not a valu")
+
+
+def test_a_command_saves_and_the_next_attempt_finds_it(guest: FakeSupervisor) -> None:
+    guest.start(shell(events('{"save": {"line": 7}}') + events('{"emit": 1}')))
+    message = guest.next()
+    assert isinstance(message, Save)
+    assert codec.decode_value(message.state) == {"line": 7}
+    guest.send(Saved())
+    assert isinstance(guest.finish()[1], Result)
+
+
+def test_a_saved_state_is_a_file(guest: FakeSupervisor) -> None:
+    script = shell('echo "${CASEMATE_SAVED-none}"; cat "$CASEMATE_SAVED"')
+    guest.output(script, saved={"line": 7, "at": b"\x00"})
+    assert json.loads(guest.stdout().splitlines()[1]) == {"line": 7, "at": {"$bytes": "AA=="}}
+
+
+def test_without_a_saved_state_nothing_is_set(guest: FakeSupervisor) -> None:
+    guest.output(shell('echo "${CASEMATE_SAVED-none}"'))
+    assert guest.stdout() == "none\n"
+
+
+def test_a_state_too_large_ends_it(guest: FakeSupervisor) -> None:
+    failure = guest.failure(python("say(save='x' * 300_000)"))
+    assert "line 1 of $CASEMATE_EVENTS_FD: save: saved state of 300005 bytes" in failure.message
+
+
+def test_sigterm_passes_a_command_that_waits_for_an_item(guest: FakeSupervisor) -> None:
+    guest.start(
+        shell(
+            "trap 'echo tidied; exit 5' TERM\n"
+            + events('{"emit": 1}')
+            + 'cat "$CASEMATE_STREAM_A" & wait'
+        ),
+        streams=("a",),
+    )
+    assert isinstance(guest.next(), Emit)
+    guest.cancel()
+    guest.terminate()
+    _, outcome = guest.finish()
+    assert outcome == Fail(kind="error", message="'sh' ended with exit code 5")
+    assert guest.stdout() == "tidied\n"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from casemate.protocol import codec
-from casemate.protocol.limits import LOG_TEXT_SIZE, MESSAGE_SIZE
-from casemate.protocol.messages import Emit, Log, Message, Progress
-from casemate.sandbox.context import PAYLOAD_SIZE, Cancelled, RuntimeContext
+from casemate.protocol.errors import UsageError
+from casemate.protocol.limits import LOG_TEXT_SIZE, MESSAGE_SIZE, SAVED_SIZE
+from casemate.protocol.messages import Emit, Log, Message, Progress, Save
+from casemate.sandbox.context import ENDED, PAYLOAD_SIZE, Cancelled, RuntimeContext
 
 
 class Heard:
@@ -18,12 +20,26 @@ class Heard:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.cancelled = False
+        self.moment: float | None = 12.5
+        self.items: list[object] = []
 
     def send(self, message: Message) -> None:
         self.frames.append(codec.encode(message))
 
     def is_cancelled(self) -> bool:
         return self.cancelled
+
+    def deadline(self) -> float | None:
+        return self.moment
+
+    def save(self, message: Save) -> None:
+        self.send(message)
+
+    def take(self, upstream: str) -> Any:
+        return self.items.pop(0) if self.items else ENDED
+
+    async def take_later(self, upstream: str) -> Any:
+        return self.take(upstream)
 
     @property
     def last(self) -> Message:
@@ -44,8 +60,8 @@ def context(heard: Heard) -> RuntimeContext:
         attempt=3,
         spec={"role": "linter"},
         workspace=Path("/workspace"),
-        deadline=12.5,
         idempotency_key="r1/lint",
+        streams=("parse", "index"),
     )
 
 
@@ -121,6 +137,45 @@ def test_cancelled_asks_the_speaker(context: RuntimeContext, heard: Heard) -> No
     assert not context.cancelled
     heard.cancelled = True
     assert context.cancelled
+
+
+def test_the_deadline_is_what_the_speaker_knows_now(context: RuntimeContext, heard: Heard) -> None:
+    assert context.deadline == 12.5
+    heard.moment = 60.0
+    assert context.deadline == 60.0
+
+
+def test_a_saved_state_has_a_bound(context: RuntimeContext, heard: Heard) -> None:
+    assert context.saved is None
+    header = len(codec.encode_value(bytes(SAVED_SIZE))) - SAVED_SIZE
+    context.save(bytes(SAVED_SIZE - header))
+    assert isinstance(heard.last, Save)
+    with pytest.raises(ValueError, match=f"at most {SAVED_SIZE} are kept"):
+        context.save(bytes(SAVED_SIZE))
+    with pytest.raises(codec.ValueRefused, match=r"state\[0\]: set"):
+        context.save([{1}])
+    assert len(heard.frames) == 1
+
+
+def test_there_is_one_stream_for_each_upstream(context: RuntimeContext, heard: Heard) -> None:
+    heard.items = [1, None, 3, 4]
+    for item in context.stream("parse"):
+        assert item == 1
+        break
+    assert list(context.stream("parse")) == [None, 3, 4]
+    assert context.stream("parse") is context.stream("parse")
+    assert [stream.upstream for stream in context.streams] == ["parse", "index"]
+    assert repr(context.stream("index")) == "<Stream of index>"
+
+
+def test_an_unknown_stream_is_told_which_there_are(context: RuntimeContext, heard: Heard) -> None:
+    with pytest.raises(UsageError, match=r"'x'.* lead to lint from: index, parse"):
+        context.stream("x")
+    plain = RuntimeContext(
+        heard, run_id="r", task_id="t", attempt=1, spec=None, workspace=None, idempotency_key="k"
+    )
+    with pytest.raises(UsageError, match="from: none"):
+        plain.stream("x")
 
 
 def test_cancelled_is_no_error_to_shield_from() -> None:

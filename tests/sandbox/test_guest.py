@@ -17,7 +17,7 @@ from casemate.protocol.limits import VALUE_SIZE
 from casemate.protocol.messages import Cancel, Emit, Fail, Log, Message, Progress, Result
 from casemate.protocol.pipeline import FileEntry, ModuleEntry, PickleEntry
 from casemate.sandbox.context import PAYLOAD_SIZE
-from casemate.sandbox.guest import SEND_QUEUE
+from casemate.sandbox.guestlink import SEND_QUEUE
 from fakes import FakeSupervisor, GuestHost, wait_until
 
 TASK = FileEntry("agents.py", "task")
