@@ -17,9 +17,9 @@ his own queue in the front; nobody else notices.
 
 What steers a run is the engine's to do. The front checks such a request, names the run in full, and
 passes it on under a number; whoever asked is answered when the engine has, and nobody waits for him
-meanwhile. The engine trusts none of it: one strict decoder, a bound on the size of a request, on how
-many are under way and how many a second it reads. A front that breaks these is killed and replaced;
-one that was taken over can steer runs as its clients could, and no more.
+meanwhile. The engine trusts none of it: one strict decoder, a bound on the size of a request, on
+how many are under way and how many a second it reads. A front that breaks these is killed, and
+replaced; one that was taken over can steer runs as its clients could, and no more.
 
 The control thread exists so that reading a thousand rows for a client does not hold up events.
 
