@@ -234,9 +234,7 @@ def checkpoints(run: Run, json: Json = False, state: State = None) -> None:
 @app.command(epilog="Example: casemate pause last --drain")
 def pause(
     run: Run,
-    drain: Annotated[
-        bool, typer.Option("--drain", help="Let what runs end, freeze nothing.")
-    ] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="Let what runs end.")] = False,
     json: Json = False,
     state: State = None,
 ) -> None:

@@ -263,7 +263,7 @@ def print_events(text: str, *, follow: bool, since: int, as_json: bool, state: P
     try:
         for event in _events(run, since, follow, whole=as_json):
             if as_json:
-                sys.stdout.write(msgspec.json.encode(event.as_json()).decode() + "\n")
+                print_json(event.as_json(), compact=True)
                 sys.stdout.flush()
             else:
                 for line in _lines(event, width):
@@ -324,7 +324,8 @@ def print_output(text: str, task: str | None, *, as_json: bool, state: Path | No
                 f"run {run.id} is {summary.state}: its outputs are there when it has completed; "
                 f"`casemate output {run.id} TASK` prints one task's"
             )
-        wanted, field = ("run.completed", None), "outputs"
+        wanted: tuple[str, str | None] = ("run.completed", None)
+        field = "outputs"
     else:
         if task not in {each.id for each in tasks}:
             raise UsageError(f"run {run.id} has no task {task!r}")
