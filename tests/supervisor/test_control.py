@@ -148,12 +148,12 @@ def test_who_waits_for_a_rollback_holds_up_nobody_and_the_queue_is_bounded(
     state: StateDirectory,
 ) -> None:
     async def story(it: Bench) -> None:
-        # Eight clients, for one alone would lose replies that he does not read at once.
+        # Four clients, for one alone would lose replies that he does not read at once.
         rollbacks = [
             Rollback(version=1, id=number, run=it.run, checkpoint="c0")
             for number in range(CONTROL_OUTSTANDING)
         ]
-        waiting = [asyncio.create_task(it.ask(*rollbacks[n::8])) for n in range(8)]
+        waiting = [asyncio.create_task(it.ask(*rollbacks[n::4])) for n in range(4)]
         await it.until(lambda: len(it.engine.told) == CONTROL_OUTSTANDING)
         [listed] = await it.ask(List(version=1, id="x"))
         assert isinstance(listed, Listed)
