@@ -14,6 +14,12 @@ Control (a ROUTER; clients use DEALER or REQ). One frame a request, one frame a 
 msgpack map; `id` is the client's and comes back. A reply is `{"reply": kind, ...}`; what went wrong
 is the reply `error`, never a closed connection.
 
+Requests that read are answered by the front from the journals; those that steer (`pause`, `resume`,
+`cancel`, `checkpoint`, `rollback`, `fork`) are passed on to the engine, and answered `done` when it
+has carried them out. An `id` that is a string names one such request for good: sent again, as a
+client does who got no reply, it is not carried out again but answered with the first one's reply.
+A number names nothing beyond its connection.
+
 A late joiner: subscribe, wait for a heartbeat, replay from 0, then drop every live event whose seq
 he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he has.
 """
@@ -26,24 +32,34 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from .events import TaskError
-from .limits import CONTROL_VERSION
+from .limits import CONTROL_ID_LENGTH, CONTROL_REASON_LENGTH, CONTROL_VERSION, NAME_LENGTH
 
 __all__ = [
     "HEARTBEAT_TOPIC",
+    "Cancel",
+    "Checkpoint",
+    "ControlAnswer",
     "ControlError",
+    "ControlVerb",
+    "Done",
     "Error",
     "Fetch",
     "Fetched",
+    "Fork",
     "Frame",
     "Header",
     "Heartbeat",
     "List",
     "Listed",
+    "Pause",
     "Problem",
     "Replay",
     "Replayed",
     "Reply",
     "Request",
+    "RequestId",
+    "Resume",
+    "Rollback",
     "RunState",
     "RunSummary",
     "Show",
@@ -83,11 +99,15 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
 # What SQLite can compare with, and JavaScript can count to.
 Number = Annotated[int, Meta(ge=0, le=2**53)]
+RequestId = int | Annotated[str, Meta(max_length=CONTROL_ID_LENGTH)]
+# What reaches the engine is small: ids of runs and tasks, names of checkpoints.
+Name = Annotated[str, Meta(max_length=NAME_LENGTH)]
+Reason = Annotated[str, Meta(max_length=CONTROL_REASON_LENGTH)]
 
 
 class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb"):
     version: int
-    id: int | str
+    id: RequestId
 
 
 class List(_Request, frozen=True, kw_only=True, tag="list"):
@@ -118,7 +138,49 @@ class Fetch(_Request, frozen=True, kw_only=True, tag="fetch"):
     offset: Number = 0
 
 
-Request = List | Show | Replay | Fetch
+class Pause(_Request, frozen=True, kw_only=True, tag="pause"):
+    """Start nothing more; what runs is frozen, or left to end (`drain`)."""
+
+    run: Name
+    drain: bool = False
+
+
+class Resume(_Request, frozen=True, kw_only=True, tag="resume"):
+    """Go on with a run that is paused, or was interrupted."""
+
+    run: Name
+
+
+class Cancel(_Request, frozen=True, kw_only=True, tag="cancel"):
+    run: Name
+    reason: Reason = ""
+
+
+class Checkpoint(_Request, frozen=True, kw_only=True, tag="checkpoint"):
+    """Make one now; the reply names it."""
+
+    run: Name
+
+
+class Rollback(_Request, frozen=True, kw_only=True, tag="rollback"):
+    """To a checkpoint, or to just before a task: one of the two. `accept_base`: although others
+    changed files of the base meanwhile."""
+
+    run: Name
+    checkpoint: Name | None = None
+    before: Name | None = None
+    accept_base: bool = False
+
+
+class Fork(_Request, frozen=True, kw_only=True, tag="fork"):
+    """A new run that shares this one's history up to a checkpoint; the reply names it."""
+
+    run: Name
+    checkpoint: Name
+
+
+ControlVerb = Pause | Resume | Cancel | Checkpoint | Rollback | Fork
+Request = List | Show | Replay | Fetch | ControlVerb
 
 
 # -------------------------------------------------------------------------------------- replies
@@ -126,6 +188,7 @@ Request = List | Show | Replay | Fetch
 
 class RunState(StrEnum):
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -145,7 +208,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
 
 class TaskSummary(Struct, frozen=True, kw_only=True):
     id: str
-    state: str  # waiting, ready, running, retrying, completed, failed, cancelled
+    state: str  # waiting, ready, running, paused, retrying, completed, failed, cancelled
     attempt: int = 0
     since: float | None = None  # wall clock: when it came into this state
     error: TaskError | None = None
@@ -153,7 +216,8 @@ class TaskSummary(Struct, frozen=True, kw_only=True):
 
 class ControlError(StrEnum):
     BAD_REQUEST = "bad_request"  # not a request of this version
-    NOT_FOUND = "not_found"
+    NOT_FOUND = "not_found"  # no such run, or another supervisor's
+    REFUSED = "refused"  # the run's state does not allow it; the message says why
     DAMAGED = "damaged"
     FAILED = "failed"  # the supervisor's side could not; nothing is wrong with the request
 
@@ -199,8 +263,16 @@ class Fetched(_Reply, frozen=True, kw_only=True, tag="fetch"):
     data: bytes  # from `offset`; empty at the end
 
 
+class Done(_Reply, frozen=True, kw_only=True, tag="done"):
+    """A request that steers was carried out."""
+
+    run: str  # the run, or the new one that `fork` made
+    checkpoint: str | None = None  # that `checkpoint` made
+
+
 class Error(_Reply, frozen=True, kw_only=True, tag="error"):
     error: Problem
 
 
-Reply = Listed | Shown | Replayed | Fetched | Error
+ControlAnswer = Done | Error
+Reply = Listed | Shown | Replayed | Fetched | Done | Error

@@ -94,6 +94,24 @@ HANDSHAKE_SECONDS = 3.0
 # A control request: a pipeline's data without its sources.
 CONTROL_REQUEST_SIZE = 4 * MIB
 
+# A request's own id, kept with its reply: a UUID has 36.
+CONTROL_ID_LENGTH = 128
+
+# Ids of runs (12), tasks (64) and checkpoints in requests that reach the engine.
+NAME_LENGTH = 64
+
+# Why a run is cancelled: a sentence.
+CONTROL_REASON_LENGTH = 1000
+
+# Requests that steer, as they go from the front to the engine. One: the texts above, of four bytes
+# a character. At once: more than people and scripts have under way; the front refuses the next, and
+# a front that passes on more is not ours any more. A second: what a script does in a tight loop;
+# beyond it the engine does not read. Replies kept for a request that comes again.
+CONTROL_VERB_SIZE = 8 * KIB
+CONTROL_OUTSTANDING = 64
+CONTROL_RATE = 100
+CONTROL_REPLIES_KEPT = 256
+
 # What a task may keep by ctx.save: progress of a job, not its data. It travels in RUN, beside the
 # input and a pickled function, in one message.
 SAVED_SIZE = 256 * KIB

@@ -2,8 +2,8 @@
 
     engine                                          front (python -I -S, fd 3)
       FrontProcess ── unix stream socketpair ──────▶ main thread     XPUB   events.sock
-        length-prefixed batches of committed events  control thread  ROUTER control.sock, which
-        ◀── one byte when both sockets are bound                      reads journals, read-only
+        batches of committed events, answers         control thread  ROUTER control.sock, which
+        ◀── "listening", then requests that steer                     reads journals, read-only
 
 libzmq faces whoever can reach the runtime directory, and a hostile peer can abort or exhaust it;
 so it lives here, where death costs nothing: everything published is already in the journal. When
@@ -14,6 +14,12 @@ The engine never waits for the front. What the socket does not take is buffered 
 FRONT_BUFFER_SIZE, beyond it batches are dropped and counted; the last seq of the run still gets
 through, so that the next heartbeat shows the hole. An observer who reads slowly loses messages at
 his own queue in the front; nobody else notices.
+
+What steers a run is the engine's to do. The front checks such a request, names the run in full, and
+passes it on under a number; whoever asked is answered when the engine has, and nobody waits for him
+meanwhile. The engine trusts none of it: one strict decoder, a bound on the size of a request, on
+how many are under way and how many a second it reads. A front that breaks these is killed, and
+replaced; one that was taken over can steer runs as its clients could, and no more.
 
 The control thread exists so that reading a thousand rows for a client does not hold up events.
 
@@ -26,7 +32,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import queue
 import resource
 import secrets
 import shutil
@@ -39,6 +47,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -49,7 +58,9 @@ from msgspec import Raw, Struct
 
 from ..protocol.control import (
     HEARTBEAT_TOPIC,
+    ControlAnswer,
     ControlError,
+    ControlVerb,
     Error,
     Fetch,
     Fetched,
@@ -63,6 +74,7 @@ from ..protocol.control import (
     Replayed,
     Reply,
     Request,
+    RequestId,
     Show,
     Shown,
     topic,
@@ -70,8 +82,12 @@ from ..protocol.control import (
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.events import Event
 from ..protocol.limits import (
+    CONTROL_OUTSTANDING,
     CONTROL_QUEUE,
+    CONTROL_RATE,
+    CONTROL_REPLIES_KEPT,
     CONTROL_REQUEST_SIZE,
+    CONTROL_VERB_SIZE,
     CONTROL_VERSION,
     EVENT_VERSION,
     FRONT_BUFFER_SIZE,
@@ -94,11 +110,13 @@ from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
 if TYPE_CHECKING:
     import zmq
 
-__all__ = ["Frames", "FrontProcess", "encode_frames", "main"]
+__all__ = ["Frames", "FrontProcess", "OnRequest", "encode_frames", "main"]
 
 _CHANNEL = 3
 _PREFIX = struct.Struct("<I")
-_READY = b"R"
+
+# Carries out what a client asked for. UsageError is not for it to raise: refusals are answers.
+OnRequest = Callable[[ControlVerb], Awaitable[ControlAnswer]]
 
 # Events of one batch on the channel: the grain in which they are dropped.
 _BATCH_EVENTS = 512
@@ -131,14 +149,31 @@ class _Hello(Struct, frozen=True):
     engine: int  # its pid
 
 
-class _Batch(Struct, frozen=True, array_like=True):
+class _Batch(Struct, frozen=True, array_like=True, tag=0):
     events: list[Event]
     omitted: dict[int, dict[str, int]]  # by seq
     last: dict[str, int]  # runs whose events up to here were published or dropped
 
 
+class _Answered(Struct, frozen=True, array_like=True, tag=1):
+    """The engine has carried out, or refused, what the front passed on."""
+
+    number: int
+    answer: ControlAnswer
+
+
+class _Listening(Struct, frozen=True, tag="listening"):
+    """The front's first message: both sockets are bound."""
+
+
+class _Steer(Struct, frozen=True, tag="steer"):
+    number: int
+    verb: ControlVerb
+
+
 _encoder = msgspec.msgpack.Encoder()
-_batches = msgspec.msgpack.Decoder(_Batch)
+_from_engine = msgspec.msgpack.Decoder(_Batch | _Answered)
+_from_front = msgspec.msgpack.Decoder(_Listening | _Steer)
 
 
 def _prefixed(message: Struct) -> bytes:
@@ -223,6 +258,17 @@ class FrontProcess:
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._announcing: asyncio.Task[None] | None = None
+        self._received = bytearray()
+        self._steering: set[int] = set()  # numbers of this front that are under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replies: OrderedDict[str, tuple[ControlVerb, asyncio.Future[ControlAnswer]]] = (
+            OrderedDict()
+        )
+        self._allowance = 0.0  # of requests, refilled at CONTROL_RATE
+        self._allowed_at = 0.0
+        self._reading_again: asyncio.TimerHandle | None = None
+        # None: nobody may steer (yet, or any more).
+        self.on_request: OnRequest | None = None
         self.epoch = 0
         self.dropped = 0  # events that never reached the front
         self.restarts = 0
@@ -287,6 +333,11 @@ class FrontProcess:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        self.on_request = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self._channel is not None:
             # Half a close: the front sees EOF behind what is still in the socket.
             if self._buffer:
@@ -363,9 +414,12 @@ class FrontProcess:
         self._pidfd = os.pidfd_open(self._pid)
         self._started = self._loop.time()
         self._channel = ours
+        self._received = bytearray()
+        self._steering = set()
+        self._allowance, self._allowed_at = float(CONTROL_OUTSTANDING), self._started
         self._ended.clear()
         self._loop.add_reader(self._pidfd, self._on_death)
-        self._loop.add_reader(ours, self._on_ready)
+        self._loop.add_reader(ours, self._on_readable)
         self._timer = self._loop.call_later(_START_DEADLINE, self._kill)
         hello = _Hello(str(self._state.path), str(self._runtime), self.epoch, os.getpid())
         # A fresh socket takes both at once; what is already buffered follows.
@@ -383,23 +437,133 @@ class FrontProcess:
         assert self._runtime is not None
         return self._runtime / "front.log"
 
-    def _on_ready(self) -> None:
+    # ---- reading
+
+    def _on_readable(self) -> None:
         assert self._loop is not None and self._channel is not None
         try:
-            said = self._channel.recv(64)
+            said = self._channel.recv(CONTROL_VERB_SIZE)
         except BlockingIOError:
             return
         except OSError:
             said = b""
-        # It has one thing to say. Whatever follows, be it EOF, is not read.
-        self._loop.remove_reader(self._channel)
-        if said != _READY:
+        if not said:
+            # Gone, or as good as gone; its pidfd tells us which.
+            self._loop.remove_reader(self._channel)
             self._kill()
             return
+        self._received += said
+        self._take_requests()
+
+    def _take_requests(self) -> None:
+        """Handle what was read; where that comes too fast, read no further for a moment."""
+        assert self._loop is not None and self._channel is not None
+        self._reading_again = None
+        now = self._loop.time()
+        earned = (now - self._allowed_at) * CONTROL_RATE
+        self._allowance = min(self._allowance + earned, float(CONTROL_OUTSTANDING))
+        self._allowed_at = now
+        received = self._received
+        while len(received) >= _PREFIX.size:
+            (size,) = _PREFIX.unpack_from(received)
+            end = _PREFIX.size + size
+            if size > CONTROL_VERB_SIZE:
+                self._distrust(f"a message of {size} bytes")
+                return
+            if len(received) < end:
+                break
+            if self._allowance < 1:
+                self._loop.remove_reader(self._channel)
+                wait = (1 - self._allowance) / CONTROL_RATE
+                self._reading_again = self._loop.call_later(wait, self._take_requests)
+                return
+            self._allowance -= 1
+            body = bytes(received[_PREFIX.size : end])
+            del received[:end]
+            if not self._take(body):
+                return
+        self._loop.add_reader(self._channel, self._on_readable)
+
+    def _take(self, body: bytes) -> bool:
+        try:
+            message = _from_front.decode(body)
+        except (ValueError, RecursionError) as error:
+            self._distrust(f"a message that is none: {error}")
+            return False
+        # It says once, and first of all, that it listens.
+        if isinstance(message, _Listening) == self._is_listening:
+            self._distrust("a message out of order")
+        elif isinstance(message, _Listening):
+            self._listening()
+            return True
+        elif message.number in self._steering or len(self._steering) >= CONTROL_OUTSTANDING:
+            self._distrust("more requests than it may have under way")
+        else:
+            self._steer(message)
+            return True
+        return False
+
+    @property
+    def _is_listening(self) -> bool:
+        return self._timer is None
+
+    def _distrust(self, why: str) -> None:
+        assert self._loop is not None and self._channel is not None
+        self.problem = f"front killed: it sent {why}"
+        self._loop.remove_reader(self._channel)
+        self._kill()
+
+    def _listening(self) -> None:
+        assert self._loop is not None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._announcing = self._loop.create_task(self._announce(self.epoch))
+
+    def _steer(self, asked: _Steer) -> None:
+        assert self._loop is not None
+        self._steering.add(asked.number)
+        task = self._loop.create_task(self._carry_out(asked.number, asked.verb, self.epoch))
+        self._tasks.add(task)
+        task.add_done_callback(self._steered)
+
+    def _steered(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # a bug of ours: for the loop's handler, as of any callback
+
+    async def _carry_out(self, number: int, verb: ControlVerb, epoch: int) -> None:
+        answer = await self._answer(verb)
+        if epoch != self.epoch or self._channel is None:
+            return  # the front that asked is gone; its client asks again
+        self._steering.discard(number)
+        message = _prefixed(_Answered(number, answer))
+        # Never dropped: there are no more of them than requests under way.
+        self._buffer.append((message, 0))
+        self._buffered += len(message)
+        if not self._is_writing:
+            self._flush()
+
+    async def _answer(self, verb: ControlVerb) -> ControlAnswer:
+        act = self.on_request
+        if act is None:
+            problem = Problem(ControlError.REFUSED, "this supervisor takes no requests now")
+            return Error(id=verb.id, error=problem)
+        if not isinstance(verb.id, str):
+            return await act(verb)
+        known = self._replies.get(verb.id)
+        if known is not None:
+            if known[0] != verb:
+                problem = Problem(
+                    ControlError.BAD_REQUEST, "this id has named another request before"
+                )
+                return Error(id=verb.id, error=problem)
+            return await asyncio.shield(known[1])
+        reply = asyncio.ensure_future(act(verb))
+        self._replies[verb.id] = (verb, reply)
+        if len(self._replies) > CONTROL_REPLIES_KEPT:
+            self._replies.popitem(last=False)
+        return await reply
 
     async def _announce(self, epoch: int) -> None:
         try:
@@ -428,6 +592,9 @@ class FrontProcess:
         os.close(self._pidfd)
         self._pidfd = -1
         self._ready.clear()
+        if self._reading_again is not None:
+            self._reading_again.cancel()
+            self._reading_again = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -592,9 +759,10 @@ class _Front:
             self._context, zmq.XPUB, hello.runtime + "/events.sock", FRONT_QUEUE_EVENTS
         )
         control = _listen(self._context, zmq.ROUTER, hello.runtime + "/control.sock", CONTROL_QUEUE)
+        self._engine = _Engine(channel)
         self._control = threading.Thread(
             target=_serve_control,
-            args=(control, Path(hello.state), hello.epoch),
+            args=(control, Path(hello.state), hello.epoch, self._engine),
             name="control",
             daemon=True,
         )
@@ -602,8 +770,9 @@ class _Front:
     def serve(self) -> None:
         import zmq
 
+        # From here on the control thread alone writes to the channel, and this one alone reads.
+        self._channel.send(_prefixed(_Listening()))
         self._control.start()
-        self._channel.send(_READY)
         poller = zmq.Poller()
         poller.register(self._channel, zmq.POLLIN)
         poller.register(self._events, zmq.POLLIN)
@@ -658,7 +827,11 @@ class _Front:
             end = start + _PREFIX.size + size
             if len(received) < end:
                 break
-            self._publish(_batches.decode(bytes(received[start + _PREFIX.size : end])))
+            message = _from_engine.decode(bytes(received[start + _PREFIX.size : end]))
+            if isinstance(message, _Answered):
+                self._engine.put_answer(message)
+            else:
+                self._publish(message)
             start = end
         del received[:start]
         return True
@@ -748,7 +921,7 @@ _MESSAGE_LENGTH = 1000
 class _Id(Struct):
     """As much as is needed to answer a request that is wrong in all else."""
 
-    id: int | str | None = None
+    id: RequestId | None = None
     version: int = 0
 
 
@@ -756,39 +929,115 @@ _requests = msgspec.msgpack.Decoder(Request)
 _ids = msgspec.msgpack.Decoder(_Id)
 
 
-def _serve_control(router: zmq.Socket[Any], state: Path, epoch: int) -> None:
+class _Engine:
+    """The control thread's line to the engine: requests go out numbered, and each one's client is
+    remembered until its answer is back. `put_answer` is for the main thread, the rest is not."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._unsent = bytearray()  # bounded as what is under way is
+        self._clients: dict[int, list[bytes]] = {}
+        self._numbers = itertools.count()
+        self._answers: queue.SimpleQueue[_Answered] = queue.SimpleQueue()
+        self.news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    @property
+    def channel(self) -> int:
+        return self._channel.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def ask(self, verb: ControlVerb, client: list[bytes]) -> Error | None:
+        """Pass it on; an answer only where that cannot be."""
+        if len(self._clients) >= CONTROL_OUTSTANDING:
+            why = f"{CONTROL_OUTSTANDING} requests are under way; ask again when one is answered"
+            return Error(id=verb.id, error=Problem(ControlError.FAILED, why))
+        number = next(self._numbers)
+        message = _prefixed(_Steer(number, verb))
+        assert len(message) <= CONTROL_VERB_SIZE
+        self._clients[number] = client
+        self._unsent += message
+        self.send()
+        return None
+
+    def send(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):  # an engine that is gone ends us
+            while self._unsent:
+                del self._unsent[: self._channel.send(self._unsent)]
+
+    def put_answer(self, answered: _Answered) -> None:
+        self._answers.put(answered)
+        os.eventfd_write(self.news, 1)
+
+    def take_answers(self) -> Iterator[tuple[list[bytes], ControlAnswer]]:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.news)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                answered = self._answers.get_nowait()
+                yield self._clients.pop(answered.number), answered.answer
+
+
+def _serve_control(router: zmq.Socket[Any], state: Path, epoch: int, engine: _Engine) -> None:
     """The control thread: one request at a time until the context ends."""
     import zmq
 
     try:
         with contextlib.suppress(zmq.ContextTerminated), router:
-            _answer_requests(router, _Desk(StateDirectory(state), epoch))
+            _answer_requests(router, _Desk(StateDirectory(state), epoch), engine)
     except BaseException:
         # A bug must not leave a front that is deaf on one ear: the next epoch hears again.
         traceback.print_exc()
         os._exit(1)
 
 
-def _answer_requests(router: zmq.Socket[Any], desk: _Desk) -> None:
+def _answer_requests(router: zmq.Socket[Any], desk: _Desk, engine: _Engine) -> None:
     import zmq
 
+    def reply(client: list[bytes], message: Reply) -> None:
+        # A client who does not read loses the reply, as ROUTER does with those who left.
+        with contextlib.suppress(zmq.Again):
+            router.send_multipart([*client, _encoder.encode(message)], zmq.NOBLOCK)
+
+    poller = zmq.Poller()
+    poller.register(router, zmq.POLLIN)
+    poller.register(engine.news, zmq.POLLIN)
     while True:
+        if engine.has_unsent:
+            poller.register(engine.channel, zmq.POLLOUT)
+        elif engine.channel in poller:
+            poller.unregister(engine.channel)
+        ready = dict(poller.poll())
+        if engine.channel in ready:
+            engine.send()
+        if engine.news in ready:
+            for client, answer in engine.take_answers():
+                reply(client, answer)
+        if router not in ready:
+            continue
         # Part by part: of a message with a million parts two are kept.
-        envelope = [router.recv()]
+        client = [router.recv()]
         body = b""
         while router.getsockopt(zmq.RCVMORE):
             part = router.recv()
-            if len(envelope) == 1 and not part:
-                envelope.append(part)  # a REQ socket's delimiter goes back as it came
+            if len(client) == 1 and not part:
+                client.append(part)  # a REQ socket's delimiter goes back as it came
             else:
                 body = part
-        # A client who does not read loses the reply, as ROUTER does with those who left.
-        with contextlib.suppress(zmq.Again):
-            router.send_multipart([*envelope, _encoder.encode(desk.answer(body))], zmq.NOBLOCK)
+        said = desk.answer(body)
+        if isinstance(said, ControlVerb):
+            refused = engine.ask(said, client)
+            if refused is not None:
+                reply(client, refused)
+        else:
+            reply(client, said)
 
 
 class _Desk:
-    """Answers requests from the journals of a state directory. Changes nothing."""
+    """Answers requests from the journals of a state directory. Changes nothing: what would is given
+    back, checked, with the run named in full."""
 
     def __init__(self, state: StateDirectory, epoch: int) -> None:
         self._state = state
@@ -797,7 +1046,7 @@ class _Desk:
         # A large value is fetched in pieces: the last one is kept whole between them.
         self._fetched: tuple[str, int, Raw] | None = None
 
-    def answer(self, body: bytes) -> Reply:
+    def answer(self, body: bytes) -> Reply | ControlVerb:
         try:
             request = _requests.decode(body)
         except (ValueError, RecursionError) as error:
@@ -829,11 +1078,13 @@ class _Desk:
             id=asked.id, error=Problem(ControlError.BAD_REQUEST, message[:_MESSAGE_LENGTH])
         )
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> Reply | ControlVerb:
         if isinstance(request, List):
             most = max(1, min(request.limit, LISTED_RUNS))
             return Listed(id=request.id, runs=tuple(list_runs(self._state, most)))
         run = self._state.find_run(request.run)
+        if isinstance(request, ControlVerb):
+            return msgspec.structs.replace(request, run=run.id)
         if isinstance(request, Show):
             summary, tasks = describe(run)
             return Shown(id=request.id, run=summary, tasks=tasks, as_of=summary.last_seq)

@@ -111,6 +111,13 @@ class RunDirectory:
     def lock(self) -> Path:
         return self.path / "owner.lock"
 
+    def owner(self) -> int | None:
+        """The pid that the last owner wrote, alive or not."""
+        try:
+            return int(self.lock.read_bytes()[:32])
+        except (OSError, ValueError):
+            return None
+
     def is_owned(self) -> bool:
         """Whether a living supervisor holds this run."""
         try:

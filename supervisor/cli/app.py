@@ -160,6 +160,226 @@ def doctor(json: Json = False, state: State = None) -> None:
     sys.exit(examine(as_json=json, state=state))
 
 
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix, or `last`.")]
+
+
+@app.command(epilog="Example: casemate ps --json | jq '.[0].state'")
+def ps(
+    all: Annotated[bool, typer.Option("--all", help="Old runs too.")] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """List runs, the newest first."""
+    from .show import print_ps
+
+    sys.exit(print_ps(everything=all, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate show last --all")
+def show(
+    run: Run,
+    all: Annotated[
+        bool,
+        typer.Option("--all", help="The whole story: undone attempts, rollbacks, checkpoints."),
+    ] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Show a run and its tasks."""
+    from .show import print_run
+
+    sys.exit(print_run(run, everything=all, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate events last --follow --json | jq .kind")
+def events(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the run has ended.")] = False,
+    since: Annotated[int, typer.Option(metavar="N", min=0, help="Begin after seq N.")] = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="One event a line, and nothing else.")
+    ] = False,
+    state: State = None,
+) -> None:
+    """Print a run's events, from its journal: no supervisor is needed."""
+    from .show import print_events
+
+    sys.exit(print_events(run, follow=follow, since=since, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate output last analyze | jq .files")
+def output(
+    run: Run,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[TASK]", help="This task's; else those of the run."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="On one line.")] = False,
+    state: State = None,
+) -> None:
+    """Print outputs as JSON. Exits 1 when there is none."""
+    from .show import print_output
+
+    sys.exit(print_output(run, task, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate checkpoints last")
+def checkpoints(run: Run, json: Json = False, state: State = None) -> None:
+    """List a run's checkpoints."""
+    from .show import list_checkpoints
+
+    sys.exit(list_checkpoints(run, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate pause last --drain")
+def pause(
+    run: Run,
+    drain: Annotated[bool, typer.Option("--drain", help="Let what runs end.")] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Pause a run; `resume` goes on."""
+    from .steer import pause_run
+
+    sys.exit(pause_run(run, drain=drain, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate resume last")
+def resume(run: Run, json: Json = False, state: State = None) -> None:
+    """Go on with a paused run, or here with one that was interrupted.
+
+    Exits at once where a living supervisor goes on with it, else as `casemate run` does.
+    """
+    from .steer import resume_run
+
+    sys.exit(resume_run(run, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate cancel last --reason 'wrong input'")
+def cancel(
+    run: Run,
+    reason: Annotated[str, typer.Option(help="Kept in the journal.")] = "cancelled by an operator",
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Kill what a run has going and end it."""
+    from .steer import cancel_run
+
+    sys.exit(cancel_run(run, reason=reason, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate checkpoint last")
+def checkpoint(run: Run, json: Json = False, state: State = None) -> None:
+    """Make a checkpoint now and print its id."""
+    from .steer import checkpoint_run
+
+    sys.exit(checkpoint_run(run, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate rollback last c3")
+def rollback(
+    run: Run,
+    checkpoint: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[CHECKPOINT]", help="As `casemate checkpoints` lists them."),
+    ] = None,
+    before: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TASK", help="Undo this task and what depends on it instead."),
+    ] = None,
+    accept_base: Annotated[
+        bool, typer.Option("--accept-base", help="Although others changed the workspace.")
+    ] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Return a run to a checkpoint, or to just before a task; files included."""
+    from .steer import roll_back_run
+
+    sys.exit(
+        roll_back_run(
+            run, checkpoint, before=before, accept_base=accept_base, as_json=json, state=state
+        )
+    )
+
+
+@app.command(epilog="Example: casemate resume $(casemate fork last c3)")
+def fork(
+    run: Run,
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT")],
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Make a new run that begins where this one was at a checkpoint; prints its id."""
+    from .steer import fork_run
+
+    sys.exit(fork_run(run, checkpoint, as_json=json, state=state))
+
+
+@app.command(epilog="Example: casemate diff last | git apply")
+def diff(
+    run: Run,
+    attempt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TASK/N", help="What this attempt wrote, also a failed one."),
+    ] = None,
+    state: State = None,
+) -> None:
+    """Print the files a run changed, as a patch."""
+    from .steer import print_diff
+
+    sys.exit(print_diff(run, attempt, state=state))
+
+
+@app.command(epilog="Example: casemate apply last --allow Makefile")
+def apply(
+    run: Run,
+    allow: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="PATH", help="Write this path although it is a risky one."),
+    ] = None,
+    accept_base: Annotated[
+        bool, typer.Option("--accept-base", help="Although others changed the workspace.")
+    ] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Write the files a run changed to its real workspace."""
+    from .steer import apply_files
+
+    sys.exit(
+        apply_files(run, allow=allow or [], accept_base=accept_base, as_json=json, state=state)
+    )
+
+
+@app.command(epilog="Example: casemate gc --keep 5 --older 7d --dry-run")
+def gc(
+    keep: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", min=0, help="Keep the newest N that ended (20)."),
+    ] = None,
+    older: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="DURATION", help="Only what ended longer ago, as in 7d."),
+    ] = None,
+    run: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="RUN", help="This run instead, also an interrupted one."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Drop old runs that have ended, with their files."""
+    from .steer import drop_runs
+
+    sys.exit(
+        drop_runs(
+            keep=keep, older=older, runs=run or [], dry_run=dry_run, as_json=json, state=state
+        )
+    )
+
+
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

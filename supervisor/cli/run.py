@@ -13,7 +13,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..describe import read_pipeline
 from .scope import settle
 from .view import LiveView, PlainView, View
 
-__all__ = ["run_file"]
+__all__ = ["resume_here", "run_file"]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 130}
@@ -86,8 +86,34 @@ async def _run(
 
 
 async def _run_once(supervisor: Supervisor, spec: PipelineSpec, value: Any, as_json: bool) -> str:
-    loop = asyncio.get_running_loop()
     run = await supervisor.submit(spec, value)
+    return await _watch(supervisor, run, spec, as_json)
+
+
+async def resume_here(
+    config: Config,
+    run: str,
+    spec: PipelineSpec,
+    past: Sequence[PipelineEvent],
+    since: int,
+    as_json: bool,
+) -> int:
+    """Go on with a run that nobody owns: its events after `since`, over what the past made."""
+    async with Supervisor(config=config) as supervisor:
+        await supervisor.resume(run)
+        outcome = await _watch(supervisor, run, spec, as_json, past, since)
+        return EXIT_CODES.get(outcome, 1)
+
+
+async def _watch(
+    supervisor: Supervisor,
+    run: str,
+    spec: PipelineSpec,
+    as_json: bool,
+    past: Sequence[PipelineEvent] = (),
+    since: int = 0,
+) -> str:
+    loop = asyncio.get_running_loop()
     cancelling: set[asyncio.Task[None]] = set()  # a task that nobody holds may vanish
 
     def end(number: signal.Signals) -> None:
@@ -98,7 +124,9 @@ async def _run_once(supervisor: Supervisor, spec: PipelineSpec, value: Any, as_j
     outcome = "interrupted"
     try:
         with _view(spec, supervisor.events_endpoint, as_json) as view:
-            async for event in supervisor.events(run, whole=as_json):
+            for event in past:
+                view.remember(event)
+            async for event in supervisor.events(run, since, whole=as_json):
                 view.see(event)
                 outcome = ENDINGS.get(event.kind, outcome)
     finally:

@@ -29,6 +29,7 @@ STYLES = {
     "waiting": ("·", "dim"),
     "ready": ("·", "cyan"),
     "running": ("▶", "bold blue"),
+    "paused": ("‖", "cyan"),
     "retrying": ("↻", "yellow"),
     "completed": ("✔", "green"),
     "failed": ("✘", "red"),
@@ -41,6 +42,7 @@ BECOMES = {
     "task.completed": "completed",
     "task.failed": "failed",
     "task.cancelled": "cancelled",
+    "task.restarted": "waiting",
 }
 # One line of a task's own text on one screen line; 8 KiB of it may arrive in one event.
 TEXT_WIDTH = 200
@@ -92,8 +94,42 @@ def lines_of(event: PipelineEvent) -> Iterator[str]:
             yield f"completed in {seconds(data['seconds'])}: {shown(event, 'output')}"
         case "task.retrying":
             yield f"{describe(data['error'])}; again in {seconds(data['delay'])}"
+        case "task.restarted":
+            yield f"to be done again: {printable(data['reason'])}"
         case "task.failed" | "task.cancelled":
             yield f"{event.kind.removeprefix('task.')}: {describe(data['error'])}"
+
+
+def run_line(event: PipelineEvent) -> str:
+    """An event of the run itself, in words."""
+    data = event.data
+    match event.kind:
+        case "run.started":
+            return f"run {event.run} started"
+        case "run.failed":
+            return f"run failed: {describe(data['error'])}"
+        case "run.cancelled":
+            return f"run cancelled: {printable(data['reason'])}"
+        case "run.paused":
+            return "run paused" + (", what runs is left to end" if data["drain"] else "")
+        case "run.recovered":
+            lost = f", lost: {printable(', '.join(data['lost']))}" if data["lost"] else ""
+            return f"run taken over from a dead supervisor{lost}"
+        case "run.rolled_back":
+            where = data["checkpoint"] or f"before {data['before']}"
+            undone = printable(", ".join(data["undone"]))
+            return f"rolled back to {printable(where)}, undone: {undone or 'nothing'}"
+        case "run.forked":
+            return f"forked from {printable(data['source'])} at {printable(data['checkpoint'])}"
+        case "checkpoint.created":
+            return (
+                f"checkpoint {printable(data['checkpoint'])}: {data['total']} tasks, "
+                f"{data['files']} files, {bytes_of(data['bytes'])}"
+            )
+        case "workspace.changed":
+            paths = printable(", ".join(data["paths"]))
+            return f"{data['total']} files of the workspace were changed by others: {paths}"
+    return printable(event.kind.replace(".", " ").replace("_", " "))
 
 
 def seconds(value: float) -> str:
@@ -145,9 +181,23 @@ class View:
     def __exit__(self, *_: object) -> None:
         return None
 
+    def remember(self, event: PipelineEvent) -> None:
+        """An event of an earlier life of the run: it counts, and is not shown."""
+        View.see(self, event)
+        if event.task is not None:
+            row = self.rows[event.task]
+            row.began, row.seconds = None, event.data.get("seconds", 0.0)
+            # What ran then is dead.
+            row.state = "waiting" if row.state == "running" else row.state
+
     def see(self, event: PipelineEvent) -> None:
         self.run = event.run
         if event.task is None:
+            if event.kind in {"run.rolled_back", "run.forked"}:
+                self.outcome = ""
+                for undone in event.data["undone"]:
+                    self.rows[undone] = Row()
+                    self.errors.pop(undone, None)
             if event.kind in {"run.completed", "run.failed", "run.cancelled"}:
                 self.outcome = event.kind.removeprefix("run.")
                 self.outputs = event.data.get("outputs", {})
@@ -194,6 +244,10 @@ class View:
         return f"{outcome}: {done} of {len(self.rows)} tasks completed in {took}"
 
 
+# In the first line, and in the summary after the last.
+_TOLD_ELSEWHERE = {"run.started", "run.completed", "run.failed", "run.cancelled"}
+
+
 class PlainView(View):
     """One line an event, for pipes and logs."""
 
@@ -207,6 +261,9 @@ class PlainView(View):
             name = printable(self.spec.name)
             self._print(f"run {event.run} · {name} · {len(self.rows)} tasks · {self.events}")
         super().see(event)
+        if event.task is None and event.kind not in _TOLD_ELSEWHERE:
+            at = event.at.astimezone().strftime("%H:%M:%S")
+            self._print(f"{at} {'':{self._width}} {run_line(event)}")
         for line in lines_of(event):
             at = event.at.astimezone().strftime("%H:%M:%S")
             self._print(f"{at} {event.task:{self._width}} {line}")

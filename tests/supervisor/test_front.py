@@ -320,7 +320,11 @@ def test_published_frames_are_what_the_wire_says(state: StateDirectory) -> None:
                 | {"seq": 3, "kind": "task.completed", "task_seq": 2, "attempt": 1}
                 | {"omitted": {"output": len(LARGE)}},
             ]
-            assert msgpack.decode(frames[2][2]) == {"output": None, "seconds": 0.5}
+            assert msgpack.decode(frames[2][2]) == {
+                "output": None,
+                "seconds": 0.5,
+                "layer": None,
+            }
             # Every second, also when nothing happens.
             beats: list[Any] = []
             while len(beats) < 2:

@@ -1,0 +1,342 @@
+"""`ps`, `show`, `checkpoints`, `events`, `output`: what journals tell. They need no supervisor, and
+ask none."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...protocol import codec
+from ...protocol.control import RunState, RunSummary, TaskSummary
+from ...protocol.errors import CasemateError, UsageError
+from ..config import load_config
+from ..cursor import ENDINGS, PipelineEvent, public
+from ..journal import JournalReader, describe, list_runs
+from ..state import RunDirectory, StateDirectory
+from .view import STYLES, bytes_of, lines_of, printable, run_line
+
+__all__ = [
+    "list_checkpoints",
+    "open_state",
+    "print_events",
+    "print_json",
+    "print_output",
+    "print_ps",
+    "print_run",
+]
+
+# Without --all: one screen.
+_LISTED = 20
+
+# How often a followed journal is looked at: a person does not see the difference to at once.
+_LOOK_SECONDS = 0.1
+
+_RUN_STYLES = {
+    RunState.RUNNING: ("▶", "bold blue"),
+    RunState.PAUSED: ("‖", "cyan"),
+    RunState.COMPLETED: ("✔", "green"),
+    RunState.FAILED: ("✘", "red"),
+    RunState.CANCELLED: ("✘", "magenta"),
+    RunState.INTERRUPTED: ("↯", "yellow"),
+    RunState.DAMAGED: ("✘", "bold red"),
+}
+
+
+def open_state(state: Path | None) -> StateDirectory:
+    return StateDirectory.open_existing(load_config(state=state).state)
+
+
+def print_json(value: Any, *, compact: bool = False) -> None:
+    """JSON on stdout, in which a task's text can do nothing to a terminal: what is not printable
+    is escaped, and JSON still."""
+    text = json.dumps(value, indent=None if compact else 2, ensure_ascii=False)
+    shown = (c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+    sys.stdout.write("".join(shown) + "\n")
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character, ensure_ascii=True)[1:-1] if character != "\x7f" else "\\u007f"
+
+
+def _console() -> Console:
+    return Console(highlight=False, emoji=False)
+
+
+def _age(since: float | None, until: float | None = None) -> str:
+    if since is None:
+        return ""
+    passed = max(0.0, (until or time.time()) - since)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if passed >= size:
+            return f"{passed / size:.0f}{unit}"
+    return f"{passed:.0f}s"
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _state(state: RunState) -> Text:
+    mark, style = _RUN_STYLES[state]
+    return Text(f"{mark} {state}", style=style)
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
+    for name in columns:
+        table.add_column(
+            name,
+            justify="right" if name in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- ps
+
+
+def print_ps(*, everything: bool, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    known = list_runs(directory, None if everything else _LISTED)
+    rows = [(summary, *_counts(directory, summary)) for summary in known]
+    if as_json:
+        print_json(
+            [msgspec.to_builtins(run) | {"done": done, "tasks": of} for run, done, of in rows]
+        )
+        return 0
+    if not rows:
+        print(f"no runs in {directory.path}", file=sys.stderr)
+        return 0
+    table = _table("run", "pipeline", "state", "tasks", "age", right=("tasks", "age"))
+    for run, done, of in rows:
+        name = printable(run.pipeline or "", 30)
+        table.add_row(run.id, Text(name), _state(run.state), f"{done}/{of}", _age(run.started))
+    _console().print(table)
+    hidden = len(directory.run_ids()) - len(rows)
+    if hidden > 0:
+        print(f"… and {hidden} older (--all)", file=sys.stderr)
+    return 0
+
+
+def _counts(directory: StateDirectory, summary: RunSummary) -> tuple[int, int]:
+    if summary.state is RunState.DAMAGED:
+        return 0, 0
+    try:
+        _, tasks = describe(directory.run(summary.id))
+    except CasemateError:
+        return 0, 0
+    return sum(task.state == "completed" for task in tasks), len(tasks)
+
+
+# -------------------------------------------------------------------------------------------- show
+
+
+def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None) -> int:
+    run = open_state(state).find_run(text)
+    summary, tasks = describe(run)
+    story = list(_story(run)) if everything else []
+    if as_json:
+        shown = {"run": msgspec.to_builtins(summary), "tasks": msgspec.to_builtins(tasks)}
+        if everything:
+            shown["story"] = [event.as_json() | {"undone": undone} for event, undone in story]
+        print_json(shown)
+        return 0
+    console = _console()
+    head = Text.assemble((printable(summary.pipeline or "(not begun)"), "bold"), f"  {run.id}  ")
+    head.append_text(_state(summary.state))
+    if summary.started is not None:
+        took = _age(summary.started, summary.ended)
+        head.append(f"  {_clock(summary.started)}, {took}", "dim")
+    console.print(head)
+    if summary.problem:
+        console.print(printable(summary.problem), markup=False)
+    if everything:
+        width = max((len(task.id) for task in tasks), default=0)
+        for event, undone in story:
+            for line in _lines(event, width, undone):
+                console.print(Text(line, style="dim strike" if undone else ""), soft_wrap=True)
+        return 0
+    counts = Counter(task.state for task in tasks)
+    console.print(
+        Text(" · ".join(f"{count} {what}" for what, count in sorted(counts.items())), "dim")
+    )
+    if tasks:
+        console.print(_task_table(tasks))
+    return 0
+
+
+def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:
+    table = _table("task", "state", "try", "since", "error", right=("try", "since"))
+    for task in tasks:
+        mark, style = STYLES.get(task.state, ("·", ""))
+        error = f"{task.error.kind}: {task.error.message}" if task.error is not None else ""
+        table.add_row(
+            task.id,
+            Text(f"{mark} {task.state}", style=style),
+            str(task.attempt or ""),
+            _age(task.since),
+            Text(printable(error)),
+        )
+    return table
+
+
+def _story(run: RunDirectory) -> Iterator[tuple[PipelineEvent, bool]]:
+    """Every event that is no bulk, and whether a later rollback undid it."""
+    events = [public(event, omitted) for event, omitted in _decisions(run)]
+    undone: set[str] = set()
+    marked: list[bool] = []
+    for event in reversed(events):
+        if event.kind in {"run.rolled_back", "run.forked"}:
+            undone |= set(event.data["undone"])
+        marked.append(event.task in undone)
+    return zip(events, reversed(marked), strict=True)
+
+
+def _decisions(run: RunDirectory) -> list[Any]:  # Outlines: NamedTuples of two
+    try:
+        with JournalReader(run) as reader:
+            return list(reader.decisions())
+    except FileNotFoundError:
+        return []
+
+
+def _lines(event: PipelineEvent, width: int, undone: bool = False) -> Iterator[str]:
+    at = event.at.astimezone().strftime("%H:%M:%S")
+    if event.task is None:
+        yield f"{at} {'':{width}} {run_line(event)}"
+        return
+    for line in lines_of(event):
+        yield f"{at} {event.task:{width}} {line}" + (" (undone)" if undone else "")
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+def list_checkpoints(text: str, *, as_json: bool, state: Path | None) -> int:
+    run = open_state(state).find_run(text)
+    found = [event for event, _ in _story(run) if event.kind == "checkpoint.created"]
+    if as_json:
+        print_json([event.data | {"at": event.as_json()["at"]} for event in found])
+        return 0
+    if not found:
+        print(f"run {run.id}: no checkpoints", file=sys.stderr)
+        return 0
+    table = _table(
+        "checkpoint", "time", "tasks", "files", "size", "since the last one",
+        right=("tasks", "files", "size"),
+    )  # fmt: skip
+    for event in found:
+        data = event.data
+        table.add_row(
+            str(data["checkpoint"]),
+            event.at.astimezone().strftime("%H:%M:%S"),
+            str(data["total"]),
+            str(data["files"]),
+            bytes_of(data["bytes"]),
+            Text(printable(", ".join(data["tasks"]), 60)),
+        )
+    _console().print(table)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------ events
+
+
+def print_events(text: str, *, follow: bool, since: int, as_json: bool, state: Path | None) -> int:
+    run = open_state(state).find_run(text)
+    _, tasks = describe(run)
+    width = max((len(task.id) for task in tasks), default=0)
+    console = _console()
+    try:
+        for event in _events(run, since, follow, whole=as_json):
+            if as_json:
+                print_json(event.as_json(), compact=True)
+                sys.stdout.flush()
+            else:
+                for line in _lines(event, width):
+                    console.print(line, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        return 130
+    if follow and describe(run)[0].state not in set(ENDINGS.values()):
+        print(f"run {run.id}: no supervisor owns it any more", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _events(run: RunDirectory, since: int, follow: bool, *, whole: bool) -> Iterator[PipelineEvent]:
+    """To the end of what there is, or of the run: it has ended, or nobody is there to go on."""
+    reader: JournalReader | None = None
+    last = ""
+    try:
+        while True:
+            # Asked before reading: what an owner wrote last is read after he let go.
+            is_owned = run.is_owned()
+            if reader is None:
+                try:
+                    reader = JournalReader(run)
+                except FileNotFoundError:
+                    if not (follow and is_owned):
+                        return
+            if reader is not None:
+                while page := _page(reader, since, whole):
+                    for event in page:
+                        since = event.seq
+                        last = event.kind if event.task is None else last
+                        yield event
+            if not follow or not is_owned or last in ENDINGS:
+                return
+            if not last and describe(run)[0].state in set(ENDINGS.values()):
+                return  # it had ended before `since`
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        if reader is not None:
+            reader.close()
+
+
+def _page(reader: JournalReader, since: int, whole: bool) -> list[PipelineEvent]:
+    if whole:
+        return [public(event) for event in reader.events(since)]
+    return [public(*outline) for outline in reader.outlines(since)]
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+def print_output(text: str, task: str | None, *, as_json: bool, state: Path | None) -> int:
+    run = open_state(state).find_run(text)
+    summary, tasks = describe(run)
+    if task is None:
+        if summary.state is not RunState.COMPLETED:
+            raise CasemateError(
+                f"run {run.id} is {summary.state}: its outputs are there when it has completed; "
+                f"`casemate output {run.id} TASK` prints one task's"
+            )
+        wanted: tuple[str, str | None] = ("run.completed", None)
+        field = "outputs"
+    else:
+        if task not in {each.id for each in tasks}:
+            raise UsageError(f"run {run.id} has no task {task!r}")
+        wanted, field = ("task.completed", task), "output"
+    seqs = [
+        event.seq for event, undone in _story(run)
+        if (event.kind, event.task) == wanted and not undone
+    ]  # fmt: skip
+    if not seqs:
+        raise CasemateError(f"run {run.id}: task {task} has no output: it has not completed")
+    with JournalReader(run) as reader:
+        event = public(reader.events(seqs[-1] - 1, 1)[0])
+    print_json(codec.to_jsonable(event.data[field]), compact=as_json)
+    return 0

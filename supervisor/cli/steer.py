@@ -1,0 +1,243 @@
+"""`pause`, `resume`, `cancel`, `checkpoint`, `rollback`, `fork`, `diff`, `apply`, `gc`.
+
+Where a living supervisor owns the run it is asked, and acts at once. Where none does, the wish is
+recorded in the run's journal (`offline`), and `resume` goes on with it, here and in the foreground.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from ...protocol.errors import UsageError
+from ...protocol.pipeline import PipelineSpec
+from ...protocol.units import parse_duration
+from ..config import load_config
+from ..control import Client
+from ..cursor import public
+from ..gc import collect_garbage
+from ..journal import JournalReader
+from ..state import RunDirectory, StateDirectory
+from .show import open_state, print_json
+from .view import bytes_of, printable
+
+__all__ = [
+    "apply_files",
+    "cancel_run",
+    "checkpoint_run",
+    "drop_runs",
+    "fork_run",
+    "pause_run",
+    "print_diff",
+    "resume_run",
+    "roll_back_run",
+]
+
+
+def _steer(
+    run: RunDirectory,
+    directory: StateDirectory,
+    online: Callable[[Client], str | None],
+    offline: Callable[[], str | None],
+) -> str | None:
+    if not run.is_owned():
+        return offline()
+    with Client(directory) as client:
+        return online(client)
+
+
+def _say(as_json: bool, run: str, words: str, **more: str | None) -> int:
+    if as_json:
+        print_json({"run": run} | {key: value for key, value in more.items() if value})
+    else:
+        print(words)
+    return 0
+
+
+def pause_run(text: str, *, drain: bool, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    run = directory.find_run(text)
+
+    def offline() -> None:
+        from .. import offline as recorded
+
+        recorded.pause_run(directory, run.id, drain)
+
+    _steer(run, directory, lambda client: client.pause(run.id, drain), offline)
+    return _say(as_json, run.id, f"run {run.id} is paused")
+
+
+def cancel_run(text: str, *, reason: str, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    run = directory.find_run(text)
+
+    def offline() -> None:
+        from .. import offline as recorded
+
+        recorded.cancel_run(directory, run.id, reason)
+
+    _steer(run, directory, lambda client: client.cancel(run.id, reason), offline)
+    return _say(as_json, run.id, f"run {run.id} is cancelled")
+
+
+def checkpoint_run(text: str, *, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    run = directory.find_run(text)
+
+    def offline() -> str | None:
+        from .. import offline as recorded
+
+        made: str = recorded.checkpoint_run(directory, run.id)
+        return made
+
+    made = _steer(run, directory, lambda client: client.checkpoint(run.id), offline) or ""
+    return _say(as_json, run.id, printable(made), checkpoint=made)
+
+
+def roll_back_run(
+    text: str,
+    checkpoint: str | None,
+    *,
+    before: str | None,
+    accept_base: bool,
+    as_json: bool,
+    state: Path | None,
+) -> int:
+    if (checkpoint is None) == (before is None):
+        raise UsageError("rollback: give a checkpoint, or --before TASK; one of the two")
+    directory = open_state(state)
+    run = directory.find_run(text)
+    is_offline = []
+
+    def offline() -> None:
+        from .. import offline as recorded
+
+        recorded.rollback_run(directory, run.id, checkpoint, before, accept_base)
+        is_offline.append(True)
+
+    def online(client: Client) -> None:
+        client.rollback(run.id, checkpoint, before, accept_base)
+
+    _steer(run, directory, online, offline)
+    words = f"run {run.id} is rolled back to {checkpoint or f'before {before}'}"
+    if is_offline:
+        words += f"; `casemate resume {run.id}` goes on"
+    return _say(as_json, run.id, words, checkpoint=checkpoint, before=before)
+
+
+def fork_run(text: str, checkpoint: str, *, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    run = directory.find_run(text)
+
+    def offline() -> str | None:
+        from .. import offline as recorded
+
+        made: str = recorded.fork_run(directory, run.id, checkpoint)
+        return made
+
+    made = _steer(run, directory, lambda client: client.fork(run.id, checkpoint), offline) or ""
+    return _say(as_json, made, made, source=run.id)
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+def resume_run(text: str, *, as_json: bool, state: Path | None) -> int:
+    config = load_config(state=state)
+    directory = StateDirectory.open_existing(config.state)
+    run = directory.find_run(text)
+    if run.is_owned():
+        with Client(directory) as client:
+            client.resume(run.id)
+        return _say(as_json, run.id, f"run {run.id} goes on")
+    from .run import resume_here
+    from .scope import settle
+
+    settle()
+    with JournalReader(run) as reader:
+        first = reader.events(0, 1)
+        if not first or first[0].kind != "run.started":
+            raise UsageError(f"run {run.id} never began: there is nothing to go on with")
+        past = [public(*outline) for outline in reader.decisions()]
+        since = reader.last_seq()
+    spec = msgspec.msgpack.decode(
+        msgspec.msgpack.decode(first[0].data, type=_Started).spec, type=PipelineSpec
+    )
+    return asyncio.run(resume_here(config, run.id, spec, past, since, as_json))
+
+
+class _Started(msgspec.Struct):
+    spec: msgspec.Raw
+
+
+# ------------------------------------------------------------------------------------ diff, apply
+
+
+def print_diff(text: str, attempt: str | None, *, state: Path | None) -> int:
+    from ..files import diff_run
+
+    directory = open_state(state)
+    run = directory.find_run(text)
+    # A patch is for `git apply`: whole, as bytes, with nothing escaped.
+    diff_run(directory, run.id, attempt, sys.stdout.buffer)
+    sys.stdout.flush()
+    return 0
+
+
+def apply_files(
+    text: str, *, allow: Sequence[str], accept_base: bool, as_json: bool, state: Path | None
+) -> int:
+    from ..files import apply_run
+
+    directory = open_state(state)
+    run = directory.find_run(text)
+    written = list(apply_run(directory, run.id, tuple(allow), accept_base))
+    if as_json:
+        print_json({"run": run.id, "applied": written})
+        return 0
+    for path in written:
+        print(printable(path))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- gc
+
+
+def drop_runs(
+    *,
+    keep: int | None,
+    older: str | None,
+    runs: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    state: Path | None,
+) -> int:
+    try:
+        seconds = None if older is None else parse_duration(older)
+    except ValueError as error:
+        raise UsageError(f"--older: {error}") from error
+    directory = open_state(state)
+    found = collect_garbage(directory, keep=keep, older=seconds, runs=runs, dry_run=dry_run)
+    dropped, freed, problems = [], 0, 0
+    for one in found:
+        dropped.append(msgspec.to_builtins(one))
+        freed += one.bytes
+        problems += one.problem is not None
+        if as_json:
+            continue
+        what = one.run or "what an earlier gc had left"
+        if one.problem is not None:
+            print(f"casemate: {what}: not dropped: {printable(one.problem)}", file=sys.stderr)
+        else:
+            name = printable(one.pipeline or "", 30)
+            print(f"{what}  {one.state or ''}  {bytes_of(one.bytes)}  {name}".rstrip())
+    if as_json:
+        print_json({"dropped": dropped, "bytes": freed, "dry_run": dry_run})
+    else:
+        count = len(dropped) - problems
+        print(f"{count} dropped, {bytes_of(freed)} freed" + (" (not really)" if dry_run else ""))
+    return 1 if problems else 0

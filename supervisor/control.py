@@ -1,0 +1,215 @@
+"""Steering a run from elsewhere: both ends of it.
+
+`carry_out` is the engine's: it does what a request asks and puts what became of it, refusals too,
+into an answer. `Client` is for other processes: it finds the living supervisor that owns the run,
+asks its front, and waits.
+
+The owner is found by the run's lock, in which its pid stands, and the records of those who live. A
+request carries an id of its own, so that it can be sent again when no answer comes (the front was
+restarted): it is carried out once.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from ..protocol.control import (
+    Cancel,
+    Checkpoint,
+    ControlAnswer,
+    ControlError,
+    ControlVerb,
+    Done,
+    Error,
+    Fork,
+    Pause,
+    Problem,
+    Reply,
+    Resume,
+    Rollback,
+)
+from ..protocol.errors import CasemateError, LocalViolation, UsageError
+from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION
+from .state import RunDirectory, StateDirectory, SupervisorRecord
+
+__all__ = ["Client", "Steerable", "carry_out"]
+
+# A rollback copies and flattens; an hour is a hang. Whoever waits can end it with ^C.
+_PATIENCE = 600.0
+
+# An owner that has just begun may not be announced yet: starting its front takes 0.15 s.
+_ANNOUNCED = 5.0
+
+# The first wait for an answer, after which the request is sent again; each is twice the last.
+_FIRST_WAIT = 2.0
+
+_MESSAGE_LENGTH = 2000
+
+
+class Steerable(Protocol):
+    """What the engine offers. Every verb raises UsageError where the run's state does not allow
+    it."""
+
+    def owns(self, run: str) -> bool: ...
+    async def pause(self, run: str, drain: bool = False) -> None: ...
+    async def resume(self, run: str) -> None: ...
+    def cancel(self, run: str, reason: str) -> None: ...
+    async def checkpoint(self, run: str) -> str: ...
+    async def rollback(
+        self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
+    ) -> None: ...
+    async def fork(self, run: str, checkpoint: str) -> str: ...
+
+
+async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
+    """Never raises but for bugs: what one client asked must not end the runs of the others."""
+    # An interrupted run is nobody's, and resuming it makes it this engine's.
+    if not isinstance(verb, Resume) and not engine.owns(verb.run):
+        return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")
+    try:
+        return await _done(engine, verb)
+    except UsageError as error:
+        return _problem(verb, ControlError.REFUSED, str(error))
+    except LocalViolation:
+        raise
+    except Exception as error:
+        return _problem(verb, ControlError.FAILED, f"{type(error).__name__}: {error}")
+
+
+def _problem(verb: ControlVerb, kind: ControlError, message: str) -> Error:
+    return Error(id=verb.id, error=Problem(kind, message[:_MESSAGE_LENGTH]))
+
+
+async def _done(engine: Steerable, verb: ControlVerb) -> Done:
+    run, checkpoint = verb.run, None
+    match verb:
+        case Pause(drain=drain):
+            await engine.pause(run, drain)
+        case Resume():
+            await engine.resume(run)
+        case Cancel(reason=reason):
+            engine.cancel(run, reason or "cancelled by an operator")
+        case Checkpoint():
+            checkpoint = await engine.checkpoint(run)
+        case Rollback(checkpoint=to, before=before, accept_base=accept):
+            if (to is None) == (before is None):
+                raise UsageError("rollback: to a checkpoint or to before a task, one of the two")
+            await engine.rollback(run, to, before, accept)
+        case Fork(checkpoint=to):
+            run = await engine.fork(run, to)
+    return Done(id=verb.id, run=run, checkpoint=checkpoint)
+
+
+class Client:
+    """The verbs of a supervisor, for the runs of any that lives. Use it as a context manager."""
+
+    def __init__(self, state: StateDirectory, patience: float = _PATIENCE) -> None:
+        import zmq
+
+        self._state = state
+        self._patience = patience
+        self._context: zmq.Context[Any] = zmq.Context()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def pause(self, run: str, drain: bool = False) -> None:
+        self._ask(Pause(version=CONTROL_VERSION, id=_new_id(), run=run, drain=drain))
+
+    def resume(self, run: str) -> None:
+        self._ask(Resume(version=CONTROL_VERSION, id=_new_id(), run=run))
+
+    def cancel(self, run: str, reason: str = "") -> None:
+        reason = reason[:CONTROL_REASON_LENGTH]
+        self._ask(Cancel(version=CONTROL_VERSION, id=_new_id(), run=run, reason=reason))
+
+    def checkpoint(self, run: str) -> str:
+        done = self._ask(Checkpoint(version=CONTROL_VERSION, id=_new_id(), run=run))
+        return done.checkpoint or ""
+
+    def rollback(
+        self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
+    ) -> None:
+        self._ask(
+            Rollback(
+                version=CONTROL_VERSION,
+                id=_new_id(),
+                run=run,
+                checkpoint=checkpoint,
+                before=before,
+                accept_base=accept_base,
+            )
+        )
+
+    def fork(self, run: str, checkpoint: str) -> str:
+        verb = Fork(version=CONTROL_VERSION, id=_new_id(), run=run, checkpoint=checkpoint)
+        return self._ask(verb).run
+
+    def _ask(self, verb: ControlVerb) -> Done:
+        run = self._state.find_run(verb.run)
+        verb = msgspec.structs.replace(verb, run=run.id)
+        give_up = time.monotonic() + self._patience
+        for owner in self._owners(run):
+            answer = self._ask_one(owner, verb, give_up)
+            match answer:
+                case Done():
+                    return answer
+                case Error(error=Problem(kind=ControlError.NOT_FOUND)):
+                    continue  # two supervisors in one process have one pid
+                case Error(error=Problem(kind=ControlError.REFUSED, message=message)):
+                    raise UsageError(message)
+                case Error(error=Problem(message=message)):
+                    raise CasemateError(f"run {run.id}: {message}")
+                case _:
+                    raise CasemateError(f"run {run.id}: its supervisor's answer makes no sense")
+        raise CasemateError(f"run {run.id}: its supervisor has just let go of it; ask again")
+
+    def _owners(self, run: RunDirectory) -> list[SupervisorRecord]:
+        give_up = time.monotonic() + min(_ANNOUNCED, self._patience)
+        while True:
+            if not run.is_owned():
+                raise UsageError(
+                    f"run {run.id}: no living supervisor owns it; `casemate resume` goes on with it"
+                )
+            owner = run.owner()
+            found = [each for each in self._state.living_supervisors() if each.pid == owner]
+            if found:
+                return found
+            if time.monotonic() > give_up:
+                raise CasemateError(
+                    f"run {run.id}: its supervisor (pid {owner or 'unknown'}) cannot be reached "
+                    "from here"
+                )
+            time.sleep(0.05)
+
+    def _ask_one(self, owner: SupervisorRecord, verb: ControlVerb, give_up: float) -> Reply:
+        import zmq
+
+        body, wait = msgspec.msgpack.encode(verb), _FIRST_WAIT
+        with self._context.socket(zmq.DEALER) as dealer:
+            dealer.linger = 0
+            dealer.connect(owner.control)
+            while owner.is_alive() and (left := give_up - time.monotonic()) > 0:
+                dealer.send(body, zmq.NOBLOCK)
+                until = time.monotonic() + min(wait, left)
+                while dealer.poll(max(0, int((until - time.monotonic()) * 1000))):
+                    reply: Reply = msgspec.msgpack.decode(dealer.recv(), type=Reply)
+                    if reply.id == verb.id:
+                        return reply
+                wait *= 2
+        what = "does not answer" if owner.is_alive() else "died before it answered"
+        raise CasemateError(f"run {verb.run}: its supervisor (pid {owner.pid}) {what}")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex

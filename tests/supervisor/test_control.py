@@ -1,0 +1,299 @@
+"""Steering from outside: the front passes requests on, the engine trusts none of it, the client
+finds the owner and asks once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+from casemate.protocol.control import (
+    Cancel,
+    ControlError,
+    Done,
+    Error,
+    Fork,
+    List,
+    Listed,
+    Pause,
+    Reply,
+    Rollback,
+)
+from casemate.protocol.errors import CasemateError, UsageError
+from casemate.protocol.limits import CONTROL_OUTSTANDING, CONTROL_VERB_SIZE
+from casemate.supervisor.control import Client, carry_out
+from casemate.supervisor.front import FrontProcess
+from casemate.supervisor.state import OwnedRun, StateDirectory
+from fakes import PATIENCE
+from msgspec import msgpack
+
+
+class FakeEngine:
+    """What the engine offers, noted; `gate` holds rollbacks until it is set."""
+
+    def __init__(self, *runs: str) -> None:
+        self.runs = set(runs)
+        self.told: list[tuple[Any, ...]] = []
+        self.gate = asyncio.Event()
+
+    def owns(self, run: str) -> bool:
+        return run in self.runs
+
+    async def pause(self, run: str, drain: bool = False) -> None:
+        self.told.append(("pause", run, drain))
+
+    async def resume(self, run: str) -> None:
+        raise UsageError(f"run {run}: not paused")
+
+    def cancel(self, run: str, reason: str) -> None:
+        self.told.append(("cancel", run, reason))
+
+    async def checkpoint(self, run: str) -> str:
+        raise OSError(28, "No space left on device")
+
+    async def rollback(
+        self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
+    ) -> None:
+        self.told.append(("rollback", run, checkpoint, before, accept_base))
+        await self.gate.wait()
+
+    async def fork(self, run: str, checkpoint: str) -> str:
+        self.told.append(("fork", run, checkpoint))
+        return "the new run"
+
+
+class Bench:
+    def __init__(self, state: StateDirectory, front: FrontProcess, owned: OwnedRun) -> None:
+        self.state, self.front, self.owned = state, front, owned
+        self.run = owned.directory.id
+        self.engine = FakeEngine(self.run)
+
+    async def ask(self, *requests: Any) -> list[Reply]:
+        return await asyncio.to_thread(self._ask, requests)
+
+    def _ask(self, requests: tuple[Any, ...]) -> list[Reply]:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+            client.linger = 0
+            client.connect(self.front.control_endpoint)
+            for request in requests:
+                client.send(msgpack.encode(request))
+            replies: list[Reply] = []
+            for _ in requests:
+                assert client.poll(int(PATIENCE * 1000))
+                replies.append(msgpack.decode(client.recv(), type=Reply))
+            return replies
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    return StateDirectory.open(tmp_path / "state")
+
+
+def run(state: StateDirectory, story: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        front = FrontProcess(state)
+        owned = state.create_run()
+        it = Bench(state, front, owned)
+        front.on_request = lambda verb: carry_out(it.engine, verb)
+        await front.start()
+        try:
+            assert await front.wait_ready(PATIENCE)
+            await story(it)
+        finally:
+            await front.close()
+            owned.ownership.release()
+
+    asyncio.run(main())
+
+
+def test_each_verb_reaches_the_engine_and_its_answer_comes_back(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        def work() -> tuple[str, str]:
+            with Client(state) as client:
+                client.pause("last", drain=True)
+                client.cancel(it.run[:6], "no use")
+                client.rollback(it.run, None, "b", True)
+                with pytest.raises(UsageError, match="not paused"):
+                    client.resume(it.run)
+                with pytest.raises(CasemateError, match="No space left") as full:
+                    client.checkpoint(it.run)
+                return client.fork(it.run, "c3"), type(full.value).__name__
+
+        it.engine.gate.set()
+        assert await asyncio.to_thread(work) == ("the new run", "CasemateError")
+        assert it.engine.told == [
+            ("pause", it.run, True),
+            ("cancel", it.run, "no use"),
+            ("rollback", it.run, None, "b", True),
+            ("fork", it.run, "c3"),
+        ]
+        assert it.front.restarts == 0
+
+    run(state, story)
+
+
+def test_who_waits_for_a_rollback_holds_up_nobody_and_the_queue_is_bounded(
+    state: StateDirectory,
+) -> None:
+    async def story(it: Bench) -> None:
+        # Four clients, for one alone would lose replies that he does not read at once.
+        rollbacks = [
+            Rollback(version=1, id=number, run=it.run, checkpoint="c0")
+            for number in range(CONTROL_OUTSTANDING)
+        ]
+        waiting = [asyncio.create_task(it.ask(*rollbacks[n::4])) for n in range(4)]
+        await it.until(lambda: len(it.engine.told) == CONTROL_OUTSTANDING)
+        [listed] = await it.ask(List(version=1, id="x"))
+        assert isinstance(listed, Listed)
+        [refused] = await it.ask(rollbacks[0])
+        assert isinstance(refused, Error) and "under way" in refused.error.message
+        it.engine.gate.set()
+        replies = [reply for each in waiting for reply in await each]
+        assert all(isinstance(reply, Done) for reply in replies)
+        assert len(it.engine.told) == CONTROL_OUTSTANDING
+        assert it.front.restarts == 0
+
+    run(state, story)
+
+
+def test_a_request_that_comes_again_is_carried_out_once(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        fork = Fork(version=1, id="a-name-of-its-own", run=it.run, checkpoint="c1")
+        first, again = await it.ask(fork, fork)
+        assert first == again == Done(id=fork.id, run="the new run")
+        assert len(it.engine.told) == 1
+        [other] = await it.ask(msgspec.structs.replace(fork, checkpoint="c2"))
+        assert isinstance(other, Error) and other.error.kind == ControlError.BAD_REQUEST
+        pause = Pause(version=1, id=1, run=it.run)
+        await it.ask(pause, pause)
+        assert len(it.engine.told) == 3  # numbers name nothing
+
+    run(state, story)
+
+
+def test_a_front_that_dies_in_between_does_not_lose_a_clients_request(
+    state: StateDirectory,
+) -> None:
+    async def story(it: Bench) -> None:
+        def work() -> None:
+            with Client(state) as client:
+                client.rollback(it.run, "c0", None)
+
+        asked = asyncio.create_task(asyncio.to_thread(work))
+        await it.until(lambda: it.engine.told)
+        assert it.front.pid is not None
+        os.kill(it.front.pid, signal.SIGKILL)
+        await it.until(lambda: it.front.restarts == 1)
+        it.engine.gate.set()
+        await asked
+        assert len(it.engine.told) == 1
+
+    run(state, story)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"verb": "pause", "version": 1, "id": 1, "run": "x" * 65},
+        {"verb": "cancel", "version": 1, "id": 1, "run": "last", "reason": "x" * 1001},
+        {"verb": "pause", "version": 1, "id": "i" * 129, "run": "last"},
+        {"verb": "rollback", "version": 1, "id": 1, "run": "last", "before": ["a"]},
+        {"verb": "fork", "version": 1, "id": 1, "run": "last"},
+        {"verb": "pause", "version": 1, "id": 1, "run": "last", "more": 1},
+    ],
+)
+def test_a_malformed_request_never_reaches_the_engine(
+    state: StateDirectory, request_: dict[str, Any]
+) -> None:
+    async def story(it: Bench) -> None:
+        [reply] = await it.ask(request_)
+        assert isinstance(reply, Error) and reply.error.kind == ControlError.BAD_REQUEST
+        assert it.engine.told == [] and it.front.restarts == 0
+
+    run(state, story)
+
+
+def test_the_largest_request_there_can_be_fits(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        largest = Cancel(version=1, id="\U0010ffff" * 128, run="last", reason="\U0010ffff" * 1000)
+        [reply] = await it.ask(largest)
+        assert isinstance(reply, Done)
+        assert it.engine.told == [("cancel", it.run, largest.reason)]
+
+    run(state, story)
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "little") + body
+
+
+STEER = {"type": "steer", "verb": {"verb": "list", "version": 1, "id": 1}, "number": 1}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        framed(b"\xc1"),
+        framed(b"\x91" * 8000),
+        framed(msgpack.encode(STEER)),
+        framed(msgpack.encode({"type": "listening"})),
+        (CONTROL_VERB_SIZE + 1).to_bytes(4, "little"),
+        b"\xff\xff\xff\xff",
+    ],
+    ids=["garbage", "deep", "no verb", "again", "oversized", "huge"],
+)
+def test_a_front_that_breaks_the_rules_is_killed_and_replaced(
+    state: StateDirectory, said: bytes
+) -> None:
+    async def story(it: Bench) -> None:
+        # As if the front had said it: the engine's end of a channel whose other end is ours.
+        assert it.front._channel is not None
+        epoch = it.front.epoch
+        ours, theirs = socket.socketpair()
+        with theirs:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(it.front._channel)
+            it.front._channel.close()
+            ours.setblocking(False)
+            it.front._channel = ours
+            loop.add_reader(ours, it.front._on_readable)
+            theirs.sendall(said)
+            await it.until(lambda: it.front.restarts == 1 and it.front.epoch != epoch)
+        assert await it.front.wait_ready(PATIENCE)
+        [reply] = await it.ask(Pause(version=1, id=1, run=it.run))
+        assert isinstance(reply, Done)
+
+    run(state, story)
+
+
+def test_a_run_of_nobody_is_a_clear_error(state: StateDirectory) -> None:
+    owned = state.create_run()
+    with Client(state, patience=0.2) as client:
+        with pytest.raises(CasemateError, match=f"pid {os.getpid()}.*cannot be reached"):
+            client.pause(owned.directory.id)
+        owned.ownership.release()
+        with pytest.raises(UsageError, match="no living supervisor owns it"):
+            client.pause(owned.directory.id)
+        with pytest.raises(UsageError, match="no run 'zz'"):
+            client.pause("zz")
+
+
+def test_a_run_of_another_supervisor_is_not_found_here(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        it.engine.runs.clear()
+        [reply] = await it.ask(Pause(version=1, id=1, run=it.run))
+        assert isinstance(reply, Error) and reply.error.kind == ControlError.NOT_FOUND
+
+    run(state, story)
