@@ -100,6 +100,11 @@ class Attempt(Clock):
         wall = self.spec.timeouts.wall
         self._wall = math.inf if wall is None else now + wall
 
+    @property
+    def is_doomed(self) -> bool:
+        """Whatever it gives, it will not complete."""
+        return self.reason is not None or self.restart is not None
+
     def skip(self, since: float, now: float) -> None:
         """It stood still between the two: so did its clocks."""
         gap = now - since

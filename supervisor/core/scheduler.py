@@ -433,7 +433,10 @@ class Scheduler:
         self._clocks.discard(attempt)
 
         error = attempt.verdict(ended.output, ended.error)
-        if attempt.restart is not None and run.stop is None:
+        lost = self._lost_upstream(run, ended.task)
+        if lost is not None and run.stop is None and (error is None or attempt.restart is not None):
+            self._fail(now, run, ended.task, ended.attempt, lost)
+        elif attempt.restart is not None and run.stop is None:
             self._restart(now, run, ended.task, ended.attempt, attempt.restart)
         elif error is None:
             assert ended.output is not None  # checked above
@@ -592,6 +595,7 @@ class Scheduler:
         attempt.restart = reason
         if attempt.phase is not Phase.KILLING:
             attempt.reason = attempt.reason or ErrorKind.CANCELLED
+            attempt.message = attempt.message or reason
             attempt.move(Kill)
             self._kill(attempt)
 
@@ -602,9 +606,14 @@ class Scheduler:
         heapq.heappush(run.ready, run.state.graph.position[task])
 
     def _make_ready_if_due(self, run: _Run, task: str) -> None:
-        is_undone = run.rolling is not None and task in run.rolling.undone
-        if run.stop is None and not is_undone and run.state.is_due(task):
-            self._make_ready(run, task)
+        if run.stop is not None or not run.state.is_due(task):
+            return
+        if run.rolling is not None and task in run.rolling.undone:
+            return
+        speakers = (run.live.get(source) for source in run.state.graph.streams[task])
+        if any(speaker is not None and speaker.is_doomed for speaker in speakers):
+            return  # there will be another
+        self._make_ready(run, task)
 
     def _complete_if_final(self, run: _Run, task: str) -> None:
         """Record what an attempt gave, once nobody it read a stream of can begin again."""
@@ -628,6 +637,15 @@ class Scheduler:
         self._record(run, task, attempt, TaskRestarted(reason=reason))
         self._restart_readers(now, run, task)
         self._make_ready_if_due(run, task)
+
+    def _lost_upstream(self, run: _Run, task: str) -> TaskError | None:
+        """Why a task that reads streams cannot go on, where one of those who speak has failed."""
+        for source in run.state.graph.streams[task]:
+            if run.state.tasks[source].standing is Standing.FAILED:
+                failure = run.state.failures.get(source)
+                why = f"failed: {failure.error.kind}" if failure is not None else "cannot run"
+                return TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=f"upstream {source} {why}")
+        return None
 
     def _restart_readers(self, now: float, run: _Run, task: str) -> None:
         """What read from an attempt that did not complete has to read it all anew."""
@@ -656,7 +674,7 @@ class Scheduler:
         task = attempt.spec.id
         state = run.state.tasks[task]
         delay = None
-        if run.stop is None:
+        if run.stop is None and self._lost_upstream(run, task) is None:
             delay = retry_delay(
                 attempt.spec.retry,
                 error.kind,

@@ -84,17 +84,16 @@ _ENDINGS: dict[type[EventData], RunStanding] = {
     RunFailed: RunStanding.FAILED,
     RunCancelled: RunStanding.CANCELLED,
 }
-_AGAIN: dict[type[EventData], RunStanding] = {
-    RunRolledBack: RunStanding.RUNNING,
-    RunForked: RunStanding.RUNNING,
-}
+_AGAIN: dict[type[EventData], RunStanding] = {RunRolledBack: RunStanding.RUNNING}
 
-# What was left to drain may end a run while it is paused.
+# What was left to drain may end a run while it is paused. A copy's history ends with a checkpoint, so
+# that no run that had ended is ever forked, and nothing that had completed undone by it.
 TRANSITIONS: dict[RunStanding, dict[type[EventData], RunStanding]] = {
     RunStanding.NEW: {RunStarted: RunStanding.RUNNING},
     RunStanding.RUNNING: {
         RunPaused: RunStanding.PAUSED,
         RunRecovered: RunStanding.RUNNING,
+        RunForked: RunStanding.RUNNING,
         **_AGAIN,
         **_ENDINGS,
     },

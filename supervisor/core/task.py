@@ -76,7 +76,7 @@ TRANSITIONS: dict[Standing, dict[type[EventData], Standing]] = {
         TaskRestarted: Standing.WAITING,
         **_UNDONE,
     },
-    Standing.COMPLETED: _UNDONE,
+    Standing.COMPLETED: {RunRolledBack: Standing.WAITING},
     Standing.FAILED: _UNDONE,
     Standing.CANCELLED: _UNDONE,
 }

@@ -12,9 +12,9 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
 what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
 `waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
-`rollback r before b`, `fetched r`. `adopt r` is a crash: the scheduler, its other runs and all that
-lived are gone, a new one takes the run over as its journal tells it. Tasks of a run other than `r`
-are written `one/a#1`. Answers are lines as well, see `show`.
+`rollback r before b`, `fetched r`, `fork r copy c1`. `adopt r` is a crash: the scheduler, its other
+runs and all that lived are gone, a new one takes the run over as its journal tells it. Tasks of a
+run other than `r` are written `one/a#1`. Answers are lines as well, see `show`.
 
 After every step `Simulated` folds the records that came out into a state of its own and compares
 it with the live one, and `Judge` checks from the commands alone what must never happen.
@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 from casemate.protocol.events import (
@@ -227,6 +227,19 @@ class Judge:
         sources = (e.source for e in self.specs[run].edges if e.to == task and e.stream)
         return any((run, source) not in self.completed for source in sources)
 
+    def remember(self, record: Record) -> None:
+        """What happened elsewhere, to the run that this one is copied from."""
+        key = (record.run, record.task or "")
+        if isinstance(record.data, TaskReady):
+            self.attempts[key] = record.attempt or 0
+        elif isinstance(record.data, RunRolledBack | RunForked):
+            self.completed -= {(record.run, task) for task in record.data.undone}
+        elif isinstance(record.data, ENDINGS):
+            if record.attempt is not None:
+                self.ended.add((*key, record.attempt))
+            if isinstance(record.data, TaskCompleted):
+                self.completed.add(key)
+
     def _live_key(self, command: CancelAttempt | Kill | Freeze | Thaw) -> tuple[str, str, int]:
         key = (command.run, command.task, command.attempt)
         assert self.live.get(key[:2]) == command.attempt, f"{command}: not alive"
@@ -388,9 +401,12 @@ class Simulated:
 
     def step(self, now: float, input: Input) -> list[Command]:
         if isinstance(input, Adopt):
-            self._scheduler = Scheduler(self.max_parallel, self.memory)
-            self.states = {input.run: input.state}
-            self.judge.crash()
+            if input.fork is None:
+                self._scheduler = Scheduler(self.max_parallel, self.memory)
+                self.states.clear()
+                self.judge.crash()
+            self.states[input.run] = input.state
+            self.folded.setdefault(input.run, self.fold(input.run))
         commands = self.scheduler.step(now, input)
         self.heard.append((now, input))
         self.answered.append(commands)
@@ -421,7 +437,16 @@ class Simulated:
         if verb == "cancel":
             run, _, reason = rest.partition(" ")
             return CancelRun(run, reason or "asked to")
-        if verb in ("adopt", "fail", "pause", "resume", "checkpoint", "rollback", "fetched"):
+        if verb in (
+            "adopt",
+            "fork",
+            "fail",
+            "pause",
+            "resume",
+            "checkpoint",
+            "rollback",
+            "fetched",
+        ):
             return self._parse_wish(verb, *rest.split())
         subject, _, rest = rest.partition(" ")
         if (found := re.fullmatch(r"(?:([\w-]+)/)?([\w-]+)#(\d+)", subject)) is None:
@@ -455,6 +480,9 @@ class Simulated:
         match verb, words:
             case "adopt", _:
                 return Adopt(run, self.fold(run))
+            case "fork", (copy, checkpoint):
+                self.copy(run, copy, checkpoint)
+                return Adopt(copy, self.fold(copy), fork=(run, checkpoint))
             case "fail", _:
                 return FailRun(run, TaskError(kind=ErrorKind.DISK, message=" ".join(words)))
             case "pause", _:
@@ -470,6 +498,15 @@ class Simulated:
             case "fetched", _:
                 return Fetched(run, self.outputs(run))
         raise ValueError(f"not an input: {verb} {run} {words}")
+
+    def copy(self, run: str, copy: str, checkpoint: str) -> None:
+        """The history of a run up to a checkpoint, as that of another."""
+        self.judge.specs[copy] = self.judge.specs[run]
+        for record in [record for record in self.journal if record.run == run]:
+            self.journal.append(replace(record, run=copy))
+            self.judge.remember(self.journal[-1])
+            if isinstance(record.data, CheckpointCreated) and record.data.checkpoint == checkpoint:
+                return
 
     def fold(self, run: str) -> RunState:
         """The run as its journal tells it."""

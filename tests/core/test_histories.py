@@ -2,32 +2,42 @@
 
 A seeded host answers the core's commands in any order and at any time it likes: it starts what was
 spawned or not, lets attempts speak, finish, fail, die unasked, or ignore a request to end; it
-repeats itself about attempts that are over; runs are submitted and cancelled in the middle. The
-judge in `simulated.py` watches every step, and the live state is compared with the fold of the
-records after every step. In the end the host becomes fair (it answers everything), and every run
-must end, every attempt having ended exactly once.
+repeats itself about attempts that are over; runs are submitted, paused, resumed, rolled back and
+cancelled in the middle. The judge in `simulated.py` watches every step, and the live state is
+compared with the fold of the records after every step. In the end the host becomes fair (it answers
+everything), and every run must end, every attempt having ended exactly once. The same holds for a
+run that another supervisor takes over from any place of its journal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from random import Random
 
 import msgspec
 import pytest
-from casemate.protocol.errors import LocalViolation
+from casemate.protocol.errors import LocalViolation, UsageError
 from casemate.protocol.events import DATA, KIND_OF, ErrorKind, RunStarted, TaskError
-from casemate.protocol.pipeline import PipelineSpec
-from casemate.supervisor.core.commands import Kill, Record, Spawn
+from casemate.protocol.pipeline import Checkpoints, PipelineSpec
+from casemate.supervisor.core.commands import Fetch, Kill, Record, Spawn
 from casemate.supervisor.core.events import (
     Active,
+    Adopt,
     CancelRun,
+    CheckpointRun,
     Ended,
+    Fetched,
     Input,
+    PauseRun,
+    ResumeRun,
+    Rollback,
+    Saved,
     Started,
     Tick,
     Told,
     Used,
+    Waits,
 )
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.state import RunStanding, RunState
@@ -54,11 +64,14 @@ class Host:
         self.spawned: dict[Key, str] = {}  # spawned, started or told
         self.killed: set[Key] = set()
         self.over: list[Key] = []
+        self.asked: list[str] = []  # runs whose outputs are to be fetched
 
     def tell(self, input: Input) -> None:
         for command in self.world.step(self.now, input):
             if isinstance(command, Spawn):
                 self.spawned[command.run, command.task, command.attempt] = "spawned"
+            elif isinstance(command, Fetch):
+                self.asked.append(command.run)
             elif isinstance(command, Kill):
                 self.killed.add((command.run, command.task, command.attempt))
 
@@ -86,9 +99,19 @@ class Host:
             for name in names
         ]
         edges = [(a, b) for a in names for b in names if a < b and random.random() < 0.3]
+        share = random.choice([0, 0.4])
+        streams = [edge for edge in edges if random.random() < share]
         return make_pipeline(
             tasks,
-            edges,
+            [edge for edge in edges if edge not in streams],
+            streams=streams,
+            checkpoints=random.choice(
+                [
+                    Checkpoints(),
+                    Checkpoints(every_task=False),
+                    Checkpoints(every_task=False, every=3),
+                ]
+            ),
             fail_fast=random.random() < 0.2,
             timeout=maybe(4, 30) if random.random() < 0.4 else None,
             max_parallel=maybe(1, 2),
@@ -105,11 +128,33 @@ class Host:
             error = TaskError(kind=self.random.choice(FAULTS), message="it broke")
             self.tell(Ended(*key, output=None, error=error))
 
+    def wish(self) -> None:
+        """What an operator may ask at any time, and be refused."""
+        random = self.random
+        run = random.choice(sorted(self.world.folded))
+        state = self.world.folded[run]
+        wishes: list[Input] = [
+            PauseRun(run, drain=random.random() < 0.3),
+            ResumeRun(run),
+            ResumeRun(run),
+            CheckpointRun(run),
+        ]
+        if state.checkpoints:
+            wishes.append(Rollback(run, random.choice(sorted(state.checkpoints)), None))
+        if state.tasks:
+            wishes.append(Rollback(run, None, random.choice(sorted(state.tasks))))
+        with contextlib.suppress(UsageError):
+            self.tell(random.choice(wishes))
+
+    def fetch(self) -> None:
+        run = self.asked.pop(0)
+        self.tell(Fetched(run, self.world.outputs(run)))
+
     def move(self) -> None:
         """One thing that may happen."""
         random = self.random
         self.now += random.choice([0, 0, 0.1, 0.7])
-        what = random.randint(0, 15)
+        what = random.randint(0, 18)
         live = sorted(self.spawned)
         if what == 0 and len(self.world.folded) < 3:
             name = f"run{len(self.world.folded)}"
@@ -132,6 +177,10 @@ class Host:
             if deadline < math.inf and what != 3:
                 self.now = max(self.now, deadline)
             self.tell(Tick())
+        elif what == 16 and random.random() < 0.4:
+            self.wish()
+        elif what == 17 and self.asked:
+            self.fetch()
         elif live:
             key = random.choice(live)
             how = self.spawned[key]
@@ -144,8 +193,12 @@ class Host:
                 self.end(key)
             elif what == 7:
                 self.tell(Used(*key, cpu=random.choice([0.5, 1.0, 5.0])))
-            elif what in (8, 9):
+            elif what == 8:
                 self.tell(Active(*key))
+            elif what == 9:
+                is_waiting = random.random() < 0.5
+                said: list[Input] = [Saved(*key, state=raw(7)), Waits(*key, is_waiting=is_waiting)]
+                self.tell(random.choice(said))
             else:
                 self.spawned[key] = "told"
                 self.tell(Told(*key))
@@ -155,6 +208,11 @@ class Host:
         for _ in range(2000):
             if set(self.world.folded) <= self.world.judge.over:
                 return
+            for run in sorted(self.world.judge.paused):
+                self.tell(ResumeRun(run))
+            if self.asked:
+                self.fetch()
+                continue
             if not self.spawned:
                 deadline = self.world.scheduler.deadline()
                 assert deadline < math.inf, "nothing lives, nothing is due, and a run has not ended"
@@ -196,7 +254,7 @@ def rebuilt(journal: list[Record]) -> dict[str, RunState]:
     return states
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_whatever_the_host_does_the_promises_hold_and_every_run_ends(random: Random) -> None:
     host = play(random)
@@ -206,7 +264,9 @@ def test_whatever_the_host_does_the_promises_hold_and_every_run_ends(random: Ran
 @pytest.mark.parametrize("seed", range(60))
 def test_the_journal_alone_gives_the_state(seed: int) -> None:
     world = play(Random(seed)).world
-    assert rebuilt(world.journal) == world.folded
+    for name, state in rebuilt(world.journal).items():
+        state.give(world.outputs(name))  # a rollback needs some again, and the journal has them
+        assert state == world.folded[name]
     ends = {RunStanding.COMPLETED, RunStanding.FAILED, RunStanding.CANCELLED}
     assert {state.standing for state in world.folded.values()} <= ends
 
@@ -222,6 +282,28 @@ def test_the_journal_cut_anywhere_gives_the_state_of_that_moment(seed: int) -> N
             spec = msgspec.msgpack.decode(record.data.spec, type=PipelineSpec)
             step[record.run] = RunState(record.run, spec)
         step[record.run].apply(record)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_run_is_taken_over_from_any_place_of_its_journal_and_ends(seed: int) -> None:
+    random = Random(seed)
+    whole = [record for record in play(random).world.journal if record.run == "run0"]
+    for cut in range(1, len(whole), random.randint(3, 6)):
+        host = Host(random)
+        world = host.world
+        world.journal += whole[:cut]
+        state = world.fold("run0")
+        if state.has_ended:
+            continue
+        world.judge.specs["run0"] = state.spec
+        for record in whole[:cut]:
+            world.judge.remember(record)
+        if state.standing is RunStanding.PAUSED:
+            world.judge.paused.add("run0")
+        host.tell(Adopt("run0", state))
+        host.finish()
+        world.judge.check_every_attempt_ended()
+        assert rebuilt(world.journal)["run0"].standing is world.folded["run0"].standing
 
 
 @pytest.mark.parametrize("seed", range(60))

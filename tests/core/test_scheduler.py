@@ -214,7 +214,7 @@ def test_memory_holds_back_what_does_not_fit_and_all_behind_it() -> None:
 def test_a_task_that_no_budget_could_hold_fails_at_once_and_alone() -> None:
     run = Simulated("host memory=1048576", "task a", "task big memory=3145728")
     answers = run.at(0, "submit r")
-    assert answers[1] == (
+    assert answers[2] == (
         "record big failed: setup: limits.memory is 3 MiB, and the host's memory budget for all "
         "tasks is 1 MiB: lower the limit or raise the budget"
     )
@@ -226,6 +226,7 @@ def test_with_fail_fast_a_task_that_no_budget_could_hold_ends_the_run() -> None:
     answers = run.at(0, "submit r")
     assert [answer.split(":")[0] for answer in answers] == [
         "record r started",
+        "record r checkpoint.created c0",
         "record big failed",
         "record a cancelled",
         "record r failed",
