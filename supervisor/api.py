@@ -141,6 +141,38 @@ class Supervisor:
         """Kill what the run has going and end it."""
         await self._ask(hostpipe.CancelRun(run, reason))
 
+    async def pause(self, run: str, *, drain: bool = False) -> None:
+        """Start nothing more of the run. What runs is frozen, clocks and all, or (`drain`) left to
+        end. Pausing twice is pausing once."""
+        await self._ask(hostpipe.Pause(run, drain))
+
+    async def resume(self, run: str) -> None:
+        """Go on with a run that is paused, or one of this state directory whose supervisor is
+        gone: what had completed is not done again."""
+        await self._ask(hostpipe.Resume(run))
+        self._known.add(run)
+
+    async def checkpoint(self, run: str) -> str:
+        """Make a checkpoint now, if anything has completed since the latest one; its id."""
+        answer = await self._ask(hostpipe.CheckpointRun(run))
+        return answer.checkpoint or ""
+
+    async def rollback(
+        self, run: str, checkpoint: str | None = None, *, before: str | None = None
+    ) -> None:
+        """Back to a checkpoint, or to just before a task (which undoes it and what depends on it),
+        and on from there. Also for a run that has ended."""
+        self._forget(run)
+        await self._ask(hostpipe.Rollback(run, checkpoint, before))
+        self._known.add(run)
+
+    async def fork(self, run: str, checkpoint: str) -> str:
+        """A new run that goes on from a checkpoint of this one, which is left alone; its id."""
+        answer = await self._ask(hostpipe.Fork(run, checkpoint))
+        assert answer.run is not None
+        self._known.add(answer.run)
+        return answer.run
+
     # --- the engine's side -----------------------------------------------------------------
 
     def _spec(self, pipeline: Runnable) -> PipelineSpec:
@@ -152,6 +184,12 @@ class Supervisor:
 
             return read_pipeline(Path(pipeline), self._config)
         return compile_document(pipeline.document(), root=pipeline.root, allow=self._config.allow)
+
+    def _forget(self, run: str) -> None:
+        """A run that has ended may go on: what was known of its end is not the last word."""
+        known = self._progress.get(run)
+        if known is not None and known.ended:
+            del self._progress[run]
 
     async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
         async with self._news:
@@ -165,7 +203,7 @@ class Supervisor:
                     raise CasemateError(self._gone)
                 await self._news.wait()
 
-    async def _ask(self, verb: hostpipe.Submit | hostpipe.CancelRun) -> hostpipe.Answer:
+    async def _ask(self, verb: hostpipe.Verb) -> hostpipe.Answer:
         if self._writer is None or self._gone is not None:
             raise CasemateError(self._gone or "use the Supervisor inside `async with`")
         number = next(self._ids)

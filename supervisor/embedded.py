@@ -106,13 +106,23 @@ async def _answer(
 
         async def grant(ask: hostpipe.Ask) -> None:
             try:
-                run = None
+                run = checkpoint = None
                 match ask.verb:
                     case hostpipe.Submit(spec=spec, input=value):
                         run = await engine.submit(spec, value)
                     case hostpipe.CancelRun(run=cancelled, reason=reason):
                         engine.cancel(cancelled, reason)
-                hostpipe.write(writer, hostpipe.Answer(ask.id, run))
+                    case hostpipe.Pause(run=paused, drain=drain):
+                        await engine.pause(paused, drain)
+                    case hostpipe.Resume(run=resumed):
+                        await engine.resume(resumed)
+                    case hostpipe.CheckpointRun(run=kept):
+                        checkpoint = await engine.checkpoint(kept)
+                    case hostpipe.Rollback(run=undone, checkpoint=to, before=before):
+                        await engine.rollback(undone, to, before)
+                    case hostpipe.Fork(run=source, checkpoint=to_copy):
+                        run = await engine.fork(source, to_copy)
+                hostpipe.write(writer, hostpipe.Answer(ask.id, run, checkpoint))
             except LocalViolation:
                 raise  # a bug of ours, and the engine cannot be trusted any more
             except Exception as error:  # of one ask: it must not end the runs of the others

@@ -7,6 +7,8 @@ of the core (`core/scheduler.py`); the core answers with commands; this file car
     Spawn          a new sandbox through the zygote; told its job once what it builds on is durable
     CancelAttempt  a message and SIGTERM
     Kill           SIGKILL to the tree; `Ended` follows when it is proved dead
+    Freeze, Thaw   the tree stands still, and goes on
+    Fetch          outputs that are needed again are read from the journal; `Fetched` follows
 
 It never imports a task's code, never opens a task's payload, and does no disk work on the loop: the
 journal has its writer thread, files go through `asyncio.to_thread`. No libzmq either: what faces
@@ -43,14 +45,34 @@ from ..protocol.messages import Run
 from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
-from .core.commands import CancelAttempt, Command, Kill, Record, Spawn
-from .core.events import Active, CancelRun, Ended, Input, Started, Submit, Tick, Told, Used
+from .control import carry_out
+from .core.commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
+from .core.events import (
+    Active,
+    Adopt,
+    CancelRun,
+    CheckpointRun,
+    Ended,
+    FailRun,
+    Fetched,
+    Input,
+    PauseRun,
+    ResumeRun,
+    Rollback,
+    Saved,
+    Started,
+    Submit,
+    Tick,
+    Told,
+    Used,
+)
 from .core.scheduler import Scheduler
 from .core.verdict import Seen, judge
 from .front import Frames, FrontProcess, encode_frames
 from .hostpipe import Settings
 from .journal import Commit, Journal
 from .links import Attempt, Key, Lines
+from .recovery import Recovered, fork, read_outputs, read_run
 from .sandboxes import Sandboxes
 from .sources import snapshot
 from .state import OwnedRun, StateDirectory
@@ -103,6 +125,7 @@ class _Run:
     problem: str | None = None  # why its journal ended early
     # Attempts that may be told RUN once the journal is durable up to a number: a heap.
     gated: list[tuple[int, Key]] = field(default_factory=list)
+    saves: list[tuple[int, Key]] = field(default_factory=list)  # that wait to be durable, in order
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
 
@@ -110,6 +133,11 @@ def _own_size(task: TaskSpec) -> int:
     """Bytes of what travels in RUN with every attempt of a task."""
     code = len(task.execute.payload) if isinstance(task.execute, PickleEntry) else 0
     return code + memoryview(task.spec).nbytes
+
+
+def _idempotency_key(key: Key, generation: int) -> str:
+    """The same for every attempt of a task, and another after a rollback has undone it."""
+    return f"{key.run}/{key.task}" + (f"/{generation}" if generation else "")
 
 
 def _most_attempts() -> int:
@@ -138,6 +166,8 @@ class Engine:
         self._attempts: dict[Key, Attempt] = {}
         self._by_sandbox: dict[Sandbox, Attempt] = {}
         self._preparing: set[Key] = set()  # their input is being written
+        self._frozen: set[Key] = set()
+        self._taking = asyncio.Lock()  # one run at a time is taken over
         self._inputs: deque[Input] = deque()
         self._is_stepping = False
         self._is_closing = False
@@ -158,6 +188,7 @@ class Engine:
             begun.callback(os.close, self._null)
             # In this thread, which outlives them: both carry a parent-death signal.
             self.front = FrontProcess(self.state)
+            self.front.on_request = lambda verb: carry_out(self, verb)
             begun.push_async_callback(self.front.close)
             await self.front.start()
             self._sandboxes = Sandboxes(self._settings.degrade, self._settings.strict)
@@ -175,6 +206,7 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         """Kill what lives. Runs under way are left interrupted, their journals whole."""
         self._is_closing = True
+        self.front.on_request = None
         if self._timer is not None:
             self._timer.cancel()
         self._preparing.clear()  # what is not begun yet never will be
@@ -212,6 +244,112 @@ class Engine:
             owned.ownership.release()
             raise
         return run
+
+    def owns(self, run: str) -> bool:
+        return run in self._runs
+
+    async def pause(self, run: str, drain: bool = False) -> None:
+        """Start nothing more of a run; what runs is frozen, or left to end (`drain`). Nothing
+        happens to one that is paused. Raises UsageError for a run that is not under way here, as
+        all that follow do."""
+        self._feed(PauseRun(run, drain))
+        await self._durable(run)
+
+    async def resume(self, run: str) -> None:
+        """Go on with a run that is paused, or that nobody owns any more."""
+        found = await self._take_over(run)
+        if found is not None:
+            if found.state.has_ended:
+                self._end_run(self._runs[run])
+                raise UsageError(
+                    f"run {run} has ended ({found.state.standing.name.lower()}): roll it back to "
+                    "go on from a checkpoint"
+                )
+            self._feed(Adopt(run, found.state))
+        if self._core.knows(run):
+            self._feed(ResumeRun(run))
+        await self._durable(run)
+
+    async def checkpoint(self, run: str) -> str:
+        """Make a checkpoint now, if anything has completed since the latest; the latest's id."""
+        self._feed(CheckpointRun(run))
+        head = self._core.state(run).head
+        await self._durable(run)
+        return head or ""
+
+    async def rollback(
+        self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
+    ) -> None:
+        """Back to a checkpoint or to just before a task, and on from there; a run that has ended,
+        or was interrupted, is taken up again. Returns when the rollback is durable."""
+        found = await self._take_over(run)
+        if found is not None:
+            try:
+                found.state.undone_by(checkpoint, before)
+            except UsageError:
+                self._end_run(self._runs[run])
+                raise
+            self._feed(Adopt(run, found.state))
+        state = self._core.state(run)
+        generation = state.generation
+        self._feed(Rollback(run, checkpoint, before))
+        while state.generation == generation:  # until what it undoes is dead
+            seq, ended = await self.wait_committed(run, self._runs[run].committed)
+            if ended:
+                raise UsageError(f"run {run} ended before it was rolled back (seq {seq})")
+        await self._durable(run)
+
+    async def fork(self, run: str, checkpoint: str) -> str:
+        """A new run that goes on from a checkpoint of another, which it leaves alone; its id."""
+        source = self.state.run(run)
+        if not source.path.is_dir():
+            raise UsageError(f"no run {run!r} in {self.state.path}")
+        if run in self._runs:
+            await self._durable(run)
+        owned = await asyncio.to_thread(fork, self.state, source, checkpoint)
+        found = await asyncio.to_thread(read_run, owned.directory)
+        copy = owned.directory.id
+        self._enter(owned, found)
+        self._feed(Adopt(copy, found.state, fork=(run, checkpoint)))
+        await self._durable(copy)
+        return copy
+
+    async def _take_over(self, run: str) -> Recovered | None:
+        """Own a run that nobody has, with all that its journal tells. None: it is under way here.
+        One of ours that has ended is let go of first."""
+        async with self._taking:
+            if self._core.knows(run):
+                return None
+            while run in self._runs:
+                await asyncio.sleep(0.002)
+            owned = await asyncio.to_thread(self.state.own_run, run)
+            try:
+                found = await asyncio.to_thread(read_run, owned.directory)
+            except BaseException:
+                owned.ownership.release()
+                raise
+            self._enter(owned, found)
+            return found
+
+    def _enter(self, owned: OwnedRun, found: Recovered) -> None:
+        state, run = found.state, owned.directory.id
+        self._journal.open(owned.directory, last_seq=found.last_seq)
+        self._over.pop(run, None)
+        self._runs[run] = _Run(
+            owned,
+            state.spec,
+            state.specs,
+            state.input,
+            has_sources=any(owned.directory.sources.iterdir()),
+            appended=found.last_seq,
+            committed=found.last_seq,
+        )
+
+    async def _durable(self, run: str) -> None:
+        """Wait until all that is recorded of a run so far is on disk."""
+        known = self._runs.get(run)
+        if known is not None and known.appended > known.committed:
+            await self.wait_committed(run, known.appended - 1)
 
     def cancel(self, run: str, reason: str) -> None:
         """End a run: what lives is killed. Nothing happens to one that has ended."""
@@ -286,6 +424,29 @@ class Engine:
                 self._preparing.discard(key)
                 if attempt := self._attempts.get(key):
                     attempt.kill()
+            case Freeze(run=run, task=task, attempt=number):
+                self._frozen.add(Key(run, task, number))
+                if attempt := self._attempts.get(Key(run, task, number)):
+                    attempt.freeze()
+            case Thaw(run=run, task=task, attempt=number):
+                self._frozen.discard(Key(run, task, number))
+                if attempt := self._attempts.get(Key(run, task, number)):
+                    attempt.thaw()
+            case Fetch(run=run, outputs=outputs):
+                self._in_background(self._fetch_outputs(run, outputs))
+
+    async def _fetch_outputs(self, run: str, outputs: tuple[tuple[str, int], ...]) -> None:
+        known = self._runs[run]
+        try:
+            await self._durable(run)
+            found = await asyncio.to_thread(read_outputs, known.owned.directory, outputs)
+        except (OSError, CasemateError) as error:
+            failure = TaskError(
+                kind=ErrorKind.DISK, message=f"an output that is needed cannot be read: {error}"
+            )
+            self._feed(FailRun(run, failure))
+        else:
+            self._feed(Fetched(run, found))
 
     # --- the journal -------------------------------------------------------------------------
 
@@ -318,6 +479,10 @@ class Engine:
             _, key = heapq.heappop(run.gated)
             if attempt := self._attempts.get(key):
                 attempt.allow_run()
+        while run.saves and run.saves[0][0] <= seq:
+            _, key = run.saves.pop(0)
+            if attempt := self._attempts.get(key):
+                attempt.saved()
         self._ease()
         if is_last:
             self._end_run(run)
@@ -389,7 +554,8 @@ class Engine:
             self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
             return
         # What does not fit into RUN goes by a file that is bound read-only.
-        if len(value) <= MESSAGE_SIZE - RUN_OVERHEAD - _own_size(
+        saved = self._core.state(key.run).tasks[key.task].saved or b""
+        if len(value) + len(saved) <= MESSAGE_SIZE - RUN_OVERHEAD - _own_size(
             self._runs[key.run].tasks[key.task]
         ):
             self._start(key, value, None)
@@ -423,6 +589,7 @@ class Engine:
     def _start(self, key: Key, value: bytes, input_file: Path | None) -> None:
         run = self._runs[key.run]
         task = run.tasks[key.task]
+        state = self._core.state(key.run).tasks[key.task]
         message = Run(
             run=key.run,
             task=key.task,
@@ -431,7 +598,8 @@ class Engine:
             input=Raw(value),
             input_file=INPUT_FILE if input_file else None,
             spec=task.spec,
-            idempotency_key=f"{key.run}/{key.task}",
+            idempotency_key=_idempotency_key(key, state.generation),
+            saved=state.saved or Raw(_NIL),
             deadline=task.timeouts.wall,
             workspace=WORKSPACE if run.spec.workspace else None,
         )
@@ -455,6 +623,8 @@ class Engine:
         self._attempts[key] = attempt
         self._by_sandbox[lease.sandbox] = attempt
         attempt.watch()
+        if key in self._frozen:
+            attempt.freeze()
         if self._is_congested:
             attempt.pause()
         if run.appended <= run.committed:
@@ -537,6 +707,12 @@ class Engine:
             self._record(key.run, key.task, key.attempt, said)
         self._feed(Active(key.run, key.task, key.attempt))
 
+    def attempt_saved(self, attempt: Attempt, state: Raw) -> None:
+        key = attempt.key
+        self._feed(Saved(key.run, key.task, key.attempt, state))
+        if (run := self._runs.get(key.run)) is not None:
+            run.saves.append((run.appended, key))
+
     def attempt_told(self, attempt: Attempt) -> None:
         self._feed(Told(attempt.key.run, attempt.key.task, attempt.key.attempt))
 
@@ -561,6 +737,7 @@ class Engine:
         key = attempt.key
         account = self._sandboxes.release(attempt.lease)
         del self._attempts[key]
+        self._frozen.discard(key)
         del self._by_sandbox[attempt.lease.sandbox]
         if self._is_closing:
             return

@@ -15,7 +15,22 @@ from msgspec import Raw, Struct
 
 from ..protocol.pipeline import PipelineSpec
 
-__all__ = ["Answer", "Ask", "CancelRun", "Committed", "Settings", "Submit", "read", "write"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "CancelRun",
+    "CheckpointRun",
+    "Committed",
+    "Fork",
+    "Pause",
+    "Resume",
+    "Rollback",
+    "Settings",
+    "Submit",
+    "Verb",
+    "read",
+    "write",
+]
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -38,9 +53,36 @@ class CancelRun(Struct, frozen=True, tag="cancel"):
     reason: str
 
 
+class Pause(Struct, frozen=True, tag="pause"):
+    run: str
+    drain: bool
+
+
+class Resume(Struct, frozen=True, tag="resume"):
+    run: str
+
+
+class CheckpointRun(Struct, frozen=True, tag="checkpoint"):
+    run: str
+
+
+class Rollback(Struct, frozen=True, tag="rollback"):
+    run: str
+    checkpoint: str | None
+    before: str | None
+
+
+class Fork(Struct, frozen=True, tag="fork"):
+    run: str
+    checkpoint: str
+
+
+Verb = Submit | CancelRun | Pause | Resume | CheckpointRun | Rollback | Fork
+
+
 class Ask(Struct, frozen=True):
     id: int
-    verb: Submit | CancelRun
+    verb: Verb
 
 
 class Answer(Struct, frozen=True, tag="answer"):
@@ -49,6 +91,7 @@ class Answer(Struct, frozen=True, tag="answer"):
 
     id: int
     run: str | None = None
+    checkpoint: str | None = None
     refused: str | None = None
     is_usage: bool = False
     events: str | None = None

@@ -74,7 +74,11 @@ __all__ = [
     "summarise",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# What brings a journal of a version to the next one. 1 → 2: kinds of events that older casemates do
+# not know (checkpoints, rollbacks, pauses), and nothing that was written before is read otherwise.
+_MIGRATIONS: dict[int, str] = {1: ""}
 
 # `decisions` leaves out what a task can send in bulk, so that the state of a run with a million
 # items is read from a few hundred rows.
@@ -457,6 +461,13 @@ class _RunWriter:
             db.execute("INSERT INTO run VALUES (?)", (run.id,))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
+        elif version < SCHEMA_VERSION:
+            db.execute("BEGIN IMMEDIATE")
+            for older in range(version, SCHEMA_VERSION):
+                for statement in filter(str.strip, _MIGRATIONS[older].split(";")):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
         (found,) = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
         if found != last_seq:
             raise LocalViolation(
@@ -633,6 +644,13 @@ class JournalReader:
         """All events that are not a task's output in bulk: what the state of the run follows
         from, without large values."""
         return [_outline(row, large) for row, large in self._rows(_BULK, (), -1)]
+
+    def completion(self, task: str, attempt: int) -> Event | None:
+        """The event that told the output of an attempt, whole."""
+        kind = KIND_OF[TaskCompleted]
+        where = f"{_BULK} AND task = ? AND attempt = ? AND kind = '{kind}'"
+        rows = self._rows(where, (task, attempt), 1)
+        return self.events(rows[0][0].seq - 1, 1)[0] if rows else None
 
     def first_and_last(self) -> tuple[Outline | None, Outline | None, Outline | None]:
         """The first event, the last of the run itself (task is None), and the last of all."""

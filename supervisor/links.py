@@ -40,6 +40,8 @@ from ..protocol.link import Conversation, Role
 from ..protocol.messages import (
     Accept,
     Cancel,
+    Credit,
+    Deadline,
     Emit,
     Fail,
     Hello,
@@ -49,6 +51,8 @@ from ..protocol.messages import (
     Progress,
     Result,
     Run,
+    Save,
+    Saved,
 )
 from ..protocol.pipeline import TaskSpec
 from ..protocol.zmtp import Endpoint, WireViolation
@@ -78,6 +82,7 @@ class Owner(Protocol):
 
     def attempt_greeted(self, attempt: Attempt) -> None: ...
     def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None: ...
+    def attempt_saved(self, attempt: Attempt, state: Raw) -> None: ...
     def attempt_told(self, attempt: Attempt) -> None: ...
     def attempt_dead(self, attempt: Attempt) -> None: ...
 
@@ -266,6 +271,8 @@ class Attempt:
         self._job: Run | None = job
         self._is_run_allowed = False
         self._is_begun = False
+        self._deadline: float | None = None  # of its wall limit, on the loop's clock
+        self._frozen_at: float | None = None
         self._is_killed = False
         self._is_paused = False
         self._is_link_over = False
@@ -323,9 +330,35 @@ class Attempt:
 
     def _send_job(self) -> None:
         if self._is_run_allowed and self._is_begun and self._job is not None and not self.is_dead:
+            if self._job.deadline is not None:
+                self._deadline = self._loop.time() + self._job.deadline
             self._link.send(self._job)
             self._job = None  # its input may be large
             self._flush()
+
+    # --- while it runs -----------------------------------------------------------------------
+
+    def saved(self) -> None:
+        """What it last saved is durable."""
+        if not self.is_dead and self._link.may_send(Kind.SAVED):
+            self._link.send(Saved())
+            self._flush()
+
+    def freeze(self) -> None:
+        if not self.is_dead and self._frozen_at is None:
+            self._frozen_at = self._loop.time()
+            self._sandbox.freeze()
+
+    def thaw(self) -> None:
+        if self.is_dead or self._frozen_at is None:
+            return
+        gap, self._frozen_at = self._loop.time() - self._frozen_at, None
+        if self._deadline is not None:
+            self._deadline += gap
+            if self._link.may_send(Kind.DEADLINE):
+                self._link.send(Deadline(deadline=self._deadline))
+                self._flush()
+        self._sandbox.thaw()
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -484,6 +517,22 @@ class Attempt:
                     self._progress = TaskProgress(done, total)
                     if (progress := self.take_progress()) is not None:
                         said.append(progress)
+                case Save(state=state):
+                    self._output_left -= max(memoryview(state).nbytes, EVENT_SIZE)
+                    if self._output_left < 0:
+                        self.blame(
+                            ErrorKind.OUTPUT_LIMIT,
+                            f"what it saved goes beyond limits.output, {self.task.limits.output} "
+                            "bytes with items and logs",
+                        )
+                        self.kill()
+                        break
+                    self._owner.attempt_saved(self, state)
+                case Credit(upstream=upstream):
+                    self._broken(
+                        RemoteViolation(f"credit for {upstream!r}, which it does not read")
+                    )
+                    break
                 case Hello():
                     self._greet()
                 case Result():

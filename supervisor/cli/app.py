@@ -316,42 +316,6 @@ def fork(
     sys.exit(fork_run(run, checkpoint, as_json=json, state=state))
 
 
-@app.command(epilog="Example: casemate diff last | git apply")
-def diff(
-    run: Run,
-    attempt: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(metavar="TASK/N", help="What this attempt wrote, also a failed one."),
-    ] = None,
-    state: State = None,
-) -> None:
-    """Print the files a run changed, as a patch."""
-    from .steer import print_diff
-
-    sys.exit(print_diff(run, attempt, state=state))
-
-
-@app.command(epilog="Example: casemate apply last --allow Makefile")
-def apply(
-    run: Run,
-    allow: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="PATH", help="Write this path although it is a risky one."),
-    ] = None,
-    accept_base: Annotated[
-        bool, typer.Option("--accept-base", help="Although others changed the workspace.")
-    ] = False,
-    json: Json = False,
-    state: State = None,
-) -> None:
-    """Write the files a run changed to its real workspace."""
-    from .steer import apply_files
-
-    sys.exit(
-        apply_files(run, allow=allow or [], accept_base=accept_base, as_json=json, state=state)
-    )
-
-
 @app.command(epilog="Example: casemate gc --keep 5 --older 7d --dry-run")
 def gc(
     keep: Annotated[

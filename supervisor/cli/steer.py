@@ -1,4 +1,4 @@
-"""`pause`, `resume`, `cancel`, `checkpoint`, `rollback`, `fork`, `diff`, `apply`, `gc`.
+"""`pause`, `resume`, `cancel`, `checkpoint`, `rollback`, `fork`, `gc`.
 
 Where a living supervisor owns the run it is asked, and acts at once. Where none does, the wish is
 recorded in the run's journal (`offline`), and `resume` goes on with it, here and in the foreground.
@@ -26,13 +26,11 @@ from .show import open_state, print_json
 from .view import bytes_of, printable
 
 __all__ = [
-    "apply_files",
     "cancel_run",
     "checkpoint_run",
     "drop_runs",
     "fork_run",
     "pause_run",
-    "print_diff",
     "resume_run",
     "roll_back_run",
 ]
@@ -172,36 +170,6 @@ def resume_run(text: str, *, as_json: bool, state: Path | None) -> int:
 
 class _Started(msgspec.Struct):
     spec: msgspec.Raw
-
-
-# ------------------------------------------------------------------------------------ diff, apply
-
-
-def print_diff(text: str, attempt: str | None, *, state: Path | None) -> int:
-    from ..files import diff_run
-
-    directory = open_state(state)
-    run = directory.find_run(text)
-    # A patch is for `git apply`: whole, as bytes, with nothing escaped.
-    diff_run(directory, run.id, attempt, sys.stdout.buffer)
-    sys.stdout.flush()
-    return 0
-
-
-def apply_files(
-    text: str, *, allow: Sequence[str], accept_base: bool, as_json: bool, state: Path | None
-) -> int:
-    from ..files import apply_run
-
-    directory = open_state(state)
-    run = directory.find_run(text)
-    written = list(apply_run(directory, run.id, tuple(allow), accept_base))
-    if as_json:
-        print_json({"run": run.id, "applied": written})
-        return 0
-    for path in written:
-        print(printable(path))
-    return 0
 
 
 # ---------------------------------------------------------------------------------------------- gc

@@ -47,8 +47,8 @@ class Submit:
 @dataclass(frozen=True, slots=True)
 class Adopt:
     """A run that this supervisor has taken over, as its journal tells it. `fork`: (run, checkpoint)
-    that it was copied from. `held`: nothing is started, nothing recorded by itself: what follows
-    (a rollback, a pause) is all that is wanted."""
+    that it was copied from. `held`: nothing is started, nothing recorded that was not asked for:
+    what follows (a rollback, a pause) is all that is wanted."""
 
     run: str
     state: RunState

@@ -255,6 +255,10 @@ class Scheduler:
             raise LocalViolation(f"task {run}/{task}: its output is not there, or no longer needed")
         return value
 
+    def knows(self, run: str) -> bool:
+        """Whether a run is under way."""
+        return run in self._runs
+
     def state(self, run: str) -> RunState:
         """The durable state of a run that has not ended: to be read, not changed."""
         try:
@@ -288,8 +292,6 @@ class Scheduler:
             raise LocalViolation(f"run {adopt.run}: adopted, and is under way here")
         run = self._runs[adopt.run] = _Run(adopt.state)
         run.is_held = adopt.held
-        if run.is_held:
-            return
         state = run.state
         if adopt.fork is not None:
             source, checkpoint = adopt.fork
@@ -302,12 +304,14 @@ class Scheduler:
                 generation=state.generation + 1,
             )
             self._record(run, None, None, data)
-        elif state.has_ended:
-            return  # a rollback follows
+        elif state.has_ended or run.is_held:
+            return  # a rollback follows, or whatever it is held for
         else:
             lost = [t for t, s in state.tasks.items() if s.standing is Standing.RUNNING]
             self._record(run, None, None, RunRecovered(lost=tuple(sorted(lost))))
             self._restart_lost(run, "its supervisor died")
+        if run.is_held:
+            return
         if state.standing is RunStanding.PAUSED:
             run.stopped = now
         self._catch_up(now, run)
@@ -772,7 +776,7 @@ class Scheduler:
     def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
         state = run.state
-        if state.unfinished or run.rolling is not None or run.is_fetching or run.is_held:
+        if state.unfinished or run.rolling is not None or run.is_fetching:
             self._queue(run)
             return
         self._record(run, None, None, self._outcome(run))
