@@ -652,17 +652,10 @@ class JournalReader:
         rows = self._rows(where, (task, attempt), 1)
         return self.events(rows[0][0].seq - 1, 1)[0] if rows else None
 
-    def first_and_last(self) -> tuple[Outline | None, Outline | None, Outline | None]:
-        """The first event, the last of the run itself (task is None), and the last of all."""
-        found: list[Outline | None] = []
-        for where in (
-            "seq = 1",
-            f"{_BULK} AND task IS NULL",
-            "seq = (SELECT max(seq) FROM events)",
-        ):
-            rows = self._rows(where, (), 1, order="DESC")
-            found.append(_outline(*rows[0]) if rows else None)
-        return found[0], found[1], found[2]
+    def of_run(self) -> list[Outline]:
+        """The few events that tell how the run itself stands: begun, paused, rolled back, ended."""
+        rows = self._rows(f"{_BULK} AND task IS NULL AND kind LIKE 'run.%'", (), -1)
+        return [_outline(row, large) for row, large in rows]
 
     def _rows(
         self, where: str, parameters: tuple[Any, ...], limit: int, order: str = "ASC"
@@ -719,6 +712,7 @@ _TASK_STATES = {
     "task.ready": "ready",
     "task.started": "running",
     "task.retrying": "retrying",
+    "task.restarted": "waiting",
     "task.completed": "completed",
     "task.failed": "failed",
     "task.cancelled": "cancelled",
@@ -743,6 +737,10 @@ class _Planned(Struct):
     spec: _Spec
 
 
+class _Undone(Struct):
+    undone: tuple[str, ...]
+
+
 class _Failure(Struct):
     error: TaskError | None = None
 
@@ -759,12 +757,12 @@ def summarise(run: RunDirectory) -> RunSummary:
     is_owned = run.is_owned()
     try:
         with JournalReader(run) as reader:
-            first, last_of_run, last = reader.first_and_last()
+            of_run, last_seq = reader.of_run(), reader.last_seq()
     except FileNotFoundError:
-        first = last_of_run = last = None
+        of_run, last_seq = [], 0
     except CasemateError as error:
         return RunSummary(id=run.id, state=RunState.DAMAGED, problem=str(error))
-    return _summary(run, is_owned, first, last_of_run, last.event.seq if last else 0)
+    return _summary(run, is_owned, of_run, last_seq)
 
 
 def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
@@ -776,20 +774,18 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
             decisions = [found for found in reader.decisions() if found.event.seq <= last_seq]
             started = reader.events(0, 1)
     except FileNotFoundError:
-        return _summary(run, is_owned, None, None, 0), ()
-    of_run = [found for found in decisions if found.event.task is None]
-    summary = _summary(
-        run,
-        is_owned,
-        decisions[0] if decisions else None,
-        of_run[-1] if of_run else None,
-        last_seq,
-    )
+        return _summary(run, is_owned, [], 0), ()
+    of_run = [found for found in decisions if found.event.kind.startswith("run.")]
+    summary = _summary(run, is_owned, of_run, last_seq)
     tasks: dict[str, TaskSummary] = {}
     if started and started[0].kind == KIND_OF[RunStarted]:
         planned = msgspec.msgpack.decode(started[0].data, type=_Planned)
         tasks = {task.id: TaskSummary(id=task.id, state="waiting") for task in planned.spec.tasks}
     for event, _ in decisions:
+        if event.kind in ("run.rolled_back", "run.forked"):
+            for name in msgspec.msgpack.decode(event.data, type=_Undone).undone:
+                attempt = tasks[name].attempt if name in tasks else 0
+                tasks[name] = TaskSummary(id=name, state="waiting", attempt=attempt, since=event.at)
         state = _TASK_STATES.get(event.kind)
         if event.task is not None and state is not None:
             tasks[event.task] = TaskSummary(
@@ -803,21 +799,28 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
 
 
 def _summary(
-    run: RunDirectory,
-    is_owned: bool,
-    first: Outline | None,
-    last_of_run: Outline | None,
-    last_seq: int,
+    run: RunDirectory, is_owned: bool, of_run: Sequence[Outline], last_seq: int
 ) -> RunSummary:
-    pipeline = None
-    if first is not None and first.event.kind == KIND_OF[RunStarted]:
-        pipeline = msgspec.msgpack.decode(first.event.data, type=_Name).pipeline
-    end = _ENDS.get(last_of_run.event.kind) if last_of_run is not None else None
+    """`of_run`: the events that tell how it stands, in order."""
+    pipeline, end, is_paused = None, None, False
+    first = of_run[0].event if of_run else None
+    if first is not None and first.kind == KIND_OF[RunStarted]:
+        pipeline = msgspec.msgpack.decode(first.data, type=_Name).pipeline
+    for event, _ in of_run:
+        if event.kind in ("run.resumed", "run.forked"):
+            is_paused = False
+        is_paused = is_paused or event.kind == "run.paused"
+        # A run that has ended goes on when it is rolled back.
+        if event.kind in _ENDS:
+            end, is_paused = event, False
+        elif event.kind == "run.rolled_back":
+            end = None
+    state = RunState.PAUSED if is_paused else RunState.RUNNING
     return RunSummary(
         id=run.id,
         pipeline=pipeline,
-        state=end or (RunState.RUNNING if is_owned else RunState.INTERRUPTED),
-        started=first.event.at if first is not None else None,
-        ended=last_of_run.event.at if end is not None and last_of_run is not None else None,
+        state=_ENDS[end.kind] if end else state if is_owned else RunState.INTERRUPTED,
+        started=first.at if first is not None else None,
+        ended=end.at if end is not None else None,
         last_seq=last_seq,
     )

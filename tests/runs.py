@@ -37,7 +37,7 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-ENDINGS = {"task.completed", "task.retrying", "task.failed", "task.cancelled"}
+ENDINGS = {"task.completed", "task.retrying", "task.failed", "task.cancelled", "task.restarted"}
 LAST = {"run.completed", "run.failed", "run.cancelled"}
 
 # Small enough that many fit any host's budget at once.
