@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from casemate import Supervisor
 from casemate.protocol import codec
 from casemate.protocol.limits import MIB
 from casemate.supervisor import engine as engine_module
+from casemate.supervisor import hostpipe
 from casemate.supervisor.config import load_config
 from casemate.supervisor.engine import Engine
 from casemate.supervisor.front import Frames, encode_frames
@@ -60,3 +62,33 @@ def test_a_last_commit_that_is_told_while_the_journal_closes(
 
     asyncio.run(story())
     assert raised == []
+
+
+def test_the_other_ends_death_met_by_a_write_is_the_end_of_the_stream() -> None:
+    async def story() -> bytes | None:
+        reader = asyncio.StreamReader()
+        reader.set_exception(BrokenPipeError())  # as asyncio does when a write meets EPIPE
+        return await hostpipe.read(reader)
+
+    assert asyncio.run(story()) is None
+
+
+def test_an_engine_whose_host_drops_around_the_last_commit_ends_in_order(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    document: dict[str, object] = {"name": "x", "tasks": {"a": {"command": ["true"]}}}
+    spec = compile_document(document, root=tmp_path)
+
+    async def drop(after: float) -> int:
+        async with asyncio.timeout(PATIENCE), Supervisor(state=tmp_path / "state") as supervisor:
+            async for event in supervisor.events(await supervisor.submit(spec)):
+                if event.kind == "task.started":
+                    break
+            await asyncio.sleep(after)
+            assert supervisor._writer is not None and supervisor._process is not None
+            supervisor._writer.transport.abort()
+            return await asyncio.to_thread(supervisor._process.wait)
+
+    # From before the task's end to after the run's: about 10 ms on an idle machine.
+    assert [asyncio.run(drop(step * 0.003)) for step in range(5)] == [0] * 5
+    assert capfd.readouterr().err == ""
