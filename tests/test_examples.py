@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +66,19 @@ def test_every_humaneval_program_passes(environment: dict[str, str]) -> None:
 def test_every_sabotaged_program_gets_its_kind(environment: dict[str, str]) -> None:
     done = run(sys.executable, EXAMPLES / "humaneval/run.py", "--sabotage", env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_outside_a_sandbox_the_sabotaged_program_reaches_its_socket() -> None:
+    """So that its verdict tells of the wall, not of a listener that nobody reaches."""
+    example = runpy.run_path(str(EXAMPLES / "humaneval/run.py"))
+    check = runpy.run_path(str(EXAMPLES / "humaneval/check.py"))["check"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipeline, expected = example["build"](True, listener.getsockname()[1])
+        task = next(name for name, (what, _) in expected.items() if what == "open a socket")
+        spec = pipeline.document()["tasks"][task]["spec"]
+        assert check(None, SimpleNamespace(spec=spec)) == "pass"
+        listener.settimeout(10)
+        listener.accept()[0].close()
 
 
 def recorded_workflow(folder: Path) -> Path:
