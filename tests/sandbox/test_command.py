@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 from casemate.protocol import codec
 from casemate.protocol.messages import Emit, Fail, Log, Message, Progress, Result
@@ -23,6 +25,18 @@ from fakes import FakeSupervisor, GuestHost, wait_until
 def guest(guest_host: GuestHost, tmp_path: Path) -> Iterator[FakeSupervisor]:
     with FakeSupervisor(guest_host, tmp_path) as supervisor:
         yield supervisor
+    # No sandbox ends what a command leaves behind: known by its TMPDIR, for its guest is gone.
+    while left := [each for each in psutil.process_iter() if _tmpdir(each) == str(supervisor.tmp)]:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _tmpdir(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("TMPDIR")
+    except psutil.Error:
+        return None
 
 
 def shell(script: str) -> CommandEntry:
