@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..config import load_config
 from ..core import graph
-from ..describe import read_pipeline
 from ..pipeline import json_schema
+from .loading import interruptible, load
 from .view import printable
 
 __all__ = ["print_schema", "validate_file"]
@@ -17,7 +17,8 @@ __all__ = ["print_schema", "validate_file"]
 
 def validate_file(file: Path, *, as_json: bool, state: Path | None) -> int:
     """A UsageError with every problem leaves through `main`, as exit code 2."""
-    spec = read_pipeline(file, load_config(state=state))
+    with interruptible():
+        spec = load(file, load_config(state=state))
     order = graph.build(spec).order
     if as_json:
         print(json.dumps({"name": spec.name, "tasks": list(order), "edges": len(spec.edges)}))

@@ -255,6 +255,28 @@ def test_a_signal_cancels_the_run(
     wait_until(lambda: not any(is_alive(pid) for pid in below))
 
 
+@pytest.mark.parametrize("command", ["run", "validate"])
+def test_a_signal_while_a_program_is_loaded_leaves_nothing(
+    here: Place, tmp_path: Path, command: str
+) -> None:
+    here.write("slow.py", "import time\ntime.sleep(3600)\n")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {**os.environ, "TMPDIR": str(temporary), "CASEMATE_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(
+        [*CASEMATE, command, "slow.py"], cwd=here.path, env=env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "casemate: loading slow.py …\n"
+        wait_until(lambda: list(temporary.glob("casemate-describe-*/runs/*/journal.db")))
+        below = descendants(process.pid)
+        process.terminate()
+        assert process.wait(PATIENCE) == 130
+        assert process.stderr.read() == ""
+    assert list(temporary.iterdir()) == []
+    wait_until(lambda: not any(is_alive(pid) for pid in below))
+
+
 def test_the_input_may_come_from_a_file(casemate: Command, here: Place) -> None:
     here.write("input.json", '{"from": "a file"}')
     events = events_of(casemate("run", "p.yaml", "--json", "--input", "@input.json"))
