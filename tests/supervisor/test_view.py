@@ -42,7 +42,7 @@ def test_the_failure_before_a_retry_stays_visible(tmp_path: Path) -> None:
         ("task.completed", {"output": None, "seconds": 1.26}),
     ):
         assert "after timeout.wall: " in watched.see(kind, 2, **data)
-    error = {"kind": "crash", "message": "SIGSEGV", "usage": None}
+    error = {"kind": "crash", "message": "SIGSEGV"}
     row = watched.see("task.failed", 3, error=error)
     assert "failed: crash" in row and "after" not in row
 
