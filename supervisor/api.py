@@ -209,7 +209,8 @@ class Supervisor:
         number = next(self._ids)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         hostpipe.write(self._writer, hostpipe.Ask(number, verb))
-        await self._writer.drain()
+        with contextlib.suppress(ConnectionError):  # the engine is gone: `_listen` answers
+            await self._writer.drain()
         reply: hostpipe.Answer = await answer
         if reply.refused is not None:
             raise _refused(reply, CasemateError)

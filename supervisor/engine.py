@@ -510,6 +510,8 @@ class Engine:
     def _end_run(self, run: _Run) -> None:
         """Nothing more will be recorded; what still lives of it (after a failure) is dying."""
         run.has_ended = True
+        if self._is_closing:
+            return  # the journal closes every run by itself, and may have done so
 
         def closed() -> None:
             self._loop.call_soon_threadsafe(self._journal_closed, run)

@@ -110,11 +110,12 @@ _LENGTH = 4
 
 
 async def read(reader: asyncio.StreamReader) -> bytes | None:
-    """The next message's bytes; None at the end of the stream."""
+    """The next message's bytes; None at the end of the stream. asyncio tells the reader of what
+    a write met, too: the other end's death may come as BrokenPipeError."""
     try:
         head = await reader.readexactly(_LENGTH)
         return await reader.readexactly(int.from_bytes(head, "little"))
-    except (asyncio.IncompleteReadError, ConnectionResetError):
+    except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
 

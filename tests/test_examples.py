@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
+import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,6 +68,19 @@ def test_every_sabotaged_program_gets_its_kind(environment: dict[str, str]) -> N
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_outside_a_sandbox_the_sabotaged_program_reaches_its_socket() -> None:
+    """So that its verdict tells of the wall, not of a listener that nobody reaches."""
+    example = runpy.run_path(str(EXAMPLES / "humaneval/run.py"))
+    check = runpy.run_path(str(EXAMPLES / "humaneval/check.py"))["check"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipeline, expected = example["build"](True, listener.getsockname()[1])
+        task = next(name for name, (what, _) in expected.items() if what == "open a socket")
+        spec = pipeline.document()["tasks"][task]["spec"]
+        assert check(None, SimpleNamespace(spec=spec)) == "pass"
+        listener.settimeout(10)
+        listener.accept()[0].close()
+
+
 def recorded_workflow(folder: Path) -> Path:
     """The small recorded one where it is at hand, else one of the same form: a diamond."""
     shared = ROOT.parent / "shared/data/wfinstances/helloworld-forkjoin-10-chameleon.json"
@@ -85,27 +102,64 @@ def test_a_recorded_workflow_keeps_its_order(environment: dict[str, str], tmp_pa
     assert "0 out of order" in done.stdout
 
 
-def test_an_observer_without_casemate_sees_every_event_once(environment: dict[str, str]) -> None:
-    state = Path(environment["CASEMATE_STATE"])
-    pipeline = EXAMPLES / "review/pipeline.yaml"
-    with subprocess.Popen(
-        [*CASEMATE, "run", str(pipeline), "--json"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
-        deadline = time.monotonic() + 60
-        while not list(state.glob("supervisors/*.json")) or not list(state.glob("runs/[!.]*")):
-            assert running.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        seen = run(
-            sys.executable, "-I", EXAMPLES / "observer/observer.py", state, "last", env=environment
-        )
-        assert running.stdout is not None
-        journaled = events_of(running.stdout.read())
-    assert seen.returncode == 0, seen.stderr
-    observed = [line.split()[:3] for line in seen.stdout.splitlines()]
+def started(*arguments: str | Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """A `casemate run --json` with a run that an observer can find."""
+    command = [*CASEMATE, "run", *map(str, arguments), "--json"]
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    state = Path(env["CASEMATE_STATE"])
+    deadline = time.monotonic() + 60
+    while not list(state.glob("supervisors/*.json")) or not list(state.glob("runs/[!.]*")):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return running
+
+
+OBSERVER = EXAMPLES / "observer/observer.py"
+
+
+def check_observed(seen: str, running: subprocess.Popen[str]) -> None:
+    assert running.stdout is not None
+    journaled = events_of(running.stdout.read())
+    observed = [line.split()[:3] for line in seen.splitlines()]
     assert observed == [[str(e["seq"]), e["task"] or "-", e["kind"]] for e in journaled]
+
+
+def test_an_observer_without_casemate_sees_every_event_once(environment: dict[str, str]) -> None:
+    with started(EXAMPLES / "review/pipeline.yaml", env=environment) as running:
+        state = environment["CASEMATE_STATE"]
+        seen = run(sys.executable, "-I", OBSERVER, state, "last", env=environment)
+        assert seen.returncode == 0, seen.stderr
+        check_observed(seen.stdout, running)
+
+
+def test_an_observer_sees_a_cancelled_run_to_its_end(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "hang.yaml"
+    file.write_text("name: x\ntasks: {hang: {command: [sleep, '3600']}}\n", encoding="utf-8")
+    state = environment["CASEMATE_STATE"]
+    observer = [sys.executable, "-I", str(OBSERVER), state, "last"]
+    with (
+        started(file, env=environment) as running,
+        subprocess.Popen(observer, stdout=subprocess.PIPE, text=True) as watching,
+    ):
+        assert watching.stdout is not None
+        seen = ""
+        while "task.started" not in seen:
+            line = watching.stdout.readline()
+            assert line
+            seen += line
+        running.send_signal(signal.SIGINT)
+        seen += watching.communicate(timeout=60)[0]
+        assert watching.returncode == 0
+        check_observed(seen, running)
+    assert " - run.cancelled " in seen
+
+
+def test_the_observer_is_as_short_as_the_readme_says() -> None:
+    lines = len(OBSERVER.read_text(encoding="utf-8").splitlines())
+    assert lines < 40
+    assert f"does that in {lines} lines" in README
 
 
 def blocks(language: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 import sys
 import time
 from collections import Counter
@@ -26,8 +27,9 @@ SABOTAGE = {
     "eat memory": ("x = []\n    while True: x.append(bytearray(2**20))", "memory"),
     "fork bomb": ("import os\n    while True: os.fork()", "pids"),
     "read /etc/shadow": ("open('/etc/shadow').read()", "error"),
+    # A listener of ours, which anybody on this host outside a sandbox reaches: "pass" is a hole.
     "open a socket": (
-        "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)",
+        "import socket; socket.create_connection(('127.0.0.1', PORT)).close()",
         "error",
     ),
     # Everybody it can reach is nobody: its pid namespace holds itself and an init it cannot kill.
@@ -43,8 +45,9 @@ def program(problem: dict[str, str], sabotage: str | None) -> str:
     return f"{problem['prompt']}{body}\n{problem['test']}"
 
 
-def build(sabotaged: bool) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
-    """The pipeline, and {task: (what it does, the expected verdict)}."""
+def build(sabotaged: bool, port: int) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
+    """The pipeline, and {task: (what it does, the expected verdict)}. Something listens at `port`
+    of this host."""
     pipeline = Pipeline("humaneval")
     expected = {}
     for number, (name, problem) in enumerate(sorted(read_problems().items())):
@@ -52,6 +55,7 @@ def build(sabotaged: bool) -> tuple[Pipeline, dict[str, tuple[str, str]]]:
         what, (code, verdict) = "canonical solution", ("", "pass")
         if sabotaged:
             what, (code, verdict) = list(SABOTAGE.items())[number % len(SABOTAGE)]
+            code = code.replace("PORT", str(port))
         expected[task] = (what, verdict)
         pipeline.add_task(
             Task(
@@ -82,9 +86,11 @@ async def verdicts(pipeline: Pipeline) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sabotage", action="store_true", help="programs that misbehave")
-    pipeline, expected = build(parser.parse_args().sabotage)
-    began = time.monotonic()
-    received = asyncio.run(verdicts(pipeline))
+    sabotaged = parser.parse_args().sabotage
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipeline, expected = build(sabotaged, listener.getsockname()[1])
+        began = time.monotonic()
+        received = asyncio.run(verdicts(pipeline))
     seconds = time.monotonic() - began
 
     table = Counter(

@@ -16,30 +16,18 @@ events, control = context.socket(zmq.SUB), context.socket(zmq.REQ)
 events.connect(record["events"])
 events.subscribe(b"")
 control.connect(record["control"])
-run, seen, ended = sys.argv[2], 0, False
+run, seen, last, kind = sys.argv[2], 0, 0, ""
 
-
-def show(topic: bytes, header: bytes, payload: bytes) -> None:
-    global seen, ended
-    event = decode(header)
-    if topic.startswith(b"ev." + run.encode()) and event["seq"] > seen:
-        assert event["seq"] == seen + 1, f"a hole: {seen} -> {event['seq']}"
-        seen, ended = event["seq"], event["kind"] in ("run.completed", "run.failed")
-        print(seen, topic.decode().split(".")[2] or "-", event["kind"], decode(payload), flush=True)
-
-
-while not ended:
-    topic, header, payload = events.recv_multipart()
-    # A heartbeat (the first comes when we are subscribed), or a hole: fetch what we lack.
-    if topic == b"hb." or decode(header)["seq"] > seen + 1:
-        while True:
-            request = {"verb": "replay", "version": 1, "id": 1, "run": run, "since": seen}
-            control.send(encode(request))
-            page = decode(control.recv())
-            run = page["run"]
-            for frame in page["events"]:
-                show(*frame)
-            if seen >= page["last_seq"]:
-                break
-    else:
-        show(topic, header, payload)
+while kind not in ("run.completed", "run.failed", "run.cancelled"):
+    frames = [events.recv_multipart()] if seen >= last else []
+    # Behind; a heartbeat (the first comes when we are subscribed); or a hole: fetch what we lack.
+    if not frames or frames[0][0] == b"hb." or decode(frames[0][1])["seq"] > seen + 1:
+        control.send(encode({"verb": "replay", "version": 1, "id": 1, "run": run, "since": seen}))
+        page = decode(control.recv())
+        run, frames, last = page["run"], page["events"], page["last_seq"]
+    for topic, header, payload in frames:
+        event = decode(header)
+        if topic.startswith(b"ev." + run.encode()) and event["seq"] > seen:
+            assert event["seq"] == seen + 1, f"a hole: {seen} -> {event['seq']}"
+            seen, kind = event["seq"], event["kind"]
+            print(seen, topic.decode().split(".")[2] or "-", kind, decode(payload), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -16,7 +17,11 @@ def main() -> None:
     from .app import app
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # closed by our caller
+                sys.stdout.flush()  # not left to the interpreter, which makes 120 of a failure
     except UsageError as error:
         _say(error)
         sys.exit(2)
@@ -29,9 +34,18 @@ def main() -> None:
         _say(error)
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _reader_left()
+    except SystemExit as ending:
+        # What typer and rich make of it is 1, which is "failed" here.
+        if isinstance(ending.__context__, BrokenPipeError):
+            _reader_left()
+        raise
+
+
+def _reader_left() -> NoReturn:
+    """The reader of our output went away (`| head`): nothing is left to say to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(141)
 
 
 def _say(error: Exception) -> None:

@@ -131,12 +131,15 @@ def exit_code(report: Report) -> int:
 
 
 def _say(report: Report, program: str, cap: int | None) -> None:
-    sampled = sorted(
-        name for name, kept in report.walls.get("limits", {}).items() if kept != "cgroup"
-    )
-    if sampled:
+    backing = report.walls.get("limits", {})
+    weak = [
+        f"{', '.join(names)} ({how})"
+        for kind, how in (("sampled", "only sampled"), ("none", "not held at all"))
+        if (names := sorted(name for name, held in backing.items() if held == kind))
+    ]
+    if weak:
         say(
-            f"no cgroup holds the limits here, they are only sampled ({', '.join(sampled)}); "
+            f"no cgroup holds these limits here: {', '.join(weak)}; "
             "`casemate doctor` tells the remedy"
         )
     if report.walls.get("degraded"):

@@ -27,7 +27,7 @@ from ...protocol.pipeline import PipelineSpec
 from ..api import Supervisor
 from ..config import Config, load_config
 from ..cursor import ENDINGS, PipelineEvent
-from ..describe import read_pipeline
+from .loading import interrupt, interruptible, load
 from .scope import settle
 from .view import LiveView, PlainView, View
 
@@ -51,11 +51,12 @@ def run_file(
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)
     value = _input(input)
-    spec = read_pipeline(file, config, workspace)
-    read_again = (lambda: read_pipeline(file, config, workspace)) if watch else None
+    read_again = (lambda: load(file, config, workspace)) if watch else None
     try:
-        return asyncio.run(_run(config, spec, value, as_json, read_again))
-    except KeyboardInterrupt:  # while it waited for a change: a run has its own handler
+        with interruptible():
+            spec = load(file, config, workspace)
+            return asyncio.run(_run(config, spec, value, as_json, read_again))
+    except KeyboardInterrupt:  # while it was loaded, or waited for: a run has its own handler
         return EXIT_CODES["cancelled"]
 
 
@@ -132,6 +133,7 @@ async def _watch(
     finally:
         for number in _ENDING:
             loop.remove_signal_handler(number)
+        signal.signal(signal.SIGTERM, interrupt)
     if not as_json:
         print(f"{view.summary()} · run {run}")
         for line in view.results():

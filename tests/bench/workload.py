@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 
@@ -18,3 +20,12 @@ def emit(input: Any, ctx: Any) -> None:
 def spin(input: Any, ctx: Any) -> None:
     while True:
         pass
+
+
+def crowd(input: Any, ctx: Any) -> None:
+    """A busy loop with descendants, of which it tells when they are all there."""
+    for _ in range(ctx.spec["descendants"]):
+        if os.fork() == 0:
+            time.sleep(3600)
+    ctx.emit("crowded")
+    spin(input, ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from casemate.protocol import codec
 from casemate.protocol.messages import (
@@ -37,6 +39,18 @@ from msgspec import Raw
 def guest(guest_host: GuestHost, tmp_path: Path) -> Iterator[FakeSupervisor]:
     with FakeSupervisor(guest_host, tmp_path) as supervisor:
         yield supervisor
+    # No sandbox ends what a command leaves behind: known by its TMPDIR, for its guest is gone.
+    while left := [each for each in psutil.process_iter() if _tmpdir(each) == str(supervisor.tmp)]:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _tmpdir(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("TMPDIR")
+    except psutil.Error:
+        return None
 
 
 def shell(script: str) -> CommandEntry:

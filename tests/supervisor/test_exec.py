@@ -25,6 +25,7 @@ import pytest
 from casemate import Limits, SandboxResult, Timeouts, UsageError, run_sandboxed
 from casemate.protocol.limits import KIB, MIB
 from casemate.sandbox.process import Stdio
+from casemate.supervisor.cli.exec import _say
 from casemate.supervisor.exec import Execution, Report
 from casemate.supervisor.granted import command_spec, granted_limits
 from casemate.supervisor.sandboxes import Sandboxes
@@ -271,6 +272,28 @@ def test_a_zygote_that_dies(mark: str) -> None:
 
 
 # --- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"memory": "cgroup", "pids": "cgroup", "cpu": "cgroup"}, ""),
+        ({"memory": "sampled", "pids": "sampled"}, "memory, pids (only sampled);"),
+        ({"memory": "cgroup", "pids": "cgroup", "cpu": "none"}, "cpu (not held at all);"),
+        (
+            {"memory": "sampled", "pids": "sampled", "cpu": "none"},
+            "memory, pids (only sampled), cpu (not held at all);",
+        ),
+    ],
+)
+def test_limits_that_no_cgroup_holds_are_told_apart(
+    capfd: pytest.CaptureFixture[str], limits: dict[str, str], says: str
+) -> None:
+    _say(Report(verdict="completed", walls={"limits": limits}), "true", None)
+    opening = "casemate: no cgroup holds these limits here: " if says else ""
+    said = capfd.readouterr().err
+    assert said.startswith(opening + says)
+    assert said.count("\n") == bool(says)
 
 
 @pytest.mark.parametrize(
