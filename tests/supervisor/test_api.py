@@ -91,7 +91,13 @@ def test_leaving_kills_what_runs_and_keeps_what_was_said(tmp_path: Path, place: 
         live.finish()
     with JournalReader(StateDirectory(tmp_path / "state").run(live.run)) as reader:
         kinds = [event.kind for event in reader.events()]
-    assert kinds[:4] == ["run.started", "task.ready", "task.started", "task.emitted"]
+    assert kinds[:5] == [
+        "run.started",
+        "checkpoint.created",
+        "task.ready",
+        "task.started",
+        "task.emitted",
+    ]
     assert not StateDirectory(tmp_path / "state").run(live.run).is_owned()
 
 
