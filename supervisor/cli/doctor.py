@@ -32,7 +32,7 @@ from .scope import settle
 __all__ = ["Examination", "examine"]
 
 # Facts that are no wall: better to have, and no reason to refuse.
-OPTIONAL = {"reserved ids", *(f"{name} limit" for name in LIMITING)}
+OPTIONAL = {"reserved ids", "overlay", *(f"{name} limit" for name in LIMITING)}
 
 
 class Examination(Struct, frozen=True, kw_only=True):
