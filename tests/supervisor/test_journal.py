@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from casemate.protocol.events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunPaused,
     RunStarted,
     TaskCancelled,
     TaskCompleted,
@@ -678,6 +679,23 @@ def test_a_newer_journal_is_refused_with_its_version(owned: OwnedRun) -> None:
         it.journal.open(run, last_seq=1)
     assert "version 99" in str(it.failures[0][1])
     assert summarise(run).state == RunState.DAMAGED
+
+
+def test_an_older_journal_is_read_and_brought_forward_when_it_is_written(owned: OwnedRun) -> None:
+    run = owned.directory
+    write(run, entries(STARTED, task=None))
+    with closing(sqlite3.connect(run.journal)) as database:
+        database.execute("PRAGMA user_version = 1")
+    with JournalReader(run) as reader:
+        assert [event.kind for event in reader.events()] == ["run.started"]
+    with kept() as it:
+        it.journal.open(run, last_seq=1)
+        it.journal.append(run.id, entries(RunPaused(), task=None))
+    assert it.failures == []
+    with closing(sqlite3.connect(run.journal)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    with JournalReader(run) as reader:
+        assert [event.kind for event in reader.events()] == ["run.started", "run.paused"]
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.5])
