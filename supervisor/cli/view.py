@@ -119,6 +119,13 @@ class Row:
     memory: int | None = None
     items: int = 0
     last: str = ""
+    after: str = ""  # the kind of the failure that this attempt comes after
+
+    def newest(self) -> str:
+        """The failure before it goes first: there may be room for no more."""
+        if self.after and self.state in {"running", "completed"}:
+            return f"after {self.after}: {self.last}"
+        return self.last
 
     def elapsed(self, now: float) -> float:
         return self.seconds + (now - self.began if self.began is not None else 0.0)
@@ -165,10 +172,13 @@ class View:
         elif event.kind in BECOMES and row.began is not None:
             row.seconds = row.elapsed(time.monotonic())
             row.began = None
-        elif event.kind == "task.usage" and event.data.get("memory"):
-            row.memory = max(row.memory or 0, event.data["memory"])
         elif event.kind == "task.emitted":
             row.items += 1
+        error = event.data.get("error") or {}
+        usage = event.data if event.kind == "task.usage" else error.get("usage") or {}
+        row.memory = max(row.memory or 0, usage.get("memory") or 0) or None
+        if event.kind == "task.retrying":
+            row.after = error["kind"]
         for row.last in lines_of(event):
             pass
 
@@ -216,7 +226,8 @@ class PlainView(View):
 
 
 class LiveView(View):
-    """The whole graph, redrawn a few times a second, and the newest lines below it."""
+    """The graph as a table, as many rows as fit, redrawn a few times a second. A row ends with the
+    newest of its task; after a retry with why there was one, too."""
 
     def __init__(self, spec: PipelineSpec, events: str, console: Console) -> None:
         super().__init__(spec, events)
@@ -259,7 +270,7 @@ class LiveView(View):
                 f"{elapsed:.1f} s" if elapsed else "",
                 bytes_of(row.memory) if row.memory else "",
                 str(row.items or ""),
-                Text(row.last, style="dim"),
+                Text(row.newest(), style="dim"),
             )
         title = Text.assemble(
             (printable(self.spec.name), "bold"), f"  {self.run}  ", (self.summary(), "dim")
