@@ -104,7 +104,8 @@ def exec(
     """Run one command in one sandbox, stdio passed through.
 
     Exits with the command's own code; 124 timed out, 125 the sandbox could not be built, 126 or 127
-    as shells do, 137 killed for memory, 128+n by signal n.
+    as shells do, 137 killed for memory, 128+n by signal n. Where no cgroup holds the memory limit,
+    a program that is refused memory may end by itself, with a code of its own (Python: 1).
     """
     from .exec import exec_command
 
