@@ -45,6 +45,7 @@ from casemate.protocol.limits import INLINE_VALUE_SIZE
 from casemate.supervisor import journal as journal_module
 from casemate.supervisor import state as state_module
 from casemate.supervisor.journal import (
+    SCHEMA_VERSION,
     Commit,
     Entry,
     Journal,
@@ -335,7 +336,7 @@ def test_outlines_have_nil_in_the_places_of_large_values_and_name_them(owned: Ow
         14: {"outputs/a": len(LARGE), "outputs/c": len(LARGE)},
     }
     assert msgpack.decode(found[13].event.data) == {"outputs": {"a": None, "b": "small", "c": None}}
-    assert msgpack.decode(found[10].event.data) == {"output": None, "seconds": 0.25}
+    assert msgpack.decode(found[10].event.data) == {"output": None, "seconds": 0.25, "layer": None}
     # The writer tells the same to those who publish.
     assert {seq: bare(o.event) for seq, o in outlines.items()} == {
         one.event.seq: bare(one.event) for one in found if one.omitted
