@@ -25,9 +25,7 @@ from ..sandbox import syscalls
 
 __all__ = ["ABSENT", "Beneath", "Found", "NotRegularError", "opened", "reason"]
 
-_RESOLVE = (
-    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
-)
+_RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 # The kernel takes 4096 bytes in one call; a tree that a loop made can be deeper.
 _PATH_SIZE = 4000

@@ -98,9 +98,7 @@ def quoted(path: str) -> str:
     return _quoted(os.fsencode(path)).decode("ascii")
 
 
-def write_patch(
-    base: Path, layers: Path, changes: Iterable[Resolved], out: BinaryIO
-) -> Summary:
+def write_patch(base: Path, layers: Path, changes: Iterable[Resolved], out: BinaryIO) -> Summary:
     """Write the patch that turns `base` into what `changes` say; blocks on the disk."""
     with Beneath(base) as old, Beneath(layers) as new:
         return _Writer(old, new, out).write(changes)
@@ -165,9 +163,7 @@ class _Writer:
             self._added, self._changed, self._deleted, self._binary, self._left_out, self._risky
         )
 
-    def _folder(
-        self, change: Resolved, by_path: Mapping[str, Resolved], filled: set[str]
-    ) -> None:
+    def _folder(self, change: Resolved, by_path: Mapping[str, Resolved], filled: set[str]) -> None:
         """Git knows folders by their files. Told are those that come out empty, and modes."""
         found = self._look(change.path)
         if found.kind in ("file", "link"):
@@ -412,8 +408,7 @@ _ESCAPES = {
 
 def _quoted(name: bytes) -> bytes:
     parts = [
-        _ESCAPES.get(byte)
-        or (b"%c" % byte if 0x20 <= byte < 0x7F else b"\\%03o" % byte)
+        _ESCAPES.get(byte) or (b"%c" % byte if 0x20 <= byte < 0x7F else b"\\%03o" % byte)
         for byte in name
     ]
     text = b"".join(parts)

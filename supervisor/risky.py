@@ -13,6 +13,7 @@ regard to case, and as the file systems of other systems would read them: `.GIT`
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from .beneath import Found
 
@@ -129,7 +130,7 @@ def risk(path: str, old: Found, new: Found) -> str | None:
     for part in parts:
         if part in _NAMES:
             return _NAMES[part]
-    for pair in zip(parts, parts[1:], strict=False):
+    for pair in pairwise(parts):
         if pair in _PAIRS:
             return _PAIRS[pair]
     if new.kind == "link":
