@@ -279,7 +279,8 @@ class _Writer:
             raise _Unsayable(reason(error)) from error
 
     def _side(self, where: str, tree: Beneath, place: str, found: Found) -> _Side | None:
-        if found.kind == "absent":
+        # a folder is nothing by itself: its files go by their own paths
+        if found.kind in ("absent", "folder"):
             return None
         if found.kind == "link":
             assert found.target is not None
