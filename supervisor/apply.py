@@ -27,7 +27,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EACCES, ENODATA, ENOTSUP, ENXIO, EPERM
+from errno import EACCES, EBADF, ENODATA, ENOTSUP, ENXIO, EPERM
 from hashlib import sha256
 from pathlib import Path
 
@@ -259,7 +259,11 @@ class _Plan:
                 return False
 
     def _folder_attributes(self, tree: Beneath, path: str) -> dict[str, bytes]:
-        with opened(tree.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as folder:
+        try:
+            folder = tree.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except PermissionError:
+            return {}  # a folder of mode 000 is made all the same
+        with opened(folder):
             return _attributes(folder)
 
     def _is_ours(self, path: str) -> bool:
@@ -311,7 +315,6 @@ class _Writer:
         self._actions = actions
         self._touched: set[str] = set()
         self._widened: dict[str, int] = {}
-        self._done = 0
         self._size = 0
         # What is made belongs to whom the workspace belongs, not to root.
         root = os.fstat(old.root)
@@ -369,7 +372,7 @@ class _Writer:
             seen = os.fstat(folder)
             if not seen.st_mode & 0o200 and seen.st_uid == os.geteuid() != 0:
                 self._widened[above] = seen.st_mode & 0o7777
-                os.chmod(f"/proc/self/fd/{folder}", seen.st_mode & 0o7777 | 0o200)  # noqa: PTH101
+                os.chmod(f"/proc/self/fd/{folder}", seen.st_mode & 0o7777 | 0o200)
             self._touched.add(above)
             yield folder, name
 
@@ -391,13 +394,23 @@ class _Writer:
         path = action.change.path
         self._widened.pop(path, None)
         self._touched.add(path)
-        with opened(self._old.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as folder:
-            with opened(
-                self._new.open(action.source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            ) as source:
+        flags = os.O_DIRECTORY | os.O_NOFOLLOW
+        is_open = True
+        try:
+            folder = self._old.open(path, os.O_RDONLY | flags)
+        except PermissionError:  # of a mode that forbids it, which is about to change
+            folder = self._old.open(path, os.O_PATH | flags)
+            is_open = False
+        with opened(folder):
+            with (
+                contextlib.suppress(PermissionError),
+                opened(self._new.open(action.source, os.O_RDONLY | flags)) as source,
+            ):
                 _carry_attributes(source, folder)
-            os.fchmod(folder, action.mode)
-            os.fsync(folder)
+            # not fchmod, which O_PATH does not allow
+            os.chmod(f"/proc/self/fd/{folder}", action.mode)
+            if is_open:
+                os.fsync(folder)
 
     def _write(self, action: _Action) -> None:
         path = action.change.path
@@ -446,21 +459,20 @@ class _Writer:
     def _restore(self) -> None:
         while self._widened:
             path, mode = self._widened.popitem()
-            with (
-                contextlib.suppress(FileNotFoundError),
-                opened(self._old.open(path, os.O_RDONLY | os.O_DIRECTORY)) as folder,
-            ):
-                os.fchmod(folder, mode)
+            # else it was removed meanwhile, or replaced
+            if not path or self._old.look(path).kind == "folder":
+                with opened(self._old.open(path, os.O_RDONLY | os.O_DIRECTORY)) as folder:
+                    os.fchmod(folder, mode)
 
     def _sync(self, path: str) -> None:
-        # gone by now, or not to be read: then the folder above holds what counts
-        try:
-            folder = self._old.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        # gone or replaced by now: then the folder above holds what counts
+        if path and self._old.look(path).kind != "folder":
             return
-        except PermissionError:
-            return
-        with opened(folder):
+        # of a mode that forbids it: synced before it got that (see _finish_folder)
+        with (
+            contextlib.suppress(PermissionError),
+            opened(self._old.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as folder,
+        ):
             os.fsync(folder)
 
 
@@ -514,7 +526,8 @@ def _attributes(descriptor: int) -> dict[str, bytes]:
             if name.startswith("user.") and not name.startswith("user.overlay.")
         }
     except OSError as error:
-        if error.errno in (ENOTSUP, EACCES, ENODATA):
+        # EBADF: O_PATH, of a folder whose mode forbids more
+        if error.errno in (ENOTSUP, EACCES, EBADF):
             return {}
         raise
 
@@ -529,5 +542,5 @@ def _carry_attributes(source: int, target: int) -> None:
                 os.setxattr(target, name, value)
     except OSError as error:
         # A file system without them takes the content all the same.
-        if error.errno not in (ENOTSUP, EPERM):
+        if error.errno not in (ENOTSUP, EPERM, EBADF):
             raise
