@@ -20,7 +20,7 @@ from errno import ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import Self
 
-from ..protocol.errors import CasemateError, LocalViolation
+from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..sandbox import syscalls
 
 __all__ = ["ABSENT", "Beneath", "Found", "NotRegularError", "opened", "reason"]
@@ -77,7 +77,12 @@ def opened(descriptor: int) -> Iterator[int]:
 class Beneath:
     def __init__(self, root: Path) -> None:
         """`root` itself must be a folder, not a link to one: it was resolved when it was named."""
-        self.root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self.root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(
+                f"{root}: expected a folder, and no link to one: {error.strerror}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self

@@ -182,10 +182,7 @@ class _Writer:
             raise _Unsayable(f"a folder's mode, {found.mode:04o} → {change.mode:04o}")
         if change.path in filled:
             return
-        try:
-            held = self._old.names(change.path)
-        except OSError as error:
-            raise _Unsayable(f"cannot be read in the workspace: {reason(error)}") from error
+        held = self._names(change.path)
         gone = [by_path.get(f"{change.path}/{name}") for name in held]
         if held and all(each is not None and each.kind == "absent" for each in gone):
             raise _Unsayable("a folder that is left empty, which git removes")
@@ -194,7 +191,7 @@ class _Writer:
         found = self._look(change.path)
         if change.kind == "absent":
             if found.kind == "folder":
-                if not self._old.names(change.path):
+                if not self._names(change.path):
                     raise _Unsayable("an empty folder that is removed")
                 return
             if found.is_odd:
@@ -233,7 +230,7 @@ class _Writer:
             raise _Unsayable("its path is too long for git")
         old = self._side("the workspace", self._old, path, found)
         new = self._side("the run", self._new, f"{layer}/upper/{path}", change)
-        if found.kind == change.kind == "file" and (found.mode ^ change.mode) & 0o7677:
+        if found.kind == change.kind == "file" and (found.mode ^ change.mode) & 0o7666:
             # …and the content, if that differs, is said all the same
             self._left_out[path] = f"its mode, {found.mode:04o} → {change.mode:04o}"
         if old is not None and new is not None and old.mode[:3] != new.mode[:3]:
@@ -252,6 +249,12 @@ class _Writer:
     def _look(self, path: str) -> Found:
         try:
             return self._old.look(path)
+        except OSError as error:
+            raise _Unsayable(f"cannot be read in the workspace: {reason(error)}") from error
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            return self._old.names(path)
         except OSError as error:
             raise _Unsayable(f"cannot be read in the workspace: {reason(error)}") from error
 
@@ -312,7 +315,7 @@ class _Writer:
 
     def _write(self, path: str, old: _Side | None, new: _Side | None) -> None:
         name = os.fsencode(path)
-        a, b = _quoted(b"a/" + name), _quoted(b"b/" + name)
+        a, b = _named(b"a/" + name), _named(b"b/" + name)
         old_id = old.id if old else _NO_ID
         new_id = new.id if new else _NO_ID
         put = self._out.write
@@ -338,7 +341,10 @@ class _Writer:
             if b"\0" not in before and b"\0" not in after:
                 # nothing to compare where one side is empty and the other is not there
                 if before or after:
-                    put(b"--- %b\n+++ %b\n" % (_ended(a, old), _ended(b, new)))
+                    put(
+                        b"--- %b\n+++ %b\n"
+                        % (a if old else b"/dev/null", b if new else b"/dev/null")
+                    )
                     for piece in _hunks(before, after, self._effort):
                         put(piece)
                 return
@@ -352,7 +358,7 @@ class _Writer:
         put(f"literal {side.size if side else 0}\n".encode())
         deflate = zlib.compressobj()
         rest = b""
-        size, blob = 0, hashlib.sha1(b"blob %d\0" % (side.size if side else 0))
+        size, blob = 0, _begin_blob(side.size if side else 0)
         if side is not None:
             with side.read() as chunks:
                 for chunk in chunks:
@@ -387,9 +393,13 @@ def _chunks(descriptor: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _blob_hash(size: int, chunks: Iterable[bytes]) -> str:
+def _begin_blob(size: int) -> hashlib._Hash:
     """Git's id of a content. SHA-1 names it, as git does; nothing is trusted for having it."""
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def _blob_hash(size: int, chunks: Iterable[bytes]) -> str:
+    blob = _begin_blob(size)
     for chunk in chunks:
         blob.update(chunk)
     return blob.hexdigest()
@@ -416,11 +426,11 @@ def _quoted(name: bytes) -> bytes:
     return text if text == name else b'"' + text + b'"'
 
 
-def _ended(name: bytes, side: _Side | None) -> bytes:
-    """For --- and +++ lines, where a tab ends a name that has blanks in it."""
-    if side is None:
-        return b"/dev/null"
-    return name + b"\t" if b" " in name and not name.startswith(b'"') else name
+def _named(name: bytes) -> bytes:
+    """In a patch. Names with blanks are quoted too, unlike by git, which then cannot read its own
+    `diff --git a/x /y b/x /y` (2.39), nor needs a tab behind them in --- and +++ lines."""
+    text = _quoted(name)
+    return b'"' + text + b'"' if b" " in text and not text.startswith(b'"') else text
 
 
 def _hunks(before: bytes, after: bytes, effort: Effort) -> Iterator[bytes]:

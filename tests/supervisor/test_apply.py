@@ -402,7 +402,7 @@ def test_a_workspace_that_became_a_link_is_not_entered(place: Place) -> None:
     changes = place.lay({}, {"a": File(b"1")})
     place.base.rename(place.outside)
     place.base.symlink_to(place.outside)
-    with pytest.raises(OSError):
+    with pytest.raises(UsageError, match="no link"):
         place.apply(changes)
     assert read_tree(place.outside) == {}
 
