@@ -17,6 +17,7 @@ small enough to be text; if the second reading differs from the first, that is a
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import zlib
@@ -152,18 +153,20 @@ class _Writer:
         for change in ordered:
             try:
                 if change.kind == "folder":
-                    self._folder(change, by_path, filled)
+                    self._folder(change, filled)
                 else:
                     self._file(change)
             except _Unsayable as error:
                 self._left_out[change.path] = str(error)
             except CasemateError as error:
                 raise CasemateError(f"{quoted(change.path)}: {error}") from error
+        self._emptied(by_path, filled)
+        left_out = dict(sorted(self._left_out.items(), key=lambda item: os.fsencode(item[0])))
         return Summary(
-            self._added, self._changed, self._deleted, self._binary, self._left_out, self._risky
+            self._added, self._changed, self._deleted, self._binary, left_out, self._risky
         )
 
-    def _folder(self, change: Resolved, by_path: Mapping[str, Resolved], filled: set[str]) -> None:
+    def _folder(self, change: Resolved, filled: set[str]) -> None:
         """Git knows folders by their files. Told are those that come out empty, and modes."""
         found = self._look(change.path)
         if found.kind in ("file", "link"):
@@ -180,12 +183,20 @@ class _Writer:
         if change.mode & 0o7777 != found.mode:
             self._note_risk(change.path, found, new)
             raise _Unsayable(f"a folder's mode, {found.mode:04o} → {change.mode:04o}")
-        if change.path in filled:
-            return
-        held = self._names(change.path)
-        gone = [by_path.get(f"{change.path}/{name}") for name in held]
-        if held and all(each is not None and each.kind == "absent" for each in gone):
-            raise _Unsayable("a folder that is left empty, which git removes")
+
+    def _emptied(self, by_path: Mapping[str, Resolved], filled: set[str]) -> None:
+        """Folders that stay without what was in them; git removes those with their last file."""
+        folders = {
+            change.path.rpartition("/")[0] for change in by_path.values() if change.kind == "absent"
+        }
+        for folder in sorted(folders - filled - {""}, key=os.fsencode):
+            stays = by_path.get(folder)
+            if stays is not None and stays.kind != "folder":
+                continue
+            with contextlib.suppress(OSError):  # gone, or told already to be unreadable
+                below = [by_path.get(f"{folder}/{name}") for name in self._old.names(folder)]
+                if below and all(each is not None and each.kind == "absent" for each in below):
+                    self._left_out.setdefault(folder, "is left empty, and git removes it then")
 
     def _file(self, change: Resolved) -> None:
         found = self._look(change.path)

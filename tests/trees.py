@@ -83,11 +83,11 @@ def read_tree(root: Path) -> Tree:
 
 def changes_between(before: Tree, after: Tree, layers: Path, name: str = "t.1") -> list[Resolved]:
     """What a run that made `after` of `before` leaves: a layer below `layers`, and its list. As in
-    an overlay, folders around a change are in it too."""
+    an overlay, folders around a change are in the layer too, but not in the list."""
     old, new = whole(before), whole(after)
     changed = {path for path in old | new if old.get(path) != new.get(path)}
-    changed |= {above for path in changed for above in ancestors(path) if above in new}
-    build(layers / name / "upper", {path: new[path] for path in changed if path in new})
+    around = {above for path in changed for above in ancestors(path) if above in new}
+    build(layers / name / "upper", {path: new[path] for path in changed | around if path in new})
     changes = []
     for path in sorted(changed):
         match new.get(path):

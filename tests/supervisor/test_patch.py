@@ -263,7 +263,7 @@ def test_what_a_patch_cannot_say_is_told(place: Place) -> None:
     patch, summary = place.patch(before, after)
     assert summary.left_out == {
         "gone empty": "an empty folder that is removed",
-        "left": "a folder that is left empty, which git removes",
+        "left": "is left empty, and git removes it then",
         "new empty": "an empty folder",
         "open": "a folder's mode, 0755 → 0700",
         "private": "its mode, 0644 → 0600",
