@@ -548,9 +548,12 @@ def test_sigterm_simply_ends_a_child_of_the_task(guest: FakeSupervisor) -> None:
         "import os, signal, time, warnings\n"
         "def task():\n"
         "    warnings.simplefilter('ignore')\n"
+        "    here, there = os.pipe()\n"
         "    pid = os.fork()\n"
         "    if pid == 0:\n"
+        "        os.write(there, b'!')\n"
         "        time.sleep(600)\n"
+        "    os.read(here, 1)\n"
         "    os.kill(pid, signal.SIGTERM)\n"
         "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n",
     )
