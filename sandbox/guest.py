@@ -80,6 +80,13 @@ class Termination:
         self._is_armed = True
         self.interrupt: Callable[[], None] = _raise_cancelled
         signal.signal(signal.SIGTERM, self._handle)
+        # Meant for the task's own process. In a child of it, `Cancelled` in the middle of a lock
+        # that is shared with others would hang them (multiprocessing's pools end with SIGTERM).
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._handle:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def disarm(self) -> bool:
         """The task's code has ended. True: it was told to."""

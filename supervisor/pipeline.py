@@ -456,7 +456,7 @@ def _merged(default: Model, own: Model) -> dict[str, Any]:
 
 def _edge_shown(edge: Any) -> str:
     if isinstance(edge, Mapping):
-        return f"a map with {', '.join(sorted(map(str, edge)))[:60] or 'nothing in it'}"
+        return f"a map with {', '.join(shown(key) for key in list(edge)[:3]) or 'nothing in it'}"
     if isinstance(edge, list | tuple):
         return f"a list of {len(edge)}"
     return shown(edge)

@@ -24,7 +24,9 @@ while kind not in ("run.completed", "run.failed", "run.cancelled"):
     if not frames or frames[0][0] == b"hb." or decode(frames[0][1])["seq"] > seen + 1:
         control.send(encode({"verb": "replay", "version": 1, "id": 1, "run": run, "since": seen}))
         page = decode(control.recv())
-        run, frames, last = page["run"], page["events"], page["last_seq"]
+        # A refusal: the run has not begun yet. The next heartbeat is a second away.
+        run, frames = page.get("run", run), page.get("events", [])
+        last = page.get("last_seq", last)
     for topic, header, payload in frames:
         event = decode(header)
         if topic.startswith(b"ev." + run.encode()) and event["seq"] > seen:

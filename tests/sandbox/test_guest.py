@@ -541,6 +541,25 @@ def test_a_pool_of_processes_works_inside_a_task(guest: FakeSupervisor) -> None:
     assert guest.output(TASK, [1, 2, 3]) == [1, 4, 9]
 
 
+def test_sigterm_simply_ends_a_child_of_the_task(guest: FakeSupervisor) -> None:
+    # An exception in the middle of a lock shared with others would hang them.
+    guest.source(
+        "agents.py",
+        "import os, signal, time, warnings\n"
+        "def task():\n"
+        "    warnings.simplefilter('ignore')\n"
+        "    here, there = os.pipe()\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        os.write(there, b'!')\n"
+        "        time.sleep(600)\n"
+        "    os.read(here, 1)\n"
+        "    os.kill(pid, signal.SIGTERM)\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n",
+    )
+    assert guest.output(TASK) == -15
+
+
 def test_a_child_of_the_task_inherits_three_descriptors(guest: FakeSupervisor) -> None:
     guest.source(
         "agents.py",

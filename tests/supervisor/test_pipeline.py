@@ -379,7 +379,7 @@ BAD = [
           review.yaml:4: edges[0]: task a waits for itself
           review.yaml:5: edges[1].to: there is no task "q"
           review.yaml:6: edges[2]: expected {from: a, to: b} or [a, b], got a list of 1
-          review.yaml:7: edges[3]: expected {from: a, to: b} or [a, b], got a map with a""",
+          review.yaml:7: edges[3]: expected {from: a, to: b} or [a, b], got a map with "a\"""",
     ),
     (
         "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls]}}\nedges:\n  - {from: a, to: b, stream: true}\n  - {from: a, to: b, form: c}",
@@ -598,6 +598,12 @@ def test_depth_is_refused_before_the_parser_looks_further(folder: Path, start: s
 def test_a_file_too_large_is_not_read(folder: Path) -> None:
     message = refusal(folder, "#" * (4 * MIB + 1))
     assert message == ("review.yaml: is larger than 4 MiB; give large data as the run's input")
+
+
+def test_the_keys_of_an_edge_are_told_harmlessly(folder: Path) -> None:
+    message = refusal(folder, 'name: x\ntasks: {a: {command: [ls]}}\nedges: [{"\\e[31m": a}]')
+    assert "\x1b" not in message
+    assert '"\\u001b[31m"' in message
 
 
 def test_a_fifo_is_not_waited_for(folder: Path) -> None:
