@@ -603,6 +603,11 @@ class View:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
 
+    def open_base(self, path: str) -> int:
+        """A file of the base, where the caller has found one."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(path, flags, dir_fd=self._base)
+
     def _look_in_base(self, path: str) -> Place | None:
         status = self.base_status(path)
         if status is None or is_whiteout(status):
@@ -720,6 +725,12 @@ class _Tidying:
         else:
             os.unlink(step.name, dir_fd=step.at)
             self._dropped.append(os.fsencode(step.path))
+            if self._below.find(step.path) is not None:
+                # what it took the place of must not come back
+                make_whiteout(step.name, step.at)
+                if (owner := self._below.store.owner) is not None:
+                    os.chown(step.name, *owner, dir_fd=step.at, follow_symlinks=False)
+                self._note(Change(step.path, Kind.WHITEOUT))
 
     def _file(self, step: Step) -> None:
         mode = stat.S_IMODE(step.status.st_mode)

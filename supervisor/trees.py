@@ -39,6 +39,7 @@ __all__ = [
     "copy_content",
     "open_folder",
     "open_regular",
+    "overlay_attributes",
     "remove_tree",
     "user_attributes",
     "with_access",
@@ -425,6 +426,16 @@ def user_attributes(fd: int) -> dict[str, bytes]:
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.ENODATA, errno.EPERM):
             return {}
+        raise
+
+
+def overlay_attributes(fd: int) -> list[str]:
+    """The names of those by which overlayfs works."""
+    try:
+        return [name for name in os.listxattr(fd) if name.startswith(_OVERLAY)]
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
         raise
 
 
