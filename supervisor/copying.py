@@ -35,6 +35,7 @@ from .trees import (
     copy_attributes,
     open_folder,
     open_regular,
+    opened,
     overlay_attributes,
     remove_tree,
     user_attributes,
@@ -92,11 +93,8 @@ class _Copying:
 
     def run(self) -> None:
         if self._view.base is not None:
-            base = open_folder(self._view.base.resolve())
-            try:
+            with opened(self._view.base.resolve()) as base:
                 self._take_base(base)
-            finally:
-                os.close(base)
         self._take_layers()
         # Backwards: a folder's time and mode change with what is made in it.
         for path, (mode, status) in sorted(self._folders.items(), reverse=True):
@@ -235,11 +233,8 @@ class _Copying:
         self._in_layer(place, path, take)
 
     def _in_layer(self, place: Place, path: str, act: Callable[[int, str], None]) -> None:
-        upper = open_folder(self._view.store.root / place.layers[0] / UPPER)
-        try:
+        with opened(self._view.store.root / place.layers[0] / UPPER) as upper:
             with_access(upper, path, act)
-        finally:
-            os.close(upper)
 
 
 class Copies:
@@ -279,15 +274,13 @@ class Copies:
             mode = stat.S_IMODE(os.stat(COPY, dir_fd=at, follow_symlinks=False).st_mode)
             change_mode(at, COPY, mode | 0o700)
             os.mkdir(UPPER, 0o700, dir_fd=at)
-            copy, upper = open_folder(COPY, at), open_folder(UPPER, at)
             try:
-                _Gathering(self._store, view, self._seen[name], copy, upper).run()
-                if self._store.owner is not None:
-                    os.fchown(upper, *self._store.owner)
-                os.fchmod(upper, mode)
+                with opened(COPY, at) as copy, opened(UPPER, at) as upper:
+                    _Gathering(self._store, view, self._seen[name], copy, upper).run()
+                    if self._store.owner is not None:
+                        os.fchown(upper, *self._store.owner)
+                    os.fchmod(upper, mode)
             finally:
-                os.close(copy)
-                os.close(upper)
                 change_mode(at, COPY, mode)
         finally:
             os.close(at)

@@ -56,6 +56,7 @@ from .trees import (
     copy_content,
     open_folder,
     open_regular,
+    opened,
     remove_tree,
     user_attributes,
     with_access,
@@ -209,7 +210,7 @@ class LayerStore:
             if not _exists(at, _CHANGES):
                 changes, dropped = self._tidy(at, below, sync=True, keep=False)
                 if not changes:
-                    with _opened(self.root) as root:
+                    with opened(self.root) as root:
                         remove_tree(root, name)
                         os.fsync(root)
                     return None
@@ -244,7 +245,7 @@ class LayerStore:
         """Remove a layer, and what was made of it."""
         _check(name)
         self._forget(name)
-        with _opened(self.root) as root:
+        with opened(self.root) as root:
             for flat in self._names():
                 if _FLAT.fullmatch(flat) and name in self._ingredients(flat):
                     self._flats.discard(flat)
@@ -334,7 +335,7 @@ class LayerStore:
         failed attempt is. Those journaled that are not there, which is damage."""
         if not self.root.is_dir():
             return set(journaled)
-        with _opened(self.root) as root:
+        with opened(self.root) as root:
             for name in self._names():
                 if name.startswith("."):
                     remove_tree(root, name)
@@ -345,7 +346,7 @@ class LayerStore:
         return journaled - self.committed()
 
     def _sweep_layer(self, root: int, name: str, is_journaled: bool) -> None:
-        with contextlib.suppress(NotADirectoryError), _opened(name, root) as at:
+        with contextlib.suppress(NotADirectoryError), opened(name, root) as at:
             for leftover in (_CHANGES + _UNFINISHED, _KEPT + _UNFINISHED, WORK, COPY):
                 remove_tree(at, leftover)
             if not is_journaled and _exists(at, _CHANGES):
@@ -353,7 +354,7 @@ class LayerStore:
 
     def open_file(self, layer: str, path: str) -> int:
         """A file of a layer for reading, be it or a folder above it closed (mode 000)."""
-        with _opened(self.root / layer / UPPER) as upper:
+        with opened(self.root / layer / UPPER) as upper:
             return with_access(upper, path, lambda at, name: open_regular(name, at))
 
     # --- stacks --------------------------------------------------------------------------------
@@ -409,10 +410,10 @@ class LayerStore:
         self.root.mkdir(mode=0o711, exist_ok=True)
         self.root.chmod(0o711)
         building = f".{name}-{secrets.token_hex(4)}"
-        with _opened(self.root) as root:
+        with opened(self.root) as root:
             try:
                 os.mkdir(building, 0o711, dir_fd=root)
-                with _opened(building, root) as at:
+                with opened(building, root) as at:
                     os.fchmod(at, 0o711)
                     changes = _Merge(other, names, at, self.owner, sync=sync).make()
                     own = other.manifest(names[0]).values() if sync else changes
@@ -449,7 +450,7 @@ class LayerStore:
         if is_closed:
             change_mode(at, UPPER, mode | 0o700)
         try:
-            with _opened(UPPER, at) as upper:
+            with opened(UPPER, at) as upper:
                 return _Tidying(upper, below, sync=sync, keep=keep).run()
         finally:
             if is_closed and not keep:
@@ -529,7 +530,7 @@ class View:
         self.stack = tuple(stack)
         self._base = -1 if base is None else os.open(base, os.O_RDONLY | os.O_DIRECTORY)
         top = tuple(reversed(self.stack))
-        self._folders: dict[str, Place] = {"": Place(Kind.FOLDER, 0, top, True, False, None)}
+        self._seen: dict[str, Place | None] = {"": Place(Kind.FOLDER, 0, top, True, False, None)}
 
     def __enter__(self) -> View:
         return self
@@ -549,21 +550,20 @@ class View:
 
     def look(self, path: str) -> Place | None:
         """The same, with whiteouts."""
-        if (known := self._folders.get(path)) is not None:
-            return known
-        # down from the nearest folder that is known, for a path may have two thousand of them
-        parts = path.split("/")
-        depth = len(parts) - 1
-        while depth and "/".join(parts[:depth]) not in self._folders:
-            depth -= 1
-        place: Place | None = self._folders["/".join(parts[:depth])]
-        for end in range(depth + 1, len(parts) + 1):
-            if place is None or place.kind not in FOLDERS:
-                return None
-            below = "/".join(parts[:end])
-            place = self._look(place, below)
-            if place is not None and place.kind in FOLDERS:
-                self._folders[below] = place
+        # Down from the nearest folder that is known: a path may have two thousand of them.
+        pending: list[str] = []
+        known = path
+        while known not in self._seen:
+            pending.append(known)
+            known = known.rpartition("/")[0]
+        place = self._seen[known]
+        while pending:
+            below = pending.pop()
+            is_folder = place is not None and place.kind in FOLDERS
+            place = self._look(place, below) if place is not None and is_folder else None
+            # leaves are asked for once, what is above them again and again
+            if pending or place is None or place.kind in FOLDERS:
+                self._seen[below] = place
         return place
 
     def _look(self, folder: Place, path: str) -> Place | None:
@@ -673,7 +673,7 @@ class _Tidying:
             if self._syncer is not None:
                 self._syncer.drop()
         self._changes.sort(key=lambda change: change.path)
-        return self._changes, self._dropped
+        return self._changes, sorted(self._dropped)
 
     def _note(self, change: Change) -> None:
         self._busy[-1] = True
@@ -772,7 +772,7 @@ class _Merge:
             for name in self._names:
                 self._uppers[name] = open_folder(self._store.root / name / UPPER)
             os.mkdir(UPPER, 0o700, dir_fd=self._at)
-            with _opened(UPPER, self._at) as upper, View(self._store, None, self._names) as view:
+            with opened(UPPER, self._at) as upper, View(self._store, None, self._names) as view:
                 changes = self._fill(upper, view)
                 self._finish(upper, self._uppers[self._names[-1]])
                 if self._syncer is not None:
@@ -802,7 +802,7 @@ class _Merge:
             changes.append(msgspec.structs.replace(place.change, kind=place.kind))
         # Backwards: a folder's time and mode change with what is made in it.
         for path, place in reversed(folders):
-            with _opened(path, upper) as target:
+            with opened(path, upper) as target:
                 if place.kind is Kind.OPAQUE:
                     os.setxattr(target, _OPAQUE, b"y")
 
@@ -1004,15 +1004,6 @@ def _exists(at: int, name: str) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _opened(path: str | Path, at: int | None = None) -> Iterator[int]:
-    fd = open_folder(path, at)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ __all__ = [
     "copy_content",
     "open_folder",
     "open_regular",
+    "opened",
     "overlay_attributes",
     "remove_tree",
     "user_attributes",
@@ -104,6 +105,15 @@ class _Level:
 
 def open_folder(name: str | os.PathLike[str], at: int | None = None) -> int:
     return os.open(name, _FOLDER, dir_fd=at)
+
+
+@contextlib.contextmanager
+def opened(name: str | os.PathLike[str], at: int | None = None) -> Iterator[int]:
+    fd = open_folder(name, at)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class Walk:
