@@ -33,6 +33,7 @@ from .trees import (
     Walk,
     change_mode,
     copy_attributes,
+    is_out_of_reach,
     open_folder,
     open_regular,
     opened,
@@ -169,6 +170,7 @@ class _Copying:
                 return
             except PermissionError:
                 self._refuse(step.path)
+                # as little of it is there as the task could have read
                 os.close(os.open(step.path, os.O_CREAT | os.O_EXCL, 0, dir_fd=self._target))
                 self._mark(step.path, status)
                 return
@@ -411,8 +413,10 @@ class _Gathering:
                 source = self._store.open_file(place.layers[0], step.path)
             else:
                 source = self._view.open_base(step.path)
-        except OSError:
-            return False
+        except OSError as error:
+            if is_out_of_reach(error):
+                return False
+            raise
         fd = open_regular(step.name, step.at)
         try:
             return _are_equal(fd, source)

@@ -54,6 +54,7 @@ from .trees import (
     change_mode,
     copy_attributes,
     copy_content,
+    is_out_of_reach,
     open_folder,
     open_regular,
     opened,
@@ -257,28 +258,28 @@ class LayerStore:
         at `most` entries. What is moved meanwhile may be missed once."""
         taken = entries = 0
         linked: set[int] = set()
+
+        def count(at: int, _: str) -> None:
+            nonlocal taken, entries
+            for step in Walk(at, paths=False, needs=0o500, tolerant=True, most=most):
+                if step.moment is Moment.LEAVE:
+                    continue
+                entries += 1
+                if step.moment is Moment.ENTRY and step.status.st_nlink > 1:
+                    if step.status.st_ino in linked:
+                        continue
+                    linked.add(step.status.st_ino)
+                taken += step.status.st_blocks * 512
+
         for below in (UPPER, COPY):
             try:
-                at = open_folder(self.root / name / below)
-            except OSError:
-                continue
-            try:
-                for step in Walk(at, paths=False, needs=0o500, tolerant=True, most=most):
-                    if step.moment is Moment.LEAVE:
-                        continue
-                    entries += 1
-                    if step.moment is Moment.ENTRY and step.status.st_nlink > 1:
-                        if step.status.st_ino in linked:
-                            continue
-                        linked.add(step.status.st_ino)
-                    taken += step.status.st_blocks * 512
+                with opened(self.root / name) as at:
+                    with_access(at, f"{below}/.", count)
             except UnkeepableTree:
                 entries = most + 1
             except OSError as error:
-                if error.errno != errno.ESTALE:
+                if error.errno != errno.ESTALE and not is_out_of_reach(error):
                     raise
-            finally:
-                os.close(at)
         return taken, entries
 
     # --- what is there -------------------------------------------------------------------------
@@ -633,8 +634,10 @@ class View:
         """What the base has beneath a folder of its own."""
         try:
             at = open_folder(path, self._base)
-        except OSError:
-            return
+        except OSError as error:
+            if is_out_of_reach(error):
+                return
+            raise
         try:
             for step in Walk(at, needs=0, tolerant=True):
                 if step.moment is not Moment.LEAVE and not is_whiteout(step.status):

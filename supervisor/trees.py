@@ -37,6 +37,7 @@ __all__ = [
     "change_mode",
     "copy_attributes",
     "copy_content",
+    "is_out_of_reach",
     "open_folder",
     "open_regular",
     "opened",
@@ -103,6 +104,18 @@ class _Level:
         self.mode = mode  # to be given back
 
 
+def is_out_of_reach(error: OSError) -> bool:
+    """It is gone, is something else by now, or is not ours to see. Any other error (no descriptor
+    left, a disk that fails) must not be taken for a file that is not there."""
+    return error.errno in (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.EACCES,
+        errno.EPERM,
+    )
+
+
 def open_folder(name: str | os.PathLike[str], at: int | None = None) -> int:
     return os.open(name, _FOLDER, dir_fd=at)
 
@@ -159,8 +172,8 @@ class Walk:
                     continue
                 try:
                     status = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
-                except OSError:
-                    if self._tolerant:
+                except OSError as error:
+                    if self._tolerant and is_out_of_reach(error):
                         continue
                     raise
                 seen += 1
@@ -206,8 +219,8 @@ class Walk:
         try:
             with os.scandir(fd) as entries:
                 return iter([entry.name for entry in islice(entries, self._most + 1)])
-        except OSError:
-            if self._tolerant:
+        except OSError as error:
+            if self._tolerant and is_out_of_reach(error):
                 return iter(())
             raise
 
@@ -219,8 +232,8 @@ class Walk:
                 change_mode(at, name, mode | self._needs)
                 return open_folder(name, at), mode
             return open_folder(name, at), None
-        except OSError:
-            if self._tolerant:
+        except OSError as error:
+            if self._tolerant and is_out_of_reach(error):
                 return -1, None
             raise
 

@@ -501,16 +501,16 @@ def deep(root: Path, depth: int) -> None:
     os.close(at)
 
 
-def test_a_tree_ten_thousand_deep_is_refused_kept_and_removed(pit: Path) -> None:
+def test_a_tree_thousands_deep_is_refused_kept_and_removed(pit: Path) -> None:
     house = House(pit)
     house.store.begin("t.1")
-    deep(house.store.root / "t.1" / "upper", 10_000)
+    deep(house.store.root / "t.1" / "upper", 4_000)
     before = len(os.listdir("/proc/self/fd"))
     with house.view() as view:
         with pytest.raises(UnkeepableTree, match="4095 bytes"):
             house.store.commit("t.1", view)
         house.store.keep("t.1", view)
-    assert house.store.size("t.1")[1] == 10_000
+    assert house.store.size("t.1")[1] == 4_000
     assert house.store.committed() == set()
     house.store.discard("t.1")
     assert os.listdir(house.store.root) == []
