@@ -104,11 +104,10 @@ class _Copying:
                 self._give(fd, status)
                 os.fchmod(fd, mode)
                 os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            finally:
-                if self._syncer is None:
-                    os.close(fd)
-                else:
+                if self._syncer is not None:
                     self._syncer.add(fd)
+            finally:
+                os.close(fd)
 
     def _give(self, fd: int, status: os.stat_result) -> None:
         owner = self._owner_of(status)

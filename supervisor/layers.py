@@ -8,10 +8,10 @@
     layers/<task>.<attempt>/kept      the manifest of an attempt that failed
     layers/flat-<16 hex>/             several layers as one, of hard links: a cache
 
-Commit: tidy `upper` (no setuid, no sockets, FIFOs or devices) → sync all in it → write the manifest
-to another name → sync → rename → sync the folder and the one above. Whatever is pulled out of the
-wall in between, the layer is whole or not there, and a second commit does it. A committed layer
-never changes.
+Commit: tidy `upper` (no setuid, no sockets, FIFOs or devices) → write the manifest under another
+name → sync all of it together, with the folders above → rename → sync the folder. Whatever is
+pulled out of the wall in between, the layer is whole or not there, and a second commit does it. A
+committed layer never changes.
 
 The tree in `upper` is read once, at commit. All that is asked of layers later (what a task sees,
 where branches conflict, what a stack of them comes to) is answered from the manifests, which no
@@ -207,21 +207,30 @@ class LayerStore:
             at = open_folder(self.root / name)
         except FileNotFoundError:
             return None
+        syncer = Syncer()
         try:
-            if not _exists(at, _CHANGES):
-                changes, dropped = self._tidy(at, below, sync=True, keep=False)
-                if not changes:
-                    with opened(self.root) as root:
+            with opened(self.root) as root:
+                if not _exists(at, _CHANGES):
+                    changes, dropped = self._tidy(at, below, syncer, keep=False)
+                    if not changes:
                         remove_tree(root, name)
                         os.fsync(root)
-                    return None
-                self._write(at, _CHANGES, _Manifest(_VERSION, _note(changes), dropped), sync=True)
+                        return None
+                    manifest = _Manifest(_VERSION, _note(changes), dropped)
+                    building = self._write(at, _CHANGES, manifest, syncer)
+                    syncer.add(at)
+                    syncer.add(root)
+                    syncer.finish()
+                    os.rename(building, _CHANGES, src_dir_fd=at, dst_dir_fd=at)
+                os.fsync(at)
+                # again, after a commit that failed at it; else it costs nothing
+                os.fsync(root)
+            # These may come back after a power loss: whoever takes the run over sweeps them.
             for leftover in (WORK, COPY):
                 remove_tree(at, leftover)
-            os.fsync(at)
         finally:
+            syncer.drop()
             os.close(at)
-        fsync_directory(self.root)
         return self.facts(name)
 
     def keep(self, name: str, below: View) -> None:
@@ -235,8 +244,10 @@ class LayerStore:
         try:
             if not _exists(at, _KEPT) and not _exists(at, _CHANGES):
                 with contextlib.suppress(UnkeepableTree):  # then it stays as it is
-                    changes, dropped = self._tidy(at, below, sync=False, keep=True)
-                    self._write(at, _KEPT, _Manifest(_VERSION, _note(changes), dropped), sync=False)
+                    changes, dropped = self._tidy(at, below, None, keep=True)
+                    manifest = _Manifest(_VERSION, _note(changes), dropped)
+                    building = self._write(at, _KEPT, manifest, None)
+                    os.rename(building, _KEPT, src_dir_fd=at, dst_dir_fd=at)
             for leftover in (WORK, COPY):
                 remove_tree(at, leftover)
         finally:
@@ -411,18 +422,23 @@ class LayerStore:
         self.root.mkdir(mode=0o711, exist_ok=True)
         self.root.chmod(0o711)
         building = f".{name}-{secrets.token_hex(4)}"
+        syncer = Syncer() if sync else None
         with opened(self.root) as root:
             try:
                 os.mkdir(building, 0o711, dir_fd=root)
                 with opened(building, root) as at:
                     os.fchmod(at, 0o711)
-                    changes = _Merge(other, names, at, self.owner, sync=sync).make()
-                    own = other.manifest(names[0]).values() if sync else changes
-                    boot = "" if sync else read_boot_id()
-                    manifest = _Manifest(
-                        _VERSION, _note(own), names=[] if sync else names, boot=boot
-                    )
-                    self._write(at, _CHANGES, manifest, sync=sync)
+                    changes = _Merge(other, names, at, self.owner, syncer).make()
+                    if sync:
+                        manifest = _Manifest(_VERSION, _note(other.changes(names[0])))
+                    else:
+                        boot = read_boot_id()
+                        manifest = _Manifest(_VERSION, _note(changes), names=names, boot=boot)
+                    written = self._write(at, _CHANGES, manifest, syncer)
+                    os.rename(written, _CHANGES, src_dir_fd=at, dst_dir_fd=at)
+                    if syncer is not None:
+                        syncer.add(at)
+                        syncer.finish()
                 try:
                     os.rename(building, name, src_dir_fd=root, dst_dir_fd=root)
                 except OSError as error:
@@ -434,6 +450,8 @@ class LayerStore:
                     os.rename(building, name, src_dir_fd=root, dst_dir_fd=root)
                     remove_tree(root, stale)
             except BaseException:
+                if syncer is not None:
+                    syncer.drop()
                 with contextlib.suppress(OSError):
                     remove_tree(root, building)
                 raise
@@ -441,7 +459,7 @@ class LayerStore:
     # --- inside --------------------------------------------------------------------------------
 
     def _tidy(
-        self, at: int, below: View, *, sync: bool, keep: bool
+        self, at: int, below: View, syncer: Syncer | None, *, keep: bool
     ) -> tuple[list[Change], list[bytes]]:
         try:
             mode = stat.S_IMODE(os.stat(UPPER, dir_fd=at, follow_symlinks=False).st_mode)
@@ -452,12 +470,13 @@ class LayerStore:
             change_mode(at, UPPER, mode | 0o700)
         try:
             with opened(UPPER, at) as upper:
-                return _Tidying(upper, below, sync=sync, keep=keep).run()
+                return _Tidying(upper, below, syncer, keep=keep).run()
         finally:
             if is_closed and not keep:
                 change_mode(at, UPPER, mode)
 
-    def _write(self, at: int, name: str, manifest: _Manifest, *, sync: bool) -> None:
+    def _write(self, at: int, name: str, manifest: _Manifest, syncer: Syncer | None) -> str:
+        """Under another name, which is for the caller to rename."""
         building = name + _UNFINISHED
         remove_tree(at, building)
         fd = os.open(
@@ -470,11 +489,11 @@ class LayerStore:
             rest = memoryview(msgspec.msgpack.encode(manifest))
             while rest:
                 rest = rest[os.write(fd, rest) :]
-            if sync:
-                os.fsync(fd)
+            if syncer is not None:
+                syncer.add(fd)
         finally:
             os.close(fd)
-        os.rename(building, name, src_dir_fd=at, dst_dir_fd=at)
+        return building
 
     def _read(self, name: str) -> _Manifest:
         for file in (_CHANGES, _KEPT):
@@ -649,10 +668,10 @@ class View:
 class _Tidying:
     """One walk through an upper folder: out goes what may not stay, the rest is told and synced."""
 
-    def __init__(self, upper: int, below: View, *, sync: bool, keep: bool) -> None:
+    def __init__(self, upper: int, below: View, syncer: Syncer | None, *, keep: bool) -> None:
         self._upper = upper
         self._below = below
-        self._syncer = Syncer() if sync else None
+        self._syncer = syncer
         self._keep = keep
         self._changes: list[Change] = []
         self._dropped: list[bytes] = []
@@ -661,20 +680,15 @@ class _Tidying:
         self._busy: list[bool] = [False]
 
     def run(self) -> tuple[list[Change], list[bytes]]:
-        try:
-            for step in Walk(self._upper):
-                if step.moment is Moment.ENTER:
-                    self._enter(step)
-                elif step.moment is Moment.LEAVE:
-                    self._leave(step)
-                else:
-                    self._entry(step)
-            if self._syncer is not None:
-                self._syncer.finish()
-                os.fsync(self._upper)
-        finally:
-            if self._syncer is not None:
-                self._syncer.drop()
+        for step in Walk(self._upper):
+            if step.moment is Moment.ENTER:
+                self._enter(step)
+            elif step.moment is Moment.LEAVE:
+                self._leave(step)
+            else:
+                self._entry(step)
+        if self._syncer is not None:
+            self._syncer.add(self._upper)
         self._changes.sort(key=lambda change: change.path)
         return self._changes, sorted(self._dropped)
 
@@ -714,7 +728,7 @@ class _Tidying:
         if self._keep and mode & 0o700 != 0o700:
             os.fchmod(step.inside, mode | 0o700)
         if self._syncer is not None:
-            self._syncer.add(os.dup(step.inside))
+            self._syncer.add(step.inside)
 
     def _entry(self, step: Step) -> None:
         status = step.status
@@ -744,7 +758,7 @@ class _Tidying:
                     mode &= ~(stat.S_ISUID | stat.S_ISGID)
                     os.fchmod(fd, mode)
                 if self._syncer is not None:
-                    self._syncer.add(os.dup(fd))
+                    self._syncer.add(fd)
             finally:
                 os.close(fd)
         self._note(Change(step.path, Kind.FILE, mode, step.status.st_size))
@@ -760,14 +774,13 @@ class _Merge:
         names: list[str],
         at: int,
         owner: tuple[int, int] | None,
-        *,
-        sync: bool,
+        syncer: Syncer | None,
     ) -> None:
         self._store = store
         self._names = names
         self._at = at
         self._owner = owner
-        self._syncer = Syncer() if sync else None
+        self._syncer = syncer
         self._uppers: dict[str, int] = {}
 
     def make(self) -> list[Change]:
@@ -779,11 +792,8 @@ class _Merge:
                 changes = self._fill(upper, view)
                 self._finish(upper, self._uppers[self._names[-1]])
                 if self._syncer is not None:
-                    self._syncer.finish()
-                    os.fsync(upper)
+                    self._syncer.add(upper)
         finally:
-            if self._syncer is not None:
-                self._syncer.drop()
             for fd in self._uppers.values():
                 os.close(fd)
         return changes
@@ -816,7 +826,7 @@ class _Merge:
                 with_access(self._uppers[place.layers[0]], path, finish)
                 os.fchmod(target, place.mode)
                 if self._syncer is not None:
-                    self._syncer.add(os.dup(target))
+                    self._syncer.add(target)
         return changes
 
     def _link(self, layer: str, path: str, upper: int, kind: Kind) -> None:
@@ -969,7 +979,7 @@ def copy_file(
         os.fchmod(target, stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
         if syncer is not None:
-            syncer.add(os.dup(target))
+            syncer.add(target)
     finally:
         os.close(target)
 

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from casemate.protocol.errors import LocalViolation
 from casemate.protocol.events import Layer
@@ -359,13 +360,8 @@ def test_a_mount_never_takes_more_than_31_layers(tmp_path: Path, depth: int) -> 
     for number in range(depth):
         names.append(store.begin(f"t.{number}").parent.name)
         (tmp_path / "layers" / names[-1] / "upper" / "f").write_text(str(number))
-        store._write(
-            fd := open_folder(store.root / names[-1]),
-            "changes",
-            layers._Manifest(1, layers._note([Change("f", Kind.FILE, 0o644, 1)])),
-            sync=False,
-        )
-        os.close(fd)
+        note = layers._Manifest(1, layers._note([Change("f", Kind.FILE, 0o644, 1)]))
+        (store.root / names[-1] / "changes").write_bytes(msgspec.msgpack.encode(note))
     lower = store.lower(names)
     assert len(lower) <= 31
     assert store.lower(names) == LayerStore(store.root).lower(names) == lower

@@ -43,7 +43,10 @@ class Run:
             (self.files / name).parent.mkdir(exist_ok=True)
             (self.files / name).write_text(name)
         tasks = sorted({task for edge in edges for task in edge} or {"a"})
-        document = {"name": "x", "tasks": {task: {"command": ["true"]} for task in tasks}}
+        document: dict[str, object] = {
+            "name": "x",
+            "tasks": {task: {"command": ["true"]} for task in tasks},
+        }
         self.spec: PipelineSpec = structs.replace(
             compile_document(document, root=place),
             edges=tuple(Edge(*edge) for edge in edges),
