@@ -465,7 +465,7 @@ class LayerStore:
             mode = stat.S_IMODE(os.stat(UPPER, dir_fd=at, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             return [], []  # an empty layer, half removed
-        is_closed = os.geteuid() != 0 and mode & 0o700 != 0o700
+        is_closed = mode & 0o700 != 0o700
         if is_closed:
             change_mode(at, UPPER, mode | 0o700)
         try:
@@ -473,7 +473,8 @@ class LayerStore:
                 return _Tidying(upper, below, syncer, keep=keep).run()
         finally:
             if is_closed and not keep:
-                change_mode(at, UPPER, mode)
+                # A task that closes the whole workspace does not close it to those after it.
+                change_mode(at, UPPER, mode | 0o500)
 
     def _write(self, at: int, name: str, manifest: _Manifest, syncer: Syncer | None) -> str:
         """Under another name, which is for the caller to rename."""

@@ -555,7 +555,7 @@ def test_nothing_planted_is_followed_or_waited_for(tmp_path: Path) -> None:
         "\udcff\udcfe\n": FOLDER,
     }  # fmt: skip
     assert house.store.dropped("t.1") == ["fifo", "socket"]
-    assert stat.S_IMODE(upper.stat().st_mode) == 0
+    assert stat.S_IMODE(upper.stat().st_mode) == 0o500
     with os.fdopen(house.store.open_file("t.1", "closed/file"), "rb") as file:
         assert file.read() == b"inside"
     flat = house.store._flat(["t.1"])
