@@ -304,7 +304,7 @@ def rollback(
     )
 
 
-@app.command(epilog="Example: casemate resume $(casemate fork last c3)")
+@app.command(epilog="Example: casemate fork last c3")
 def fork(
     run: Run,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT")],
