@@ -191,6 +191,13 @@ class _Every(_Alarm):
     __slots__ = ()
 
 
+def _stopped(cause: TaskError) -> TaskError:
+    """What the tasks of a run that is being ended are told."""
+    timed_out = cause.kind is ErrorKind.TIMEOUT_RUN
+    kind = ErrorKind.TIMEOUT_RUN if timed_out else ErrorKind.CANCELLED
+    return TaskError(kind=kind, message=cause.message)
+
+
 class Scheduler:
     def __init__(self, max_parallel: int, memory_budget: int) -> None:
         if max_parallel < 1:
@@ -455,6 +462,13 @@ class Scheduler:
             self._retry_or_fail(now, run, attempt, error)
         if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.undone):
             self._finish_rollback(now, run, run.rolling)
+        if run.stop is not None and not run.live:
+            # Results that were told in time, of readers whose speaker was not: nobody will confirm
+            # them any more.
+            for name in sorted(run.provisional, key=run.state.graph.position.__getitem__):
+                number = run.state.tasks[name].attempt
+                self._record(run, name, number, TaskCancelled(error=_stopped(run.stop)))
+            run.provisional.clear()
         self._settle(now, run)
 
     def _cancel(self, now: float, cancel: CancelRun) -> None:
@@ -753,18 +767,16 @@ class Scheduler:
             return
         run.stop = cause
         run.rolling = None
-        timed_out = cause.kind is ErrorKind.TIMEOUT_RUN
-        kind = ErrorKind.TIMEOUT_RUN if timed_out else ErrorKind.CANCELLED
+        error = _stopped(cause)
         for backoff in run.backoffs.values():
             self._clocks.discard(backoff)
         run.backoffs.clear()
         run.ready.clear()
         run.provisional.clear()
-        error = TaskError(kind=kind, message=cause.message)
         for name in run.state.graph.order:
             task = run.state.tasks[name]
             if (attempt := run.live.get(name)) is not None:
-                self._doom(now, attempt, kind, cause.message)
+                self._doom(now, attempt, error.kind, cause.message)
                 if run.frozen and attempt.phase is Phase.ASKED:  # its grace would never be over
                     attempt.move(Kill)
                     self._kill(attempt)
@@ -776,6 +788,8 @@ class Scheduler:
     def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
         state = run.state
+        if self._runs.get(state.run) is not run:
+            return  # it has ended in this very step
         if state.unfinished or run.rolling is not None or run.is_fetching:
             self._queue(run)
             return

@@ -208,8 +208,9 @@ class Host:
         for _ in range(2000):
             if set(self.world.folded) <= self.world.judge.over:
                 return
-            for run in sorted(self.world.judge.paused):
-                self.tell(ResumeRun(run))
+            if self.world.judge.paused:
+                self.tell(ResumeRun(min(self.world.judge.paused)))
+                continue
             if self.asked:
                 self.fetch()
                 continue
