@@ -180,7 +180,6 @@ class Judge:
         self.told: set[tuple[str, str, int]] = set()
         self.over: set[str] = set()
         self.paused: set[str] = set()
-        self.hurried: set[tuple[str, str, int]] = set()
         self.frozen: set[tuple[str, str, int]] = set()
         self.read: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
 
@@ -210,7 +209,7 @@ class Judge:
                     assert key not in self.asked and key not in self.killed
                     self.asked[key] = (now, command.reason)
                 case Kill():
-                    self._kill(now, command)
+                    self._kill(now, command, self._begin_again(input, commands))
                 case Freeze():
                     key = self._live_key(command)
                     assert key not in self.frozen and key not in self.killed
@@ -246,7 +245,22 @@ class Judge:
         assert self.live.get(key[:2]) == command.attempt, f"{command}: not alive"
         return key
 
-    def _kill(self, now: float, kill: Kill) -> None:
+    def _begin_again(self, input: Input, commands: list[Command]) -> set[tuple[str, str]]:
+        """Tasks that a step may end without their grace, for they are done anew: all of a run that
+        is rolled back, and who reads from a task that begins again, however far."""
+        if isinstance(input, Rollback):
+            return {(input.run, task.id) for task in self.specs[input.run].tasks}
+        found = [
+            (record.run, record.task or "")
+            for record in commands
+            if isinstance(record, Record) and isinstance(record.data, TaskRestarted | TaskRetrying)
+        ]
+        for run, source in found:  # grows while it is walked
+            edges = self.specs[run].edges
+            found += [(run, e.to) for e in edges if e.stream and e.source == source]
+        return set(found)
+
+    def _kill(self, now: float, kill: Kill, anew: set[tuple[str, str]]) -> None:
         key = self._live_key(kill)
         assert key not in self.killed, f"{kill}: killed twice"
         self.killed.add(key)
@@ -254,8 +268,8 @@ class Judge:
             asked, reason = self.asked[key]
             assert kill.reason is reason, f"{kill}: the first cause was {reason}"
             grace = self._spec(kill.run, kill.task).timeouts.grace
-            if key not in self.told and key not in self.frozen and now < asked + grace:
-                self.hurried.add(key)  # right only where it is to begin again
+            is_over = key in self.told or key in self.frozen or now >= asked + grace
+            assert is_over or key[:2] in anew, f"{kill}: within its grace"
         elif kill.reason is None:
             assert key in self.told
 
@@ -316,10 +330,6 @@ class Judge:
                 assert key not in self.live, f"{record}: its tree may be alive"
                 assert (*key, record.attempt) not in self.ended, f"{record}: ended twice"
                 self.ended.add((*key, record.attempt))
-                if (*key, record.attempt) in self.hurried:
-                    # What ends its run, or its stream, may have overtaken what it was killed for.
-                    is_right = isinstance(data, TaskRestarted | TaskCancelled | TaskFailed)
-                    assert is_right, f"{record}: killed within its grace"
             if isinstance(data, TaskCompleted):
                 assert not self.reads_on(key), f"{record}: what it reads may begin again"
                 self.completed.add(key)
