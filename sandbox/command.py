@@ -266,12 +266,15 @@ def _start(
             argv, env=environment, pass_fds=(events_fd,), start_new_session=True
         )
     except OSError as error:
-        program = argv[0]
-        if error.errno == errno.ENOENT:
-            looked = "" if "/" in program else f" in PATH ({os.environ.get('PATH', '')})"
+        program, path = argv[0], environment.get("PATH", "")
+        folders = [""] if "/" in program else path.split(":")
+        is_there = any(os.path.exists(os.path.join(folder, program)) for folder in folders)
+        # A folder of PATH that is closed to us hides behind EACCES that no other has it either.
+        if error.errno in (errno.ENOENT, errno.EACCES) and not is_there:
+            looked = "" if "/" in program else f" in PATH ({path})"
             why = f"not found in the sandbox{looked}"
-            if os.path.exists(program):
-                why = "found, but the interpreter that its first line names is not in the sandbox"
+        elif error.errno == errno.ENOENT:
+            why = "found, but the interpreter that its first line names is not in the sandbox"
         elif error.errno == errno.EACCES:
             why = "not executable (is its x bit set, is it a file?)"
         elif error.errno == errno.ENOEXEC:
