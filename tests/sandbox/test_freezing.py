@@ -80,7 +80,7 @@ def stands_still(sandbox: Sandbox) -> bool:
 def stands_still_or_is_over(sandbox: Sandbox) -> bool:
     """For one that may come to its end at any moment, also between two looks."""
     init = sandbox.host_pid
-    if init is None or sandbox.cgroup is not None and sandbox.cgroup.is_frozen():
+    if init is None or (sandbox.cgroup is not None and sandbox.cgroup.is_frozen()):
         return True
     return all(states(pid) <= {"T", "Z"} for pid in tree_of(init))
 
