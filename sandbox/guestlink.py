@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -127,8 +128,13 @@ class Link:
         self._has_news = False  # since the waiters were woken last
         self._lacks_room = False  # somebody could not send
         self._loops: dict[asyncio.AbstractEventLoop, _LoopWaiter] = {}
+        # libzmq's threads block signals, but only once they run. Until then one of them may be who
+        # gets a SIGTERM, and the interpreter (CPython 3.11, 3.12) does not see a signal that came
+        # to another thread while the main thread computes. So they are born blocking it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         context = zmq.Context(io_threads=1)
         socket = context.socket(zmq.PAIR)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         socket.setsockopt(zmq.USE_FD, listener_fd)
         socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
         socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
