@@ -21,6 +21,7 @@ __all__ = [
     "FIRST_RESERVED_ID",
     "INPUT_FILE",
     "INSIDE_ID",
+    "LAYER_OWNER",
     "OUTBOX",
     "REQUEST_SIZE",
     "SLOTS",
@@ -55,6 +56,10 @@ INSIDE_ID = 1000
 # as well. Only a root supervisor can hand them out.
 FIRST_RESERVED_ID = 1_900_000_000
 SLOTS = 100_000
+
+# Whom layers belong to on disk, under root: nobody. The last of the reserved ids, which no sandbox
+# is ever given: slots go out in blocks of 256.
+LAYER_OWNER = FIRST_RESERVED_ID + SLOTS - 1
 
 WORKSPACE = "/workspace"
 SOURCES = "/sources"

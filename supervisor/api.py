@@ -158,12 +158,18 @@ class Supervisor:
         return answer.checkpoint or ""
 
     async def rollback(
-        self, run: str, checkpoint: str | None = None, *, before: str | None = None
+        self,
+        run: str,
+        checkpoint: str | None = None,
+        *,
+        before: str | None = None,
+        accept_base: bool = False,
     ) -> None:
         """Back to a checkpoint, or to just before a task (which undoes it and what depends on it),
-        and on from there. Also for a run that has ended."""
+        and on from there. Also for a run that has ended. UsageError where others have changed the
+        workspace since the run began, unless `accept_base`: with it as it is now."""
         self._forget(run)
-        await self._ask(hostpipe.Rollback(run, checkpoint, before))
+        await self._ask(hostpipe.Rollback(run, checkpoint, before, accept_base))
         self._known.add(run)
 
     async def fork(self, run: str, checkpoint: str) -> str:

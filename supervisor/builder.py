@@ -172,6 +172,9 @@ class Pipeline:
         name: str,
         *,
         workspace: str | os.PathLike[str] | None = None,
+        base: str | None = None,
+        conflict: str | None = None,
+        checkpoints: str | Mapping[str, object] | None = None,
         root: str | os.PathLike[str] | None = None,
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
@@ -185,6 +188,9 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.workspace = workspace
+        self.base = base
+        self.conflict = conflict
+        self.checkpoints = checkpoints
         self.root = Path(root) if root is not None else _folder_of_caller()
         self.limits = limits
         self.timeouts = timeouts
@@ -316,6 +322,13 @@ class Pipeline:
         document: dict[str, object] = {"name": self.name}
         if self.workspace is not None:
             document["workspace"] = os.fspath(self.workspace)
+        for name, given in (
+            ("base", self.base),
+            ("conflict", self.conflict),
+            ("checkpoints", self.checkpoints),
+        ):
+            if given is not None:
+                document[name] = _plain(given)
         if defaults:
             document["defaults"] = defaults
         document["tasks"] = {task.id: task.document(self.root) for task in self._tasks.values()}

@@ -118,8 +118,10 @@ async def _answer(
                         await engine.resume(resumed)
                     case hostpipe.CheckpointRun(run=kept):
                         checkpoint = await engine.checkpoint(kept)
-                    case hostpipe.Rollback(run=undone, checkpoint=to, before=before):
-                        await engine.rollback(undone, to, before)
+                    case hostpipe.Rollback() as back:
+                        await engine.rollback(
+                            back.run, back.checkpoint, back.before, back.accept_base
+                        )
                     case hostpipe.Fork(run=source, checkpoint=to_copy):
                         run = await engine.fork(source, to_copy)
                 hostpipe.write(writer, hostpipe.Answer(ask.id, run, checkpoint))

@@ -39,10 +39,19 @@ import msgspec
 from msgspec import Raw
 
 from ..protocol.errors import CasemateError, SetupRefused, UsageError
-from ..protocol.events import ErrorKind, EventData, TaskError, TaskUsage
+from ..protocol.events import (
+    CheckpointCreated,
+    ErrorKind,
+    EventData,
+    Layer,
+    TaskError,
+    TaskUsage,
+    WorkspaceChanged,
+)
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
 from ..protocol.messages import Run
 from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
+from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
 from .control import carry_out
@@ -68,6 +77,7 @@ from .core.events import (
 )
 from .core.scheduler import Scheduler
 from .core.verdict import Seen, judge
+from .files import ClashError, Files, Given, Overlays, layer_name, layer_spec
 from .front import Frames, FrontProcess, encode_frames
 from .hostpipe import Settings
 from .journal import Commit, Journal
@@ -77,6 +87,7 @@ from .sandboxes import Sandboxes
 from .sources import snapshot
 from .state import OwnedRun, StateDirectory
 from .values import ValueStore
+from .workspace import Prepared
 
 __all__ = ["Engine"]
 
@@ -87,6 +98,12 @@ SAMPLE_INTERVAL = 0.1
 
 # Near its cpu limit an attempt is looked at as often as it could reach it, but not more than this.
 FINEST_INTERVAL = 0.01
+
+# After a look at a base for changes by others, rest so many times as long as it took.
+LOOK_REST = 20
+
+# The same for a living attempt's layer, whose size is looked at once a second at most.
+WEIGH_REST = 10
 
 # The longest pause between two zygotes that cannot start.
 ZYGOTE_DELAY = 2.0
@@ -118,10 +135,15 @@ class _Run:
     tasks: dict[str, TaskSpec]
     input: Raw
     has_sources: bool
+    files: Files | None  # None: no workspace
     appended: int = 0
     committed: int = 0
     has_ended: bool = False  # its last event is durable, or never will be
     is_closed: bool = False  # its journal is
+    busy: int = 0  # attempts whose files are being made, or put away
+    is_looking: bool = False  # at its base, for changes by others; or resting from it
+    wants_look: bool = False  # once more: another checkpoint was made meanwhile
+    told_changes: WorkspaceChanged | None = None
     problem: str | None = None  # why its journal ended early
     # Attempts that may be told RUN once the journal is durable up to a number: a heap.
     gated: list[tuple[int, Key]] = field(default_factory=list)
@@ -165,7 +187,8 @@ class Engine:
         self._over: dict[str, _Over] = {}
         self._attempts: dict[Key, Attempt] = {}
         self._by_sandbox: dict[Sandbox, Attempt] = {}
-        self._preparing: set[Key] = set()  # their input is being written
+        self._overlays = Overlays()
+        self._preparing: set[Key] = set()  # their input or their layer is being made
         self._frozen: set[Key] = set()
         self._taking = asyncio.Lock()  # one run at a time is taken over
         self._inputs: deque[Input] = deque()
@@ -226,9 +249,14 @@ class Engine:
         run = owned.directory.id
         try:
             taken = await asyncio.to_thread(snapshot, spec, owned.directory.sources)
+            files = await asyncio.to_thread(
+                Files.begin_run, owned.directory, spec, self._overlays, self.state.path
+            )
             self._journal.open(owned.directory)
             tasks = {task.id: task for task in spec.tasks}
-            self._runs[run] = _Run(owned, spec, tasks, value, has_sources=taken.files > 0)
+            self._runs[run] = _Run(
+                owned, spec, tasks, value, has_sources=taken.files > 0, files=files
+            )
             self._feed(
                 Submit(
                     run=run,
@@ -281,15 +309,23 @@ class Engine:
         self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
     ) -> None:
         """Back to a checkpoint or to just before a task, and on from there; a run that has ended,
-        or was interrupted, is taken up again. Returns when the rollback is durable."""
+        or was interrupted, is taken up again. Returns when the rollback is durable. UsageError also
+        where others changed the workspace meanwhile, unless that is accepted."""
         found = await self._take_over(run)
         if found is not None:
             try:
                 found.state.undone_by(checkpoint, before)
-            except UsageError:
+                await self._check_base(run, accept_base)
+            except CasemateError:
                 self._end_run(self._runs[run])
                 raise
             self._feed(Adopt(run, found.state))
+        else:
+            self._core.state(run).undone_by(checkpoint, before)
+            await self._check_base(run, accept_base)
+            if not self._core.knows(run):  # it has ended meanwhile
+                await self.rollback(run, checkpoint, before, accept_base)
+                return
         state = self._core.state(run)
         generation = state.generation
         self._feed(Rollback(run, checkpoint, before))
@@ -299,6 +335,11 @@ class Engine:
                 raise UsageError(f"run {run} ended before it was rolled back (seq {seq})")
         await self._durable(run)
 
+    async def _check_base(self, run: str, accept: bool) -> None:
+        known = self._runs.get(run)
+        if known is not None and known.files is not None:
+            await asyncio.to_thread(known.files.check_base, accept)
+
     async def fork(self, run: str, checkpoint: str) -> str:
         """A new run that goes on from a checkpoint of another, which it leaves alone; its id."""
         source = self.state.run(run)
@@ -306,10 +347,9 @@ class Engine:
             raise UsageError(f"no run {run!r} in {self.state.path}")
         if run in self._runs:
             await self._durable(run)
-        owned = await asyncio.to_thread(fork, self.state, source, checkpoint)
-        found = await asyncio.to_thread(read_run, owned.directory)
+        owned, found = await asyncio.to_thread(fork, self.state, source, checkpoint)
         copy = owned.directory.id
-        self._enter(owned, found)
+        await self._enter(owned, found)
         self._feed(Adopt(copy, found.state, fork=(run, checkpoint)))
         await self._durable(copy)
         return copy
@@ -328,11 +368,24 @@ class Engine:
             except BaseException:
                 owned.ownership.release()
                 raise
-            self._enter(owned, found)
+            await self._enter(owned, found)
             return found
 
-    def _enter(self, owned: OwnedRun, found: Recovered) -> None:
+    async def _enter(self, owned: OwnedRun, found: Recovered) -> None:
+        """Lets go of the run where its files cannot be had."""
         state, run = found.state, owned.directory.id
+        try:
+            files = await asyncio.to_thread(
+                Files.recover,
+                owned.directory,
+                state,
+                found.layers,
+                self._overlays,
+                self.state.path,
+            )
+        except BaseException:
+            owned.ownership.release()
+            raise
         self._journal.open(owned.directory, last_seq=found.last_seq)
         self._over.pop(run, None)
         self._runs[run] = _Run(
@@ -341,6 +394,7 @@ class Engine:
             state.specs,
             state.input,
             has_sources=any(owned.directory.sources.iterdir()),
+            files=files,
             appended=found.last_seq,
             committed=found.last_seq,
         )
@@ -459,10 +513,40 @@ class Engine:
         now = time.time()
         seqs = self._journal.append(run_id, [(task, attempt, now, each) for each in data])
         run.appended = seqs.stop - 1
+        if run.files is not None and type(data[0]) is CheckpointCreated:
+            self._look_at_base(run_id, run, run.files)
         if not self._is_congested and self._journal.backlog > JOURNAL_BACKLOG_SIZE:
             self._is_congested = True
             for live in self._attempts.values():
                 live.pause()
+
+    def _look_at_base(self, run_id: str, run: _Run, files: Files) -> None:
+        """Tell what others changed, where it is not told yet."""
+        run.wants_look = run.is_looking
+        if run.is_looking:
+            return
+        run.is_looking = True
+
+        def rested() -> None:
+            run.is_looking = False
+            if run.wants_look:
+                self._look_at_base(run_id, run, files)
+
+        async def look() -> None:
+            began = self._loop.time()
+            try:
+                changed = await asyncio.to_thread(files.changed)
+            except (OSError, CasemateError):
+                changed = None  # the base is gone or closed: the next task to start says so
+            is_under_way = self._runs.get(run_id) is run and self._core.knows(run_id)
+            if changed is not None and changed != run.told_changes and is_under_way:
+                run.told_changes = changed
+                self._record(run_id, None, None, [changed])
+            # It costs as much as the base is large, and a chain of short tasks makes a checkpoint
+            # every few milliseconds.
+            self._loop.call_later(LOOK_REST * (self._loop.time() - began), rested)
+
+        self._in_background(look())
 
     def _committed_in_thread(self, commit: Commit) -> None:
         last = commit.events[-1]
@@ -526,7 +610,8 @@ class Engine:
         """Give a run up when its journal is closed and its last sandbox is dead: until then no
         other supervisor may have it. Kept of it is what a late reader asks."""
         run_id = run.owned.directory.id
-        if run.is_closed and not any(key.run == run_id for key in self._attempts):
+        is_alive = run.busy or any(key.run == run_id for key in self._attempts)
+        if run.is_closed and not is_alive:
             run.owned.ownership.release()
             del self._runs[run_id]
             self._over[run_id] = _Over(run.committed, run.problem)
@@ -556,14 +641,19 @@ class Engine:
             self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
             return
         # What does not fit into RUN goes by a file that is bound read-only.
-        saved = self._core.state(key.run).tasks[key.task].saved or b""
-        if len(value) + len(saved) <= MESSAGE_SIZE - RUN_OVERHEAD - _own_size(
-            self._runs[key.run].tasks[key.task]
-        ):
-            self._start(key, value, None)
+        run, state = self._runs[key.run], self._core.state(key.run)
+        saved = state.tasks[key.task].saved or b""
+        room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(run.tasks[key.task])
+        is_small = len(value) + len(saved) <= room
+        given = None
+        if run.files is not None:
+            given = run.files.given(state, key.task, key.attempt)
+        if is_small and given is None:
+            self._start(key, value)
         else:
             self._preparing.add(key)
-            self._in_background(self._start_by_file(key, value))
+            run.busy += 1
+            self._in_background(self._prepare(key, run, value, is_small, given))
 
     def _input(self, command: Spawn) -> bytes:
         """msgpack of what the task sees: its upstreams' outputs by id, or the run's input. Put
@@ -574,21 +664,41 @@ class Engine:
             {task: self._core.output(command.run, task) for task in command.upstream}
         )
 
-    async def _start_by_file(self, key: Key, value: bytes) -> None:
-        store = ValueStore(self._runs[key.run].owned.directory.values)
+    async def _prepare(
+        self, key: Key, run: _Run, value: bytes, is_small: bool, given: Given | None
+    ) -> None:
+        """What blocks on the disk before an attempt can start."""
+        prepared = input_file = None
+        kind, why = ErrorKind.SETUP, "killed before it was started"
         try:
-            digest = await asyncio.to_thread(store.put, value)
+            if given is not None:
+                assert run.files is not None
+                prepared = await asyncio.to_thread(run.files.begin, given)
+            if not is_small:
+                store = ValueStore(run.owned.directory.values)
+                input_file = store.path(await asyncio.to_thread(store.put, value))
+                value = _NIL
+        except ClashError as clash:
+            kind, why = ErrorKind.CONFLICT, str(clash)
         except (OSError, CasemateError) as error:
-            self._preparing.discard(key)
-            self._never_started(key, f"its input cannot be kept: {error}")
-            return
-        if key in self._preparing:
-            self._preparing.discard(key)
-            self._start(key, _NIL, store.path(digest))
-        else:  # killed meanwhile
-            self._never_started(key, "killed before it was started")
+            why = f"its files or its input cannot be laid out: {error}"
+        else:
+            if key in self._preparing:
+                self._preparing.discard(key)
+                self._start(key, value, input_file, prepared)
+                return
+        finally:
+            run.busy -= 1
+        self._preparing.discard(key)
+        self._never_started(key, why, kind)
 
-    def _start(self, key: Key, value: bytes, input_file: Path | None) -> None:
+    def _start(
+        self,
+        key: Key,
+        value: bytes,
+        input_file: Path | None = None,
+        prepared: Prepared | None = None,
+    ) -> None:
         run = self._runs[key.run]
         task = run.tasks[key.task]
         state = self._core.state(key.run).tasks[key.task]
@@ -603,13 +713,13 @@ class Engine:
             idempotency_key=_idempotency_key(key, state.generation),
             saved=state.saved or Raw(_NIL),
             deadline=task.timeouts.wall,
-            workspace=WORKSPACE if run.spec.workspace else None,
+            workspace=WORKSPACE if prepared is not None else None,
         )
         lines = None
         try:
             lines = Lines(self.front.runtime)
             lease = self._sandboxes.spawn(
-                self._sandbox_spec(key, run, task, input_file),
+                self._sandbox_spec(key, run, task, input_file, prepared),
                 lines.stdio(self._null),
                 link=lines.listener.fileno(),
             )
@@ -635,7 +745,12 @@ class Engine:
             heapq.heappush(run.gated, (run.appended, key))
 
     def _sandbox_spec(
-        self, key: Key, run: _Run, task: TaskSpec, input_file: Path | None
+        self,
+        key: Key,
+        run: _Run,
+        task: TaskSpec,
+        input_file: Path | None,
+        prepared: Prepared | None,
     ) -> SandboxSpec:
         missing = [name for name in task.host_env if name not in os.environ]
         if missing:
@@ -653,14 +768,15 @@ class Engine:
             limits=task.limits,
             env=passed | task.env | ours,
             network=task.network,
-            workspace=run.spec.workspace,
+            workspace=prepared.copy if prepared is not None else None,
+            workspace_writable=True,
+            layer=layer_spec(prepared) if prepared is not None and not prepared.copy else None,
             sources=str(run.owned.directory.sources) if run.has_sources else None,
             input_file=str(input_file) if input_file else None,
         )
 
-    def _never_started(self, key: Key, why: str) -> None:
-        error = TaskError(kind=ErrorKind.SETUP, message=why)
-        self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
+    def _never_started(self, key: Key, why: str, kind: ErrorKind = ErrorKind.SETUP) -> None:
+        self._over_with(key, TaskError(kind=kind, message=why))
 
     def _watch_zygote(self) -> None:
         self._zygote_fd = self._sandboxes.fileno()
@@ -752,14 +868,50 @@ class Engine:
                 status=attempt.status,
                 out_of_memory=account.out_of_memory,
                 pids_refused=account.pids_refused,
-                usage=account.usage,
+                usage=msgspec.structs.replace(account.usage, disk=attempt.disk),
             )
         )
-        if isinstance(verdict, TaskError):
-            ended = Ended(key.run, key.task, key.attempt, output=None, error=verdict)
+        self._over_with(key, verdict)
+
+    def _over_with(self, key: Key, verdict: Raw | TaskError) -> None:
+        """Nothing of an attempt is alive: put its files away, and tell the core."""
+        run = self._runs.get(key.run)
+        if run is not None and run.files is not None:
+            run.busy += 1
+            self._in_background(self._put_away(key, run, run.files, verdict))
         else:
-            ended = Ended(key.run, key.task, key.attempt, output=verdict, error=None)
-        self._feed(ended)
+            self._tell_ended(key, verdict)
+
+    async def _put_away(self, key: Key, run: _Run, files: Files, verdict: Raw | TaskError) -> None:
+        name = layer_name(key.task, key.attempt)
+        layer = None
+        try:
+            if isinstance(verdict, TaskError):
+                with contextlib.suppress(OSError, CasemateError):  # then they stay as they are
+                    await asyncio.to_thread(files.keep, name)
+            else:
+                limit = run.tasks[key.task].limits.disk
+                kept = await asyncio.to_thread(files.complete, name, limit)
+                if isinstance(kept, TaskError):
+                    verdict = kept
+                else:
+                    layer = kept
+        except (OSError, CasemateError) as error:
+            # What is finished must be durable, or nothing that builds on it may go on.
+            message = f"the files of {key} cannot be kept: {error}"
+            verdict = TaskError(kind=ErrorKind.DISK, message=message)
+            self._feed(FailRun(key.run, verdict))
+        finally:
+            run.busy -= 1
+        self._tell_ended(key, verdict, layer)
+
+    def _tell_ended(self, key: Key, verdict: Raw | TaskError, layer: Layer | None = None) -> None:
+        output = error = None
+        if isinstance(verdict, TaskError):
+            error = verdict
+        else:
+            output = verdict
+        self._feed(Ended(key.run, key.task, key.attempt, output=output, error=error, layer=layer))
         if (run := self._runs.get(key.run)) is not None:
             self._retire(run)
 
@@ -780,8 +932,11 @@ class Engine:
         now = self._loop.time()
         if now - attempt.began >= USAGE_INTERVAL and now - reported >= USAGE_INTERVAL * 0.9:
             reported = now
-            usage = TaskUsage(memory=measured.memory, cpu=measured.cpu, pids=measured.pids)
+            usage = TaskUsage(
+                memory=measured.memory, cpu=measured.cpu, pids=measured.pids, disk=attempt.disk
+            )
             self._record(key.run, key.task, key.attempt, [usage])
+            self._weigh(attempt)
         interval = SAMPLE_INTERVAL if attempt.lease.is_sampled else USAGE_INTERVAL
         limit = attempt.task.timeouts.cpu
         if limit is not None and measured.cpu is not None:
@@ -790,6 +945,31 @@ class Engine:
             soonest = (limit - measured.cpu) / (os.cpu_count() or 1)
             interval = min(interval, max(soonest, FINEST_INTERVAL))
         self._loop.call_later(interval, self._sample, attempt, reported)
+
+    def _weigh(self, attempt: Attempt) -> None:
+        """Look how large the attempt's layer has become: nothing else bounds it."""
+        run = self._runs.get(attempt.key.run)
+        if run is None or run.files is None or self._loop.time() < attempt.weigh_due:
+            return
+        files, limit = run.files, attempt.task.limits.disk
+        attempt.weigh_due = math.inf
+
+        async def weigh() -> None:
+            began = self._loop.time()
+            name = layer_name(attempt.key.task, attempt.key.attempt)
+            with contextlib.suppress(OSError):
+                attempt.disk = await asyncio.to_thread(files.size, name)
+            now = self._loop.time()
+            attempt.weigh_due = now + WEIGH_REST * (now - began)
+            if (attempt.disk or 0) > limit and not attempt.is_dead:
+                attempt.blame(
+                    ErrorKind.DISK,
+                    f"its files are {format_size(attempt.disk or 0)} on disk, and limits.disk is "
+                    f"{format_size(limit)} (looked at once a second)",
+                )
+                attempt.kill()
+
+        self._in_background(weigh())
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

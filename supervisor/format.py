@@ -31,6 +31,7 @@ from ..protocol.events import ErrorKind
 from ..protocol.limits import KIB, MIB
 from ..protocol.pipeline import (
     TASK_ID_PATTERN,
+    Checkpoints,
     CommandEntry,
     FileEntry,
     ModuleEntry,
@@ -365,6 +366,36 @@ class Task(Defaults):
     )
 
 
+def _checkpoints(value: Any) -> Checkpoints:
+    match value:
+        case "every-task":
+            return Checkpoints()
+        case "none":
+            return Checkpoints(every_task=False)
+        case {"after": _} | {"every": _} if set(value) <= {"after", "every"}:
+            after = _one_or_list(value.get("after", []))
+            if not isinstance(after, list) or not all(isinstance(each, str) for each in after):
+                raise ValueError(f"after: expected a list of tasks, got {shown(after)}")
+            every = _duration_or_none(value.get("every"))
+            return Checkpoints(every_task=False, after=tuple(dict.fromkeys(after)), every=every)
+    raise ValueError(
+        f"expected every-task, none, {{after: [tasks]}} or {{every: 30s}}, got {shown(value)}"
+    )
+
+
+_CHECKPOINTS_SCHEMA = {
+    "anyOf": [
+        {"enum": ["every-task", "none"]},
+        {
+            "type": "object",
+            "properties": {"after": _NAMES_SCHEMA, "every": _DURATION_SCHEMA},
+            "minProperties": 1,
+            "additionalProperties": False,
+        },
+    ],
+    "default": "every-task",
+}
+
 _TaskId = Annotated[str, Field(pattern=TASK_ID_PATTERN)]
 
 _EDGES_SCHEMA = {
@@ -403,7 +434,23 @@ class Pipeline(Model):
     edges: Annotated[Any, WithJsonSchema(_EDGES_SCHEMA)] = Field(
         default=(), description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}"
     )
-    workspace: str | None = Field(default=None, description="a folder; tasks see it read-only")
+    workspace: str | None = Field(
+        default=None, description="a folder; never written to: tasks work on layers over it"
+    )
+    base: Literal["live", "snapshot"] = Field(
+        default="live", description="snapshot: on a copy of the workspace, made at the start"
+    )
+    # Two that changed the same file did not know of each other: a person should.
+    conflict: Literal["fail", "last"] = Field(
+        default="fail", description="where branches changed the same path and meet; last: one wins"
+    )
+    # What is finished can be returned to, unless somebody said that it need not be.
+    checkpoints: Annotated[
+        Checkpoints, PlainValidator(_checkpoints), WithJsonSchema(_CHECKPOINTS_SCHEMA)
+    ] = Field(
+        default_factory=Checkpoints,
+        description="every-task, none, {after: [tasks]} or {every: 30s}",
+    )
     defaults: Defaults = Field(default_factory=Defaults)
     fail_fast: bool = Field(default=False, description="a failed task ends the run at once")
     timeout: _Limit = Field(default=None, description="for the whole run")
@@ -416,7 +463,7 @@ class Pipeline(Model):
 
 # What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
 _LATER = {
-    "base", "breaker", "checkpoints", "conflict", "degrade", "fallbacks", "output_schema", "proc",
+    "breaker", "degrade", "fallbacks", "output_schema", "proc",
     "python", "recover", "ro", "rw", "stream", "stream_backlog", "validate",
 }  # fmt: skip
 

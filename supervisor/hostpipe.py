@@ -70,6 +70,7 @@ class Rollback(Struct, frozen=True, tag="rollback"):
     run: str
     checkpoint: str | None
     before: str | None
+    accept_base: bool
 
 
 class Fork(Struct, frozen=True, tag="fork"):

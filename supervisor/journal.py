@@ -652,6 +652,14 @@ class JournalReader:
         rows = self._rows(where, (task, attempt), 1)
         return self.events(rows[0][0].seq - 1, 1)[0] if rows else None
 
+    def completions(self) -> list[tuple[str, int]]:
+        """(task, attempt) of all that ever completed, undone since or not."""
+        rows = self._select(
+            f"SELECT task, attempt FROM events WHERE {_BULK} AND kind = ?",
+            (KIND_OF[TaskCompleted],),
+        )
+        return [(task, attempt) for task, attempt in rows]
+
     def of_run(self) -> list[Outline]:
         """The few events that tell how the run itself stands: begun, paused, rolled back, ended."""
         rows = self._rows(f"{_BULK} AND task IS NULL AND kind LIKE 'run.%'", (), -1)

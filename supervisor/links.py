@@ -260,6 +260,8 @@ class Attempt:
         self.began = loop.time()
         self.greeted = False
         self.is_dead = False
+        self.disk: int | None = None  # bytes of its layer, when last looked at
+        self.weigh_due = 0.0
         self.result: Result | None = None
         self.failure: Fail | None = None
         self.cause: TaskError | None = None  # what the engine noticed first

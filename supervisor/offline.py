@@ -15,6 +15,7 @@ from .core.commands import Command, Record
 from .core.events import Adopt, CancelRun, CheckpointRun, Input, PauseRun, Rollback
 from .core.scheduler import Scheduler
 from .core.state import RunState
+from .files import check_base
 from .journal import Entry, Journal
 from .recovery import fork, read_run
 from .state import OwnedRun, StateDirectory
@@ -45,16 +46,22 @@ def rollback_run(
     before: str | None,
     accept_base: bool = False,
 ) -> None:
-    _record(state, run, lambda _found: Rollback(run, checkpoint, before))
+    """UsageError also where others changed the workspace meanwhile, unless that is accepted."""
+
+    def wish(found: RunState) -> Input:
+        found.undone_by(checkpoint, before)  # refused before anything is changed
+        check_base(state.run(run), found.spec, accept_base)
+        return Rollback(run, checkpoint, before)
+
+    _record(state, run, wish)
 
 
 def fork_run(state: StateDirectory, run: str, checkpoint: str) -> str:
     """A new run, interrupted at that checkpoint; its id."""
     source = state.run(run)
-    owned = fork(state, source, checkpoint)
+    owned, found = fork(state, source, checkpoint)
     copy = owned.directory.id
     try:
-        found = read_run(owned.directory)
         adopt = Adopt(copy, found.state, fork=(run, checkpoint), held=True)
         _append(owned, found.last_seq, Scheduler(1, sys.maxsize).step(0.0, adopt))
     finally:

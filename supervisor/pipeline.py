@@ -28,7 +28,9 @@ from pydantic import ValidationError
 from ..protocol import codec, pipeline
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import (
+    Base,
     CommandEntry,
+    Conflict,
     Edge,
     Entry,
     FileEntry,
@@ -172,6 +174,10 @@ class _Compiler:
         edges = self._edges(raw)
         tasks = [self._task(id, task, model.defaults) for id, task in model.tasks.items()]
         workspace = self._workspace_folder(model)
+        for name in model.checkpoints.after:
+            if name not in model.tasks:
+                meant = did_you_mean(name, model.tasks)
+                self._wrong(f"there is no task {shown(name)}{meant}", ("checkpoints", "after"))
         if self._problems:
             raise self._error()
         return PipelineSpec(
@@ -180,6 +186,9 @@ class _Compiler:
             edges=edges,
             root=str(self._root),
             workspace=workspace,
+            checkpoints=model.checkpoints,
+            base=Base(model.base),
+            conflict=Conflict(model.conflict),
             fail_fast=model.fail_fast,
             timeout=model.timeout,
             max_parallel=model.max_parallel,

@@ -2,7 +2,7 @@
 
 `read_run` gives what a supervisor needs to go on with a run whose owner is gone, or that has ended
 and is rolled back. `fork` makes a new run of the history up to a checkpoint: its journal is a copy
-that ends there, its values and sources are hard links (none of them ever changes).
+that ends there, its values, sources and layers are hard links (none of them ever changes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..protocol.events import DATA, CheckpointCreated, RunStarted, TaskCompleted
 from ..protocol.pipeline import PipelineSpec
 from .core.commands import Record
 from .core.state import RunState
+from .files import fork_files, layer_name
 from .journal import JournalError, JournalReader
 from .state import OwnedRun, RunDirectory, StateDirectory, fsync_directory
 
@@ -27,10 +28,12 @@ __all__ = ["Recovered", "fold", "fork", "read_outputs", "read_run"]
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """`last_seq`: of the last event that `state` follows from."""
+    """`last_seq`: of the last event that `state` follows from. `layers`: names of all that attempts
+    which completed may have left, undone since or not."""
 
     state: RunState
     last_seq: int
+    layers: frozenset[str]
 
 
 def read_run(run: RunDirectory) -> Recovered:
@@ -39,7 +42,8 @@ def read_run(run: RunDirectory) -> Recovered:
     with JournalReader(run) as reader:
         # Its owner may be writing: what comes after this seq is another state's.
         last_seq = reader.last_seq()
-        return Recovered(fold(reader, run.id, last_seq), last_seq)
+        layers = frozenset(layer_name(*each) for each in reader.completions())
+        return Recovered(fold(reader, run.id, last_seq), last_seq, layers)
 
 
 def fold(reader: JournalReader, run: str, last_seq: int) -> RunState:
@@ -81,7 +85,9 @@ def read_outputs(
     return found
 
 
-def fork(state: StateDirectory, source: RunDirectory, checkpoint: str) -> OwnedRun:
+def fork(
+    state: StateDirectory, source: RunDirectory, checkpoint: str
+) -> tuple[OwnedRun, Recovered]:
     """A new run, owned by us, with the history of `source` up to the making of `checkpoint`."""
     with JournalReader(source) as reader:
         cut = next(
@@ -104,10 +110,12 @@ def fork(state: StateDirectory, source: RunDirectory, checkpoint: str) -> OwnedR
         _copy_journal(source.journal, owned.directory, cut)
         for name in ("values", "sources"):
             _link_tree(source.path / name, owned.directory.path / name)
+        found = read_run(owned.directory)
+        fork_files(source, owned.directory, found.state)
     except BaseException:
         owned.ownership.release()
         raise
-    return owned
+    return owned, found
 
 
 def _copy_journal(source: Path, copy: RunDirectory, cut: int) -> None:

@@ -4,9 +4,11 @@
                      that it can be told when others change it while the run lives.
     base: snapshot   a copy, made at the start: `runs/<id>/base`
 
-A task sees the base and over it the layer of every task it depends on, however far, in the order of
-the graph. Two of them, neither of which saw the other's files, may have changed the same path:
-that is a conflict, found in the layers' manifests before the task starts.
+A task sees the base and over it the layers of all that had to complete before it could start, in
+the order of the graph: what it depends on, however far, but of a task whose stream it reads only
+what that one saw, not what it is writing meanwhile. Two layers, neither of which was made in sight
+of the other, may have changed the same path: that is a conflict, found in the manifests before the
+task starts.
 
 All of it blocks on the disk and belongs into threads; calls for different attempts may run at the
 same time. There is one `Workspace` for a run, in the supervisor that owns it.
@@ -122,23 +124,44 @@ class Workspace:
         self._state = state
         self._copies = Copies(self.store)
         self._manifest: dict[bytes, _Fact] | None = None
-        self._lineage: tuple[Graph, dict[str, int]] | None = None
+        self._sights: tuple[Graph, dict[str, int]] | None = None
         self._clashes: dict[tuple[str, ...], Clash | None] = {}
         self._lock = threading.Lock()
 
     # --- the base ------------------------------------------------------------------------------
+
+    def is_begun(self) -> bool:
+        """Whether `begin_run` has come to its end once."""
+        if self.spec.base is Base.SNAPSHOT:
+            return self.base.is_dir()
+        return (self.run.path / _MANIFEST).is_file()
 
     def begin_run(self) -> None:
         """Note or copy the base, durably. Once a run; a second time after it failed."""
         if not self.original.is_dir():
             raise UsageError(f"workspace {self.original}: no such folder")
         if self.spec.base is Base.SNAPSHOT:
-            self._snapshot()
+            self._snapshot(self.original)
         else:
             self.accept_base()
 
+    def begin_fork(self, source: Workspace, layers: Iterable[str]) -> None:
+        """The base as it was for `source`, and `layers` of it; durable. Nothing of `source` is
+        changed: a layer never is, and a manifest is only ever replaced."""
+        if not source.is_begun():  # before there were layers, tasks only read their workspace
+            self.begin_run()
+        elif self.spec.base is Base.SNAPSHOT:
+            self._snapshot(source.base)
+        else:
+            os.link(source.run.path / _MANIFEST, self.run.path / _MANIFEST)
+            fsync_directory(self.run.path)
+        for name in layers:
+            self.store.adopt(source.store, name)
+
     def accept_base(self) -> None:
-        """From now on the base counts as unchanged."""
+        """From now on the base counts as unchanged. A snapshot always does."""
+        if self.spec.base is Base.SNAPSHOT:
+            return
         facts = self._look()
         path = self.run.path / _MANIFEST
         building = path.with_name(_MANIFEST + _UNFINISHED)
@@ -207,7 +230,7 @@ class Workspace:
                 found.add((status.st_dev, status.st_ino))
         return found
 
-    def _snapshot(self) -> None:
+    def _snapshot(self, origin: Path) -> None:
         if self.base.is_dir():
             return
         at = open_folder(self.run.path)
@@ -218,7 +241,7 @@ class Workspace:
             os.mkdir(building, 0o700, dir_fd=at)
             target = open_folder(building, at)
             try:
-                with View(self.store, self.original, ()) as view:
+                with View(self.store, origin, ()) as view:
                     copy_view(
                         view,
                         target,
@@ -227,7 +250,7 @@ class Workspace:
                         is_whole=True,
                         syncer=syncer,
                     )
-                status = self.original.stat()
+                status = origin.stat()
                 if os.geteuid() == 0:
                     os.fchown(target, status.st_uid, status.st_gid)
                 os.fchmod(target, stat.S_IMODE(status.st_mode))
@@ -253,24 +276,29 @@ class Workspace:
         return tuple(layers[task] for task in graph.order if task in layers)
 
     def _above(self, graph: Graph, task: str, layers: Iterable[str]) -> list[str]:
-        """The tasks among `layers` that `task` depends on, in the order of the graph."""
-        ancestors = self._ancestors(graph)[task]
+        """The tasks among `layers` whose files `task` sees, in the order of the graph."""
+        sight = self._sight(graph)[task]
         return sorted(
-            (other for other in layers if ancestors >> graph.position[other] & 1),
+            (other for other in layers if sight >> graph.position[other] & 1),
             key=graph.position.__getitem__,
         )
 
-    def _ancestors(self, graph: Graph) -> dict[str, int]:
-        """Of each task, a bit for the position of every task it depends on."""
+    def _sight(self, graph: Graph) -> dict[str, int]:
+        """Of each task, a bit for the position of every task whose files it sees."""
         with self._lock:
-            if self._lineage is None or self._lineage[0] is not graph:
-                bits: dict[str, int] = {}
+            if self._sights is None or self._sights[0] is not graph:
+                sights: dict[str, int] = {}
+                before: dict[str, int] = {}  # all that a task depends on
                 for task in graph.order:
-                    bits[task] = 0
-                    for above in graph.upstream[task]:
-                        bits[task] |= bits[above] | 1 << graph.position[above]
-                self._lineage = graph, bits
-            return self._lineage[1]
+                    sights[task] = before[task] = 0
+                    for source in graph.inputs[task]:
+                        sights[task] |= before[source] | 1 << graph.position[source]
+                    for source in graph.streams[task]:
+                        sights[task] |= sights[source]
+                    for source in graph.upstream[task]:
+                        before[task] |= before[source] | 1 << graph.position[source]
+                self._sights = graph, sights
+            return self._sights[1]
 
     def check(self, graph: Graph, task: str, layers: Mapping[str, str]) -> Clash | None:
         """Where branches that meet in `task` changed the same path; None with `conflict: last`."""
@@ -284,9 +312,8 @@ class Workspace:
         return self._check(graph, tasks, layers)
 
     def _check(self, graph: Graph, tasks: Sequence[str], layers: Mapping[str, str]) -> Clash | None:
-        ancestors = self._ancestors(graph)
-        place = graph.position
-        if all(ancestors[after] >> place[before] & 1 for before, after in pairwise(tasks)):
+        sight, place = self._sight(graph), graph.position
+        if all(sight[after] >> place[before] & 1 for before, after in pairwise(tasks)):
             return None  # each saw all before it
         key = tuple(layers[task] for task in tasks)
         with self._lock:
@@ -302,7 +329,7 @@ class Workspace:
     def _find_clash(
         self, graph: Graph, tasks: Sequence[str], layers: Mapping[str, str]
     ) -> Clash | None:
-        ancestors, place = self._ancestors(graph), graph.position
+        sight, place = self._sight(graph), graph.position
         by_path: dict[str, list[tuple[str, Change]]] = {}
         for task in tasks:
             for path, change in self.store.manifest(layers[task]).items():
@@ -316,7 +343,7 @@ class Workspace:
 
         def strangers(earlier: str, later: str) -> bool:
             a, b = sorted((earlier, later), key=place.__getitem__)
-            return a != b and not ancestors[b] >> place[a] & 1
+            return a != b and not sight[b] >> place[a] & 1
 
         for path in sorted(by_path):
             pairs = [

@@ -16,7 +16,10 @@ from casemate.protocol import codec
 from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import (
     TASK_ID_PATTERN,
+    Base,
+    Checkpoints,
     CommandEntry,
+    Conflict,
     Edge,
     FileEntry,
     Limits,
@@ -283,15 +286,15 @@ BAD = [
         "name: x\nqqq: 3\ntasks: {a: {command: [ls], zzz: 1}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: qqq: unknown key; the keys here are defaults, edges, fail_fast, max_parallel, name, tasks, timeout, workspace
+          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, tasks, timeout, workspace
           review.yaml:3: tasks.a.zzz: unknown key; the keys here are command, env, execute, limits, needs, network, retry, sources, spec, timeouts""",
     ),
     (
-        "name: x\ncheckpoints: none\ntasks: {a: {command: [ls], breaker: {failures: 5}}}",
+        "name: x\ntasks: {a: {command: [ls], output_schema: {}, breaker: {failures: 5}}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: checkpoints: is not supported by this version of casemate yet; leave it out
-          review.yaml:3: tasks.a.breaker: is not supported by this version of casemate yet; leave it out""",
+          review.yaml:2: tasks.a.output_schema: is not supported by this version of casemate yet; leave it out
+          review.yaml:2: tasks.a.breaker: is not supported by this version of casemate yet; leave it out""",
     ),
     ("name: x\nname: y\n", "review.yaml:2: name is given twice, first on line 1"),
     # values
@@ -733,6 +736,43 @@ def test_a_grant_that_means_nothing_is_refused(word: str) -> None:
 # --- the schema, and .py files -------------------------------------------------------------------
 
 
+CHECKPOINTS_EXPECTED = "expected every-task, none, {after: [tasks]} or {every: 30s}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("every-task", Checkpoints()),
+        ("none", Checkpoints(every_task=False)),
+        ("{after: a}", Checkpoints(every_task=False, after=("a",))),
+        ("{after: [a, a]}", Checkpoints(every_task=False, after=("a",))),
+        ("{every: 30s}", Checkpoints(every_task=False, every=30.0)),
+    ],
+)
+def test_checkpoints_are_made_as_the_file_says(
+    folder: Path, text: str, expected: Checkpoints
+) -> None:
+    keys = f"checkpoints: {text}\nbase: snapshot\nconflict: last\n"
+    spec = load_pipeline(write(folder, f"name: x\n{keys}tasks: {{a: {{command: [ls]}}}}"))
+    assert spec.checkpoints == expected
+    assert (spec.base, spec.conflict) == (Base.SNAPSHOT, Conflict.LAST)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("often", f'checkpoints: {CHECKPOINTS_EXPECTED}, got "often"'),
+        ("{}", f"checkpoints: {CHECKPOINTS_EXPECTED}, got a map"),
+        ("{every: 0s}", "checkpoints: 0 leaves no time at all; write none for no limit"),
+        ("{after: [b]}", 'checkpoints.after: there is no task "b"'),
+        ("{after: [1]}", "checkpoints: after: expected a list of tasks, got a list"),
+    ],
+)
+def test_checkpoints_that_cannot_be_are_refused(folder: Path, text: str, message: str) -> None:
+    document = f"name: x\ncheckpoints: {text}\ntasks: {{a: {{command: [ls]}}}}"
+    assert refusal(folder, document) == f"review.yaml:2: {message}"
+
+
 def test_the_schema_has_the_models_keys_and_no_others() -> None:
     schema = json_schema()
     json.dumps(schema)
@@ -740,7 +780,7 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     assert schema["required"] == ["name", "tasks"]
     assert set(schema["properties"]) == {
         "$schema", "name", "tasks", "edges", "workspace", "defaults", "fail_fast", "timeout",
-        "max_parallel",
+        "max_parallel", "base", "conflict", "checkpoints",
     }  # fmt: skip
     models = schema["$defs"]
     assert set(models["Task"]["properties"]) == {
