@@ -122,10 +122,8 @@ def run_line(event: PipelineEvent) -> str:
         case "run.forked":
             return f"forked from {printable(data['source'])} at {printable(data['checkpoint'])}"
         case "checkpoint.created":
-            return (
-                f"checkpoint {printable(data['checkpoint'])}: {data['total']} tasks, "
-                f"{data['files']} files, {bytes_of(data['bytes'])}"
-            )
+            files = f", {data['files']} files, {bytes_of(data['bytes'])}" if data["files"] else ""
+            return f"checkpoint {printable(data['checkpoint'])}: {data['total']} tasks{files}"
         case "workspace.changed":
             paths = printable(", ".join(data["paths"]))
             return f"{data['total']} files of the workspace were changed by others: {paths}"

@@ -35,7 +35,17 @@ from fakes import wait_until
 
 from hostile.inside import mark_of
 
-__all__ = ["AFTER", "PATIENCE", "TESTS", "Arena", "Seen", "Target", "attacks_in", "run_outside"]
+__all__ = [
+    "AFTER",
+    "PATIENCE",
+    "TESTS",
+    "Arena",
+    "Seen",
+    "Target",
+    "attacks_in",
+    "files_in",
+    "run_outside",
+]
 
 TESTS = Path(__file__).resolve().parent.parent
 
@@ -73,6 +83,11 @@ def run_outside(folder: str, name: str, target: dict[str, Any]) -> subprocess.Co
     )
 
 
+def files_in(folder: Path) -> dict[str, tuple[int, str]]:
+    """Mode and text of each file."""
+    return {each.name: (each.stat().st_mode, each.read_text()) for each in folder.iterdir()}
+
+
 class Target:
     """Everything an attack could want to reach, each of it really there."""
 
@@ -83,6 +98,7 @@ class Target:
         self.workspace.mkdir(parents=True)
         (self.workspace / "victim").write_text("here")
         (self.workspace / "kept").write_text("here")
+        self.files = files_in(self.workspace)
         secret = home / "secret"
         secret.write_text("the supervisor's")
         planted = folder / "planted"
@@ -211,11 +227,10 @@ class Arena:
         self.target = target
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="arena")
-        config = load_config(
-            state=folder / "state", max_parallel=4, allow=[f"path:{target.workspace}"]
-        )
+        self._state = folder / "state"
+        config = load_config(state=self._state, max_parallel=4, allow=[f"path:{target.workspace}"])
         self._supervisor = Supervisor(config=config)
-        self.target.input["state"] = str(folder / "state")
+        self.target.input["state"] = str(self._state)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -274,7 +289,8 @@ class Arena:
                 case "task.emitted" if str(event.data.get("item")).startswith("planted"):
                     await asyncio.to_thread(wait_until, functools.partial(is_marked, mark))
                     one.was_marked = True
-                    (self.target.workspace / f"{event.task}.go").touch()
+                    # Its workspace is a layer of its own; what it sees of the host at once is this.
+                    (self._state / "runs" / event.run / "sources" / f"{event.task}.go").touch()
                 case "task.completed" | "task.failed":
                     one.is_alive = is_alive(pids[event.task]) if event.task in pids else False
                     one.is_marked = is_marked(mark)

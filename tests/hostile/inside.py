@@ -123,7 +123,7 @@ def daemonize(name: str) -> bool:
 
 def wait_for_host(task: str) -> None:
     """Until the host has seen what it wanted to see."""
-    while not Path("/workspace", f"{task}.go").exists():
+    while not Path("/sources", f"{task}.go").exists():
         time.sleep(0.005)
 
 
