@@ -148,7 +148,9 @@ class Files:
         """ClashError names the paths."""
         clash = self.workspace.check(given.graph, given.task, given.layers)
         if clash is not None:
-            raise ClashError(clash.message)
+            raise ClashError(
+                f"{clash.message}; let one of them need the other, or say `conflict: last`"
+            )
         self._given[given.name] = given
         return self.workspace.begin(given.name, given.stack)
 

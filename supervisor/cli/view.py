@@ -122,11 +122,14 @@ def run_line(event: PipelineEvent) -> str:
         case "run.forked":
             return f"forked from {printable(data['source'])} at {printable(data['checkpoint'])}"
         case "checkpoint.created":
-            files = f", {data['files']} files, {bytes_of(data['bytes'])}" if data["files"] else ""
-            return f"checkpoint {printable(data['checkpoint'])}: {data['total']} tasks{files}"
+            told = [counted(data["total"], "task")]
+            if data["files"]:
+                told += [counted(data["files"], "file"), bytes_of(data["bytes"])]
+            return f"checkpoint {printable(data['checkpoint'])}: {', '.join(told)}"
         case "workspace.changed":
             paths = printable(", ".join(data["paths"]))
-            return f"{data['total']} files of the workspace were changed by others: {paths}"
+            files = counted(data["total"], "file")
+            return f"{files} of the workspace changed by others: {paths}"
     return printable(event.kind.replace(".", " ").replace("_", " "))
 
 
@@ -135,7 +138,13 @@ def seconds(value: float) -> str:
 
 
 def bytes_of(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+    if size >= 2**20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**10:.1f} KiB" if size >= 2**10 else f"{size} B"
+
+
+def counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def describe(error: dict[str, Any]) -> str:

@@ -152,7 +152,10 @@ def test_branches_that_changed_the_same_file_are_in_conflict_where_they_meet(
     history = house.run(spec(place, **tasks))
     error = history.error("read")
     assert error["kind"] == "conflict"
-    assert error["message"] == "tasks left and right both changed kept"
+    assert error["message"] == (
+        "tasks left and right both changed kept; let one of them need the other, or say "
+        "`conflict: last`"
+    )
     history = house.run(place.spec(workspace="repo", conflict="last", tasks=tasks))
     assert history.output("read")["kept"] == "right"
 
