@@ -104,7 +104,8 @@ from ..protocol.limits import (
     REPLAY_PAGE_EVENTS,
     REPLAY_PAGE_SIZE,
 )
-from .journal import Commit, JournalReader, Outline, describe, list_runs
+from .journal import Commit, JournalReader, Outline
+from .overview import describe, list_runs
 from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
 
 if TYPE_CHECKING:

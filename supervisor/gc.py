@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from ..protocol.control import RunState, RunSummary
 from ..protocol.errors import UsageError
-from .journal import summarise
+from .overview import summarise
 from .state import Ownership, RunDirectory, StateDirectory, fsync_directory
 
 __all__ = ["Dropped", "collect_garbage"]

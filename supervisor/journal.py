@@ -40,16 +40,13 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Raw, Struct
 
-from ..protocol.control import RunState, RunSummary, TaskSummary
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.events import (
     KIND_OF,
     Event,
     EventData,
-    RunStarted,
     TaskCompleted,
     TaskEmitted,
-    TaskError,
     TaskLog,
 )
 from ..protocol.limits import (
@@ -58,7 +55,7 @@ from ..protocol.limits import (
     JOURNAL_GROUP_SIZE,
     JOURNAL_PAGE_SIZE,
 )
-from .state import RunDirectory, StateDirectory, fsync_directory
+from .state import RunDirectory, fsync_directory
 from .values import ValueStore
 
 __all__ = [
@@ -69,9 +66,6 @@ __all__ = [
     "JournalError",
     "JournalReader",
     "Outline",
-    "describe",
-    "list_runs",
-    "summarise",
 ]
 
 SCHEMA_VERSION = 2
@@ -707,128 +701,3 @@ def _outline(row: Event, large: tuple[_Large, ...]) -> Outline:
         return Outline(row, {})
     data = _fill(bytes(row.data), large, [_NIL] * len(large))
     return Outline(_replace_data(row, data), {place.name: place.size for place in large})
-
-
-# -------------------------------------------------------------------------------------- summaries
-
-_ENDS = {
-    "run.completed": RunState.COMPLETED,
-    "run.failed": RunState.FAILED,
-    "run.cancelled": RunState.CANCELLED,
-}
-_TASK_STATES = {
-    "task.ready": "ready",
-    "task.started": "running",
-    "task.retrying": "retrying",
-    "task.restarted": "waiting",
-    "task.completed": "completed",
-    "task.failed": "failed",
-    "task.cancelled": "cancelled",
-}
-
-
-class _Name(Struct):
-    """What a summary needs of RunStarted."""
-
-    pipeline: str
-
-
-class _TaskId(Struct):
-    id: str
-
-
-class _Spec(Struct):
-    tasks: tuple[_TaskId, ...]
-
-
-class _Planned(Struct):
-    spec: _Spec
-
-
-class _Undone(Struct):
-    undone: tuple[str, ...]
-
-
-class _Failure(Struct):
-    error: TaskError | None = None
-
-
-def list_runs(state: StateDirectory, limit: int | None = None) -> list[RunSummary]:
-    """The newest `limit` runs of a state directory, newest first."""
-    return [summarise(state.run(run_id)) for run_id in reversed(state.run_ids()[-(limit or 0) :])]
-
-
-def summarise(run: RunDirectory) -> RunSummary:
-    """A run's standing, by its journal and its lock. Where nobody owns it and it has not ended,
-    it was interrupted: no run is running for ever because its supervisor died."""
-    # Asked before reading: an owner that ends the run in between must not look interrupted.
-    is_owned = run.is_owned()
-    try:
-        with JournalReader(run) as reader:
-            of_run, last_seq = reader.of_run(), reader.last_seq()
-    except FileNotFoundError:
-        of_run, last_seq = [], 0
-    except CasemateError as error:
-        return RunSummary(id=run.id, state=RunState.DAMAGED, problem=str(error))
-    return _summary(run, is_owned, of_run, last_seq)
-
-
-def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
-    """A run's standing and that of each of its tasks, in the pipeline's order."""
-    is_owned = run.is_owned()
-    try:
-        with JournalReader(run) as reader:
-            last_seq = reader.last_seq()
-            decisions = [found for found in reader.decisions() if found.event.seq <= last_seq]
-            started = reader.events(0, 1)
-    except FileNotFoundError:
-        return _summary(run, is_owned, [], 0), ()
-    of_run = [found for found in decisions if found.event.kind.startswith("run.")]
-    summary = _summary(run, is_owned, of_run, last_seq)
-    tasks: dict[str, TaskSummary] = {}
-    if started and started[0].kind == KIND_OF[RunStarted]:
-        planned = msgspec.msgpack.decode(started[0].data, type=_Planned)
-        tasks = {task.id: TaskSummary(id=task.id, state="waiting") for task in planned.spec.tasks}
-    for event, _ in decisions:
-        if event.kind in ("run.rolled_back", "run.forked"):
-            for name in msgspec.msgpack.decode(event.data, type=_Undone).undone:
-                attempt = tasks[name].attempt if name in tasks else 0
-                tasks[name] = TaskSummary(id=name, state="waiting", attempt=attempt, since=event.at)
-        state = _TASK_STATES.get(event.kind)
-        if event.task is not None and state is not None:
-            tasks[event.task] = TaskSummary(
-                id=event.task,
-                state=state,
-                attempt=event.attempt or 0,
-                since=event.at,
-                error=msgspec.msgpack.decode(event.data, type=_Failure).error,
-            )
-    return summary, tuple(tasks.values())
-
-
-def _summary(
-    run: RunDirectory, is_owned: bool, of_run: Sequence[Outline], last_seq: int
-) -> RunSummary:
-    """`of_run`: the events that tell how it stands, in order."""
-    pipeline, end, is_paused = None, None, False
-    first = of_run[0].event if of_run else None
-    if first is not None and first.kind == KIND_OF[RunStarted]:
-        pipeline = msgspec.msgpack.decode(first.data, type=_Name).pipeline
-    for event, _ in of_run:
-        if event.kind in ("run.resumed", "run.forked"):
-            is_paused = False
-        is_paused = is_paused or event.kind == "run.paused"
-        # A run that has ended goes on when it is rolled back.
-        if event.kind in _ENDS:
-            end, is_paused = event, False
-        elif event.kind == "run.rolled_back":
-            end = None
-    state = RunState.PAUSED if is_paused else RunState.RUNNING
-    return RunSummary(
-        id=run.id,
-        pipeline=pipeline,
-        state=_ENDS[end.kind] if end else state if is_owned else RunState.INTERRUPTED,
-        started=first.at if first is not None else None,
-        ended=end.at if end is not None else None,
-        last_seq=last_seq,
-    )

@@ -1,4 +1,4 @@
-"""Taking a run up again: its state by the one fold, from its journal and nothing else.
+"""A run's state by the one fold, from its journal and nothing else.
 
 `read_run` gives what a supervisor needs to go on with a run whose owner is gone, or that has ended
 and is rolled back. `fork` makes a new run of the history up to a checkpoint: its journal is a copy
@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
 from msgspec import Raw
 
-from ..protocol.errors import UsageError
+from ..protocol.errors import LocalViolation, UsageError
 from ..protocol.events import DATA, CheckpointCreated, RunStarted, TaskCompleted, TaskSaved
 from ..protocol.pipeline import PipelineSpec
 from .core.commands import Record
 from .core.state import RunState
 from .files import fork_files, layer_name
-from .journal import JournalError, JournalReader
+from .journal import JournalError, JournalReader, Outline
 from .state import OwnedRun, RunDirectory, StateDirectory, fsync_directory
 
-__all__ = ["Recovered", "fold", "fork", "read_outputs", "read_run"]
+__all__ = ["Recovered", "Witness", "fold", "fork", "read_outputs", "read_run"]
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -36,36 +37,66 @@ class Recovered(msgspec.Struct, frozen=True):
     layers: frozenset[str]
 
 
+# Told of every record that was applied: the state after it, and the record as the journal has it.
+Witness = Callable[[RunState, Record, Outline], None]
+
+
 def read_run(run: RunDirectory) -> Recovered:
     """A run as its journal tells it. UsageError where it never began; JournalError where the
     journal is damaged."""
+    saves: dict[str, int] = {}  # seq of what a task saved last, where that is large
+
+    def witness(_: RunState, record: Record, told: Outline) -> None:
+        if isinstance(record.data, TaskSaved) and record.task is not None:
+            saves.pop(record.task, None)
+            if told.omitted:
+                saves[record.task] = told.event.seq
+
     with JournalReader(run) as reader:
         # Its owner may be writing: what comes after this seq is another state's.
         last_seq = reader.last_seq()
         layers = frozenset(layer_name(*each) for each in reader.completions())
-        return Recovered(fold(reader, run.id, last_seq), last_seq, layers)
+        state = fold(reader, run.id, last_seq, witness)
+        for name, seq in saves.items():
+            if state.tasks[name].saved is not None:
+                saved = msgspec.msgpack.decode(reader.events(seq - 1, 1)[0].data, type=TaskSaved)
+                state.tasks[name].saved = saved.state
+        return Recovered(state, last_seq, layers)
 
 
-def fold(reader: JournalReader, run: str, last_seq: int) -> RunState:
-    """Outputs that are large are left where they are (`RunState.missing_outputs`)."""
+def fold(
+    reader: JournalReader, run: str, last_seq: int, witness: Witness | None = None
+) -> RunState:
+    """Large values are left where they are: outputs (`RunState.missing_outputs`), and nil stands
+    for what was saved."""
     state: RunState | None = None
-    for event, omitted in reader.decisions():
+    for told in reader.decisions():
+        event, omitted = told
         if event.seq > last_seq:
             break
         kind = DATA.get(event.kind)
         if kind is None:
             raise JournalError(f"run {run}: event {event.seq} is of the unknown kind {event.kind}")
         raw = event.data
-        if omitted and kind in (RunStarted, TaskSaved):
+        if omitted and kind is RunStarted:
             raw = reader.events(event.seq - 1, 1)[0].data
-        data = msgspec.msgpack.decode(raw, type=kind)
-        if state is None:
-            if not isinstance(data, RunStarted):
-                raise JournalError(f"run {run}: its journal begins with {event.kind}")
-            state = RunState(run, msgspec.msgpack.decode(data.spec, type=PipelineSpec))
-        state.apply(Record(run, event.task, event.attempt, data))
+        try:
+            data = msgspec.msgpack.decode(raw, type=kind)
+            if state is None:
+                if not isinstance(data, RunStarted):
+                    raise JournalError(f"run {run}: its journal begins with {event.kind}")
+                state = RunState(run, msgspec.msgpack.decode(data.spec, type=PipelineSpec))
+            if event.task is not None and event.task not in state.tasks:
+                raise JournalError(f"run {run}: event {event.seq} is of a task it does not have")
+            record = Record(run, event.task, event.attempt, data)
+            state.apply(record)
+        except (LocalViolation, UsageError, msgspec.DecodeError) as error:
+            # What we would never have written: somebody else did, or the disk.
+            raise JournalError(f"run {run}: event {event.seq} cannot be: {error}") from error
         if omitted and isinstance(data, TaskCompleted) and event.task is not None:
             state.tasks[event.task].output = None
+        if witness is not None:
+            witness(state, record, told)
     if state is None:
         raise UsageError(f"run {run} never began: there is nothing to go on with")
     return state

@@ -23,7 +23,8 @@ from ...protocol.control import RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
 from ..config import load_config
 from ..cursor import ENDINGS, PipelineEvent, public
-from ..journal import JournalReader, describe, list_runs
+from ..journal import JournalReader
+from ..overview import describe, list_runs, read_story
 from ..state import RunDirectory, StateDirectory
 from .view import STYLES, bytes_of, lines_of, printable, run_line
 
@@ -194,23 +195,7 @@ def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:
 
 
 def _story(run: RunDirectory) -> Iterator[tuple[PipelineEvent, bool]]:
-    """Every event that is no bulk, and whether a later rollback undid it."""
-    events = [public(event, omitted) for event, omitted in _decisions(run)]
-    undone: set[str] = set()
-    marked: list[bool] = []
-    for event in reversed(events):
-        if event.kind in {"run.rolled_back", "run.forked"}:
-            undone |= set(event.data["undone"])
-        marked.append(event.task in undone)
-    return zip(events, reversed(marked), strict=True)
-
-
-def _decisions(run: RunDirectory) -> list[Any]:  # Outlines: NamedTuples of two
-    try:
-        with JournalReader(run) as reader:
-            return list(reader.decisions())
-    except FileNotFoundError:
-        return []
+    return ((public(*told), undone) for told, undone in read_story(run))
 
 
 def _lines(event: PipelineEvent, width: int, undone: bool = False) -> Iterator[str]:

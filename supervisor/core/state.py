@@ -294,6 +294,9 @@ class RunState:
             raise LocalViolation(
                 f"run {self.run}: generation {data.generation} after {self.generation}"
             )
+        strangers = set(data.undone) - self.tasks.keys()
+        if strangers:
+            raise LocalViolation(f"run {self.run}: {sorted(strangers)} undone: no task of the run")
         for name in data.undone:
             task = self.tasks[name]
             subject = f"task {self.run}/{name}"

@@ -62,13 +62,14 @@ from casemate.protocol.limits import (
 from casemate.supervisor.front import FrontProcess, encode_frames
 from casemate.supervisor.journal import Entry, Journal
 from casemate.supervisor.state import OwnedRun, StateDirectory, make_runtime_directory
+from core.simulated import make_pipeline, make_task, raw
 from fakes import PATIENCE, wait_until
 from msgspec import Raw, Struct, msgpack
 
 PATIENCE_MS = int(PATIENCE * 1000)
 LARGE = Raw(msgpack.encode(b"large " * INLINE_VALUE_SIZE))
-SPEC = Raw(msgpack.encode({"tasks": [{"id": "a"}, {"id": "b"}]}))
-STARTED = RunStarted(pipeline="review", input=Raw(b"\xc0"), seed=7, spec=SPEC)
+SPEC = make_pipeline([make_task("a"), make_task("b")])
+STARTED = RunStarted(pipeline="review", input=Raw(b"\xc0"), seed=7, spec=raw(SPEC))
 
 
 class Observer(threading.Thread):
@@ -667,8 +668,11 @@ def test_runs_are_listed_and_shown_while_they_run_and_after(state: StateDirector
         assert isinstance(shown, Shown)
         assert (shown.run.id, shown.run.pipeline, shown.as_of) == (name, "review", 3)
         assert [(one.id, one.state) for one in shown.tasks] == [("a", "running"), ("b", "waiting")]
+        done = TaskCompleted(Raw(b"\xc0"), 1.0)
+        it.append(name, done)
+        it.append(name, TaskReady(), TaskStarted(6, {}), done, task="b")
         it.append(name, RunCompleted({}), task=None)
-        await it.until_committed(name, 4)
+        await it.until_committed(name, 8)
         it.journal.close_run(name, it.runs[0].ownership.release)
         await until(lambda: not it.runs[0].directory.is_owned())
         shown = await it.ask(Show(version=1, id=2, run=name[:10]))

@@ -51,10 +51,8 @@ from casemate.supervisor.journal import (
     Journal,
     JournalError,
     JournalReader,
-    describe,
-    list_runs,
-    summarise,
 )
+from casemate.supervisor.overview import summarise
 from casemate.supervisor.state import (
     OwnedRun,
     Ownership,
@@ -723,7 +721,9 @@ def as_ordinary_user(folder: Path, script: str) -> str:
             "-c",
             "import os, sys, sqlite3, msgspec\nfrom pathlib import Path\n"
             "from casemate.protocol.errors import UsageError\n"
-            "from casemate.supervisor.journal import *\nfrom casemate.supervisor.state import *\n"
+            "from casemate.supervisor.journal import *\n"
+            "from casemate.supervisor.overview import list_runs\n"
+            "from casemate.supervisor.state import *\n"
             f"{drop}{textwrap.dedent(script)}",
             str(folder),
         ],
@@ -956,70 +956,3 @@ def test_dead_supervisors_are_told_from_living_ones(
     second.write_bytes(second.read_bytes().replace(b'"pid_namespace":', b'"pid_namespace":1'))
     assert [one.epoch for one in state.living_supervisors()] == [7]
     assert second.exists()
-
-
-# ------------------------------------------------------------------------------------- summaries
-
-
-@pytest.mark.parametrize(
-    ("end", "expected"),
-    [
-        (RunCompleted({}), RunState.COMPLETED),
-        (RunFailed(ERROR, ("a",)), RunState.FAILED),
-        (RunCancelled("by hand"), RunState.CANCELLED),
-        (None, RunState.RUNNING),
-    ],
-)
-def test_a_run_is_what_its_journal_and_its_lock_say(
-    owned: OwnedRun, state: StateDirectory, end: EventData | None, expected: RunState
-) -> None:
-    run = owned.directory
-    assert summarise(run).state == RunState.RUNNING
-    items: list[Entry] = [(None, None, 10.0, STARTED), ("a", 1, 11.0, TaskReady())]
-    if end is not None:
-        items.append((None, None, 12.0, end))
-    write(run, items)
-    (found,) = list_runs(state)
-    assert (found.id, found.pipeline, found.state) == (run.id, "review", expected)
-    assert (found.started, found.ended) == (10.0, None if end is None else 12.0)
-    assert found.last_seq == len(items)
-    owned.ownership.release()
-    dead = RunState.INTERRUPTED if end is None else expected
-    assert [one.state for one in list_runs(state)] == [dead]
-
-
-def test_runs_are_listed_newest_first(state: StateDirectory) -> None:
-    made = [state.create_run() for _ in range(3)]
-    for run in made:
-        run.ownership.release()
-    ids = [run.directory.id for run in reversed(made)]
-    assert [one.id for one in list_runs(state)] == ids
-    assert [one.id for one in list_runs(state, 2)] == ids[:2]
-    made[0].directory.journal.write_bytes(b"not a database, " * 500)
-    assert list_runs(state)[-1].state == RunState.DAMAGED
-
-
-def test_a_run_is_described_task_by_task(owned: OwnedRun) -> None:
-    run = owned.directory
-    assert describe(run)[1] == ()
-    write(
-        run,
-        [
-            (None, None, 1.0, RunStarted(pipeline="p", input=LARGE, seed=1, spec=SPEC)),
-            ("b", None, 1.0, TaskReady()),
-            ("b", 1, 2.0, TaskStarted(7, {})),
-            ("b", 1, 3.0, TaskEmitted(LARGE)),
-            ("b", 1, 4.0, TaskRetrying(ERROR, 1.0)),
-            ("b", 2, 5.0, TaskStarted(8, {})),
-            ("c", 1, 6.0, TaskFailed(ERROR)),
-        ],
-    )
-    summary, tasks = describe(run)
-    assert (summary.state, summary.last_seq, summary.pipeline) == (RunState.RUNNING, 7, "p")
-    assert [(task.id, task.state, task.attempt, task.since) for task in tasks] == [
-        ("a", "waiting", 0, None),
-        ("b", "running", 2, 5.0),
-        ("c", "failed", 1, 6.0),
-    ]
-    assert tasks[1].error is None
-    assert tasks[2].error == ERROR

@@ -12,7 +12,8 @@ import pytest
 from casemate import UsageError
 from casemate.supervisor import offline
 from casemate.supervisor.cursor import PipelineEvent, public
-from casemate.supervisor.journal import JournalReader, describe
+from casemate.supervisor.journal import JournalReader
+from casemate.supervisor.overview import describe
 from casemate.supervisor.state import StateDirectory
 from fakes import wait_until
 from runs import Embedded, Place, is_alive
