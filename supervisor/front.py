@@ -104,7 +104,7 @@ from ..protocol.limits import (
     REPLAY_PAGE_EVENTS,
     REPLAY_PAGE_SIZE,
 )
-from .journal import Commit, JournalReader, Outline
+from .journal import Commit, JournalReader, NotBegunError, Outline
 from .overview import describe, list_runs
 from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
 
@@ -1091,7 +1091,7 @@ class _Desk:
             return Shown(id=request.id, run=summary, tasks=tasks, as_of=summary.last_seq)
         try:
             reader = JournalReader(run)
-        except FileNotFoundError:
+        except NotBegunError:
             raise UsageError(f"run {run.id} has no events yet") from None
         with reader:
             if isinstance(request, Replay):

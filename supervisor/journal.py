@@ -8,6 +8,9 @@ One run is one SQLite database, `runs/<id>/journal.db` (WAL, synchronous=FULL), 
                      then calls back with what was committed
     other processes  JournalReader: read-only, in short statements, while the writer lives or after
 
+A journal gets its name when it is whole, with its tables and nothing in them. Who finds a run
+without one knows that nothing of it was ever told.
+
 The order within a commit is load-bearing: value files are durable before the row that names them,
 the row before the callback, the callback before any observer.
 
@@ -55,7 +58,7 @@ from ..protocol.limits import (
     JOURNAL_GROUP_SIZE,
     JOURNAL_PAGE_SIZE,
 )
-from .state import RunDirectory, fsync_directory
+from .state import RunDirectory, fsync_directory, fsync_file
 from .values import ValueStore
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "Journal",
     "JournalError",
     "JournalReader",
+    "NotBegunError",
     "Outline",
 ]
 
@@ -109,6 +113,13 @@ Entry = tuple[str | None, int | None, float, EventData]
 
 class JournalError(CasemateError):
     """A journal that cannot be read: not a database, cut short, locked for good."""
+
+
+class NotBegunError(UsageError):
+    """A run that has its directory and no first event: nothing of it was ever told."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"run {run} never began: there is nothing to go on with")
 
 
 class Outline(NamedTuple):
@@ -421,11 +432,11 @@ class _RunWriter:
         self._run = run.id
         self._values = ValueStore(run.values)
         self._values.sweep()
-        self._db = sqlite3.connect(run.journal, timeout=_BUSY_SECONDS, isolation_level=None)
+        if last_seq == 0 and not run.journal.exists():
+            _make(run)
+        self._db = _open(run.journal, "rw")
         try:
-            os.chmod(run.journal, 0o600)
             self._prepare(run, last_seq)
-            fsync_directory(run.path)
         except BaseException:
             self._db.close()
             raise
@@ -440,22 +451,11 @@ class _RunWriter:
 
     def _prepare(self, run: RunDirectory, last_seq: int) -> None:
         db = self._db
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            # A file system without shared memory maps. Rollback journals would make readers and
-            # the writer wait for each other.
-            raise sqlite3.OperationalError(f"{run.journal}: WAL refused, journal mode is {mode}")
+        _use_wal(db, run.journal)
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         version = _check_version(db, run.journal)
-        if version == 0:
-            db.execute("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                db.execute(statement)
-            db.execute("INSERT INTO run VALUES (?)", (run.id,))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            db.execute("COMMIT")
-        elif version < SCHEMA_VERSION:
+        if version < SCHEMA_VERSION:
             db.execute("BEGIN IMMEDIATE")
             for older in range(version, SCHEMA_VERSION):
                 for statement in filter(str.strip, _MIGRATIONS[older].split(";")):
@@ -530,8 +530,47 @@ class _RunWriter:
             self._db.close()
 
 
+def _open(path: Path, mode: str, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=check_same_thread,
+    )
+
+
+def _make(run: RunDirectory) -> None:
+    """A run's empty database, whole from the first moment that it has its name: nobody else could
+    mend one that was left half made, since readers may not write."""
+    building = run.journal.with_name("journal.new")
+    for suffix in ("", "-journal", "-wal", "-shm"):  # of one who was killed at it
+        building.with_name(building.name + suffix).unlink(missing_ok=True)
+    with contextlib.closing(_open(building, "rwc")) as db:
+        os.chmod(building, 0o600)
+        db.execute("PRAGMA synchronous = OFF")  # below, once
+        for statement in filter(str.strip, _SCHEMA.split(";")):
+            db.execute(statement)
+        db.execute("INSERT INTO run VALUES (?)", (run.id,))
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _use_wal(db, run.journal)
+    fsync_file(building)
+    os.rename(building, run.journal)
+    fsync_directory(run.path)
+
+
+def _use_wal(db: sqlite3.Connection, path: Path) -> None:
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        # A file system without shared memory maps. Rollback journals would make readers and the
+        # writer wait for each other.
+        raise sqlite3.OperationalError(f"{path}: WAL refused, journal mode is {mode}")
+
+
 def _check_version(db: sqlite3.Connection, path: Path) -> int:
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        raise JournalError(f"{path}: not a journal")  # its first page is empty, or another's
     if version > SCHEMA_VERSION:
         raise UsageError(
             f"{path}: journal version {version}, this casemate reads up to {SCHEMA_VERSION}; "
@@ -553,16 +592,16 @@ class JournalReader:
     def __init__(self, run: RunDirectory) -> None:
         self._directory = run
         self._values = ValueStore(run.values)
-        self._db = self._connect(run.journal)
+        self._db = self._connect(run)
         self._ready = False
         self.run = run.id  # as the journal says: a directory can be copied under another name
 
     @staticmethod
-    def _connect(path: Path) -> sqlite3.Connection:
+    def _connect(run: RunDirectory) -> sqlite3.Connection:
+        path = run.journal
         if not path.exists():
-            raise FileNotFoundError(2, os.strerror(2), str(path))
-        uri = f"file:{quote(str(path))}?mode=ro"
-        db = _open_read_only(uri)
+            raise NotBegunError(run.id)
+        db = _open(path, "ro", check_same_thread=False)
         try:
             db.execute("PRAGMA schema_version").fetchone()
         except sqlite3.OperationalError as error:
@@ -572,7 +611,7 @@ class JournalReader:
             wal = path.with_name(path.name + "-wal")
             if (wal.exists() and wal.stat().st_size) or os.access(path.parent, os.W_OK):
                 raise JournalError(f"{path}: {error}") from error
-            db = _open_read_only(uri + "&immutable=1")
+            db = _open(path, "ro&immutable=1", check_same_thread=False)
         except sqlite3.DatabaseError as error:
             db.close()
             raise JournalError(f"{path}: {error}") from error
@@ -588,11 +627,9 @@ class JournalReader:
         self.close()
 
     def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-        """All rows; none where the writer has made the file but not yet its tables."""
         try:
             if not self._ready:
-                if _check_version(self._db, self._directory.journal) == 0:
-                    return []
+                _check_version(self._db, self._directory.journal)
                 (self.run,) = self._db.execute("SELECT id FROM run").fetchone()
                 self._ready = True
             return self._db.execute(sql, parameters).fetchall()
@@ -600,8 +637,8 @@ class JournalReader:
             raise JournalError(f"{self._directory.journal}: {error}") from error
 
     def last_seq(self) -> int:
-        rows = self._select("SELECT coalesce(max(seq), 0) FROM events", ())
-        return int(rows[0][0]) if rows else 0
+        [(last,)] = self._select("SELECT coalesce(max(seq), 0) FROM events", ())
+        return int(last)
 
     def events(
         self, since: int = 0, limit: int = 1000, size: int = JOURNAL_PAGE_SIZE
@@ -675,12 +712,6 @@ class JournalReader:
             )
             for seq, task, attempt, kind, at, data, task_seq, large in rows
         ]
-
-
-def _open_read_only(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-    )
 
 
 def _replace_data(event: Event, data: bytes) -> Event:

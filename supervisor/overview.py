@@ -23,7 +23,7 @@ from ..protocol.events import DATA, EventData, RunPaused, RunStarted, TaskError
 from .core.commands import Record
 from .core.state import ENDED, LIFECYCLE, RunStanding, RunState
 from .core.task import Standing
-from .journal import JournalError, JournalReader, Outline
+from .journal import JournalError, JournalReader, NotBegunError, Outline
 from .recovery import fold
 from .state import RunDirectory, StateDirectory
 
@@ -144,8 +144,8 @@ def summarise(run: RunDirectory) -> RunSummary:
                 if kind is RunStarted:
                     times.pipeline = msgspec.msgpack.decode(event.data, type=_Name).pipeline
                 times.note(_next(run.id, times.standing, kind), event.at)
-    except FileNotFoundError:
-        pass  # it has not begun
+    except NotBegunError:
+        pass
     except (CasemateError, msgspec.DecodeError) as error:
         return RunSummary(id=run.id, state=Shown.DAMAGED, problem=str(error))
     return times.summary(run.id, is_owned, last_seq)
@@ -165,9 +165,8 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
     try:
         with JournalReader(run) as reader:
             last_seq = reader.last_seq()
-            if last_seq:
-                state = fold(reader, run.id, last_seq, witness)
-    except FileNotFoundError:
+            state = fold(reader, run.id, last_seq, witness)
+    except NotBegunError:
         pass
     tasks = () if state is None else tuple(
         witness.task_summary(state, task.id) for task in state.spec.tasks
@@ -185,10 +184,8 @@ def read_story(run: RunDirectory) -> list[Told]:
     try:
         with JournalReader(run) as reader:
             last_seq = reader.last_seq()
-            if not last_seq:
-                return []
             state = fold(reader, run.id, last_seq, witness)
-    except FileNotFoundError:
+    except NotBegunError:
         return []
     latest = {name: task.generation for name, task in state.tasks.items()}
     return [

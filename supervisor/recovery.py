@@ -22,8 +22,8 @@ from ..protocol.pipeline import PipelineSpec
 from .core.commands import Record
 from .core.state import RunState
 from .files import fork_files, layer_name
-from .journal import JournalError, JournalReader, Outline
-from .state import OwnedRun, RunDirectory, StateDirectory, fsync_directory
+from .journal import JournalError, JournalReader, NotBegunError, Outline
+from .state import OwnedRun, RunDirectory, StateDirectory, fsync_directory, fsync_file
 
 __all__ = ["Recovered", "Witness", "fold", "fork", "read_outputs", "read_run"]
 
@@ -42,7 +42,7 @@ Witness = Callable[[RunState, Record, Outline], None]
 
 
 def read_run(run: RunDirectory) -> Recovered:
-    """A run as its journal tells it. UsageError where it never began; JournalError where the
+    """A run as its journal tells it. NotBegunError where it has none; JournalError where the
     journal is damaged."""
     saves: dict[str, int] = {}  # seq of what a task saved last, where that is large
 
@@ -98,7 +98,7 @@ def fold(
         if witness is not None:
             witness(state, record, told)
     if state is None:
-        raise UsageError(f"run {run} never began: there is nothing to go on with")
+        raise NotBegunError(run)
     return state
 
 
@@ -159,8 +159,7 @@ def _copy_journal(source: Path, copy: RunDirectory, cut: int) -> None:
         new.execute("DELETE FROM events WHERE seq > ?", (cut,))
         new.execute("UPDATE run SET id = ?", (copy.id,))
         new.commit()
-    with open(copy.journal, "rb") as file:  # noqa: PTH123 - for its descriptor
-        os.fsync(file.fileno())
+    fsync_file(copy.journal)
     fsync_directory(copy.path)
 
 

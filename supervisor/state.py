@@ -45,6 +45,7 @@ __all__ = [
     "StateDirectory",
     "SupervisorRecord",
     "fsync_directory",
+    "fsync_file",
     "is_run_id",
     "make_runtime_directory",
     "new_run_id",
@@ -82,6 +83,15 @@ def is_run_id(text: str) -> bool:
 def fsync_directory(path: Path) -> None:
     """Make names that were created in or renamed into `path` survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make what is in a file survive a power loss, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,7 +23,7 @@ from ...protocol.control import RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
 from ..config import load_config
 from ..cursor import ENDINGS, PipelineEvent, public
-from ..journal import JournalReader
+from ..journal import JournalReader, NotBegunError
 from ..overview import describe, list_runs, read_story
 from ..state import RunDirectory, StateDirectory
 from .view import STYLES, bytes_of, lines_of, printable, run_line
@@ -272,7 +272,7 @@ def _events(run: RunDirectory, since: int, follow: bool, *, whole: bool) -> Iter
             if reader is None:
                 try:
                     reader = JournalReader(run)
-                except FileNotFoundError:
+                except NotBegunError:
                     if not (follow and is_owned):
                         return
             if reader is not None:

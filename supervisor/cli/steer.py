@@ -20,7 +20,7 @@ from ..config import load_config
 from ..control import Client
 from ..cursor import public
 from ..gc import collect_garbage
-from ..journal import JournalReader
+from ..journal import JournalReader, NotBegunError
 from ..state import RunDirectory, StateDirectory
 from .show import open_state, print_json
 from .view import bytes_of, printable
@@ -159,7 +159,7 @@ def resume_run(text: str, *, as_json: bool, state: Path | None) -> int:
     with JournalReader(run) as reader:
         first = reader.events(0, 1)
         if not first or first[0].kind != "run.started":
-            raise UsageError(f"run {run.id} never began: there is nothing to go on with")
+            raise NotBegunError(run.id)
         past = [public(*outline) for outline in reader.decisions()]
         since = reader.last_seq()
     spec = msgspec.msgpack.decode(

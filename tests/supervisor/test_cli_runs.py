@@ -195,3 +195,22 @@ def test_gc_takes_apart_any_tree_and_follows_no_link(casemate: Desk, tmp_path: P
     assert [one.problem for one in dropped] == [None] * 3
     assert os.listdir(state.runs) == []
     assert (precious / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["resume", "pause", "cancel", "checkpoint", "rollback RUN c0", "fork RUN c0"],
+)
+def test_a_run_whose_supervisor_died_before_its_first_event_never_began(
+    command: str, tmp_path: Path, casemate: Desk
+) -> None:
+    state = StateDirectory.open(tmp_path)
+    owned = state.create_run()
+    owned.ownership.release()
+    verb, *rest = command.replace("RUN", owned.directory.id).split()
+    done = casemate(verb, *(rest or [owned.directory.id]), "--state", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"run {owned.directory.id} never began" in done.stderr
+    [listed] = casemate.json("ps", "--state", str(tmp_path))
+    assert (listed["state"], listed["done"], listed["tasks"]) == ("interrupted", 0, 0)
+    assert casemate("events", "last", "--state", str(tmp_path)).stdout == ""

@@ -51,6 +51,7 @@ from casemate.supervisor.journal import (
     Journal,
     JournalError,
     JournalReader,
+    NotBegunError,
 )
 from casemate.supervisor.overview import summarise
 from casemate.supervisor.state import (
@@ -653,17 +654,29 @@ def test_decisions_leave_out_what_a_task_sends_in_bulk(owned: OwnedRun) -> None:
 
 
 def test_reading_a_journal_that_is_not_there_makes_none(owned: OwnedRun) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotBegunError):
         JournalReader(owned.directory)
     assert not owned.directory.journal.exists()
 
 
-def test_a_journal_whose_tables_are_still_to_come_is_empty(owned: OwnedRun) -> None:
-    sqlite3.connect(owned.directory.journal).close()
+def test_what_somebody_left_who_was_killed_while_he_made_the_journal_does_not_count(
+    owned: OwnedRun,
+) -> None:
+    half = owned.directory.path / "journal.new"
+    with closing(sqlite3.connect(half)) as database:
+        database.execute("CREATE TABLE events (half)")
+    half.with_name("journal.new-journal").write_bytes(b"half")
+    assert summarise(owned.directory).state == RunState.RUNNING  # it is owned, and has not begun
+    write(owned.directory, entries(TaskReady()))
     with JournalReader(owned.directory) as reader:
-        assert reader.events() == [] and reader.last_seq() == 0
-        write(owned.directory, entries(TaskReady()))
         assert reader.last_seq() == 1
+    assert not list(owned.directory.path.glob("journal.new*"))
+
+
+def test_an_emptied_journal_is_damaged_and_not_one_that_has_not_begun(owned: OwnedRun) -> None:
+    write(owned.directory, entries(STARTED, task=None))
+    owned.directory.journal.write_bytes(b"")
+    assert "not a journal" in (summarise(owned.directory).problem or "")
 
 
 def test_a_newer_journal_is_refused_with_its_version(owned: OwnedRun) -> None:
