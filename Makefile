@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench humaneval wfinstances clean
+.PHONY: demo test check bench chaos humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -42,6 +42,10 @@ wfinstances: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	@$(BIN)/python tests/bench/table.py $(ARGS)
+
+# The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
+chaos: $(VENV)/.ready
+	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

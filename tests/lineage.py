@@ -14,7 +14,17 @@ from contextlib import contextmanager, suppress
 import psutil
 from runs import is_alive
 
-__all__ = ["adopting", "child", "children", "engine", "front", "launcher", "sandboxes", "zygote"]
+__all__ = [
+    "adopting",
+    "child",
+    "children",
+    "engine",
+    "front",
+    "guests",
+    "launcher",
+    "sandboxes",
+    "zygote",
+]
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -26,37 +36,40 @@ def children(parent: int) -> list[psutil.Process]:
     return []
 
 
-def child(parent: int, words: str) -> int | None:
+def child(parent: int, words: str) -> int:
     """The child of `parent` whose command line has these words in it."""
     for each in children(parent):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if words in " ".join(each.cmdline()):
                 return each.pid
-    return None
+    raise LookupError(f"process {parent} has no child {words!r}")
 
 
-def engine(host: int) -> int | None:
+def engine(host: int) -> int:
     return child(host, "supervisor.embedded")
 
 
-def launcher(engine: int) -> int | None:
+def launcher(engine: int) -> int:
     return child(engine, "sandbox.zygote")
 
 
-def zygote(engine: int) -> int | None:
-    above = launcher(engine)
-    below = children(above) if above is not None else []
-    return below[0].pid if below else None
+def zygote(engine: int) -> int:
+    for each in children(launcher(engine)):
+        return each.pid
+    raise LookupError("a launcher without a zygote")
 
 
-def front(engine: int) -> int | None:
+def front(engine: int) -> int:
     return child(engine, "supervisor.front")
 
 
 def sandboxes(engine: int) -> list[int]:
     """The first process of each sandbox."""
-    above = zygote(engine)
-    return [each.pid for each in children(above)] if above is not None else []
+    return [each.pid for each in children(zygote(engine))]
+
+
+def guests(engine: int) -> list[int]:
+    return [guest.pid for sandbox in sandboxes(engine) for guest in children(sandbox)]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def kills(folder: Path, chosen: argparse.Namespace) -> bool:
             equal += 1
             shutil.rmtree(place)
     print(f"{equal} of {chosen.runs} equal")
-    return equal == chosen.runs
+    return equal == int(chosen.runs)
 
 
 def main() -> int:

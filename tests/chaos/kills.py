@@ -143,33 +143,27 @@ class Story:
 
     def _kill(self, victim: str) -> str | None:
         """Who was killed; None: it is not there at this moment."""
-        engine = lineage.engine(os.getpid())
-        if engine is None:
-            return None
         if victim == "zygote" and max(self.blameless.values(), default=0) >= BLAMELESS_RETRIES:
             victim = "engine"  # a task that is lost once more fails for good, and rightly so
-        found: list[int | None]
-        if victim == "engine":
-            found = [engine]
-        elif victim == "zygote":
-            found = [lineage.zygote(engine)]
-        elif victim == "front":
-            found = [lineage.front(engine)]
-        else:
-            found = [
-                guest.pid
-                for sandbox in lineage.sandboxes(engine)
-                for guest in lineage.children(sandbox)
-            ]
-        living = [pid for pid in found if pid is not None]
-        if not living:
-            return None
-        self.killed[victim] += 1  # before its death can be noticed
         try:
-            os.kill(self._random.choice(living), signal.SIGKILL)
-        except ProcessLookupError:
+            pid = self._find(victim)
+            self.killed[victim] += 1  # before its death can be noticed
+            os.kill(pid, signal.SIGKILL)
+        except (LookupError, ProcessLookupError):
             return None
         return victim
+
+    def _find(self, victim: str) -> int:
+        engine = lineage.engine(os.getpid())
+        match victim:
+            case "engine":
+                return engine
+            case "zygote":
+                return lineage.zygote(engine)
+            case "front":
+                return lineage.front(engine)
+            case _:
+                return self._random.choice(lineage.guests(engine))
 
 
 async def disturb(state: Path, spec: PipelineSpec, seed: int, kills: list[Kill]) -> Story:

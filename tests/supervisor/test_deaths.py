@@ -22,6 +22,7 @@ from casemate.protocol.limits import CONTROL_VERSION
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
+from lineage import front, launcher, zygote
 from msgspec import msgpack
 from runs import Embedded, Place, descendants, is_alive, since_start
 
@@ -66,29 +67,6 @@ def mortal(tmp_path: Path) -> Iterator[Embedded]:
     """A supervisor that a test may hurt."""
     with Embedded(tmp_path / "state", max_parallel=4) as house:
         yield house
-
-
-def child(parent: int, words: str) -> int:
-    """The child of `parent` whose command line has these words in it."""
-    [found] = [
-        each.pid
-        for each in psutil.Process(parent).children()
-        if is_alive(each.pid) and words in " ".join(each.cmdline())
-    ]
-    return found
-
-
-def launcher(engine: int) -> int:
-    return child(engine, "sandbox.zygote")
-
-
-def zygote(engine: int) -> int:
-    [found] = psutil.Process(launcher(engine)).children()
-    return found.pid
-
-
-def front(engine: int) -> int:
-    return child(engine, "supervisor.front")
 
 
 def kill_and_wait(victim: int, to_die: list[int]) -> None:
