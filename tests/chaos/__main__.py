@@ -1,9 +1,10 @@
 """The long tests: `make chaos ARGS="kills --runs 50"`.
 
-    kills   seeded runs, everything in them killed again and again; beside an undisturbed run
+    kills       seeded runs, everything in them killed again and again; beside an undisturbed run
+    rollbacks   of each seed a run that is forked from and rolled back to each of its checkpoints
 
-A line for each seed, with what was struck in which order (e: engine, z: zygote, f: front,
-g: guest). What went wrong is told, and kept below the folder that is named.
+Of `kills` a line for each seed, with what was struck in which order (e: engine, z: zygote,
+f: front, g: guest). What went wrong is told, and kept below the folder that is named.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .kills import compare_run
+from .rollbacks import return_everywhere
 
 
 def kills(folder: Path, chosen: argparse.Namespace) -> bool:
@@ -37,6 +39,20 @@ def kills(folder: Path, chosen: argparse.Namespace) -> bool:
     return equal == int(chosen.runs)
 
 
+def rollbacks(folder: Path, chosen: argparse.Namespace) -> bool:
+    is_well = True
+    for seed in range(chosen.seed, chosen.seed + chosen.runs):
+        returned = return_everywhere(folder / f"rollbacks-{seed}", seed, tasks=chosen.tasks)
+        print(
+            f"seed {seed}: {returned.checkpoints} rollbacks, {returned.forks} forks",
+            *(returned.problems or ("all equal",)),
+            sep="\n  " if returned.problems else "  ",
+            flush=True,
+        )
+        is_well = is_well and not returned.problems
+    return is_well
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,9 +67,14 @@ def main() -> int:
     killing.add_argument("--tasks", type=int, default=60)
     killing.add_argument("--kills", type=int, default=10)
     killing.set_defaults(act=kills)
+    returning = which.add_parser("rollbacks")
+    returning.add_argument("--runs", type=int, default=1)
+    returning.add_argument("--seed", type=int, default=1, help="of the first run")
+    returning.add_argument("--tasks", type=int, default=30)
+    returning.set_defaults(act=rollbacks)
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="casemate-chaos-", dir=chosen.folder))
-    is_well = chosen.act(folder, chosen)
+    is_well: bool = chosen.act(folder, chosen)
     if is_well:
         shutil.rmtree(folder)
     return 0 if is_well else 1

@@ -16,9 +16,8 @@ from typing import Any
 from casemate.supervisor.cursor import PipelineEvent, public
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
-from runs import History
 
-__all__ = ["Evidence", "differences", "read_events", "read_evidence", "repetitions"]
+__all__ = ["Evidence", "differences", "evidence", "read_events", "repetitions"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ def read_events(state: Path, run: str) -> list[PipelineEvent]:
     return found
 
 
-def read_evidence(state: Path, run: str) -> Evidence:
+def evidence(events: list[PipelineEvent]) -> Evidence:
     """Of a run that has ended; of each task the latest completed attempt."""
-    events = History(read_events(state, run)).check_laws().events
     outputs: dict[str, Any] = {}
     said: dict[tuple[str, int | None], list[Any]] = defaultdict(list)
     effects: dict[str, list[Any]] = {}

@@ -29,9 +29,9 @@ from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.core.retry import BLAMELESS_RETRIES
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
-from runs import Place, descendants
+from runs import History, Place, descendants
 
-from .evidence import differences, read_events, read_evidence, repetitions
+from .evidence import differences, evidence, read_events, repetitions
 from .shape import WORK, draw
 
 __all__ = ["Outcome", "compare_run"]
@@ -199,10 +199,8 @@ def compare_run(folder: Path, seed: int, *, tasks: int, kills: int) -> Outcome:
             time.sleep(0.01)
     assert calm.run is not None
     assert story.run is not None
-    events = read_events(story.state, story.run)
-    problems += differences(
-        read_evidence(story.state, story.run), read_evidence(calm.state, calm.run)
-    )
+    events = History(read_events(story.state, story.run)).check_laws().events
+    problems += differences(evidence(events), evidence(read_events(calm.state, calm.run)))
     problems += repetitions(events)
     if story.seen != events[: len(story.seen)]:
         problems.append("an observer saw what is not in the journal")

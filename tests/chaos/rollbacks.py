@@ -1,0 +1,96 @@
+"""A run taken back to each of its checkpoints, and forked from each: it must end the same.
+
+The run ends once; then, checkpoint by checkpoint and latest first, it is rolled back and goes on to
+its end. What the checkpoint held may not be done again, all else is, and the evidence is that of
+the first ending, byte for byte. Forks come before that, while there is an untouched original to
+hold them against: its journal may not change by a byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from casemate import PipelineEvent, Supervisor
+from runs import Place
+
+from .evidence import Evidence, differences, evidence, read_events
+from .shape import WORK, draw
+
+__all__ = ["Returned", "return_everywhere"]
+
+PARALLEL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    checkpoints: int
+    forks: int
+    problems: tuple[str, ...]
+
+
+def held(events: list[PipelineEvent]) -> dict[str, frozenset[str]]:
+    """Checkpoint: the tasks it holds, by what each adds to its parent."""
+    found: dict[str, frozenset[str]] = {}
+    for event in events:
+        if event.kind == "checkpoint.created":
+            data = event.data
+            below = found[data["parent"]] if data["parent"] is not None else frozenset()
+            found[data["checkpoint"]] = below | frozenset(data["tasks"])
+    return found
+
+
+async def to_the_end(supervisor: Supervisor, run: str, since: int) -> list[PipelineEvent]:
+    """The events after `since`. They may begin with those of an ending that was undone."""
+    return [event async for event in supervisor.events(run, since)]
+
+
+def compare(
+    where: str, events: list[PipelineEvent], since: int, kept: frozenset[str], should_be: Evidence
+) -> list[str]:
+    problems = differences(evidence(events), should_be)
+    if [event.seq for event in events] != list(range(1, len(events) + 1)):
+        problems.append("its events are not numbered from 1 without holes")
+    done = {str(e.task) for e in events[since:] if e.kind == "task.completed"}
+    if done != should_be.outputs.keys() - kept:
+        wrong = sorted(done ^ (should_be.outputs.keys() - kept))
+        problems.append(f"of {', '.join(wrong)} it was done again what it had, or not what it had")
+    return [f"{where}: {problem}" for problem in problems]
+
+
+async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) -> Returned:
+    place = Place(folder / "pipeline")
+    place.tasks(WORK)
+    spec = place.spec(**draw(seed, tasks))
+    state = folder / "state"
+    problems: list[str] = []
+    async with Supervisor(state=state, max_parallel=PARALLEL) as supervisor:
+        run = await supervisor.submit(spec, {"seed": seed})
+        await to_the_end(supervisor, run, 0)
+        original = read_events(state, run)
+        should_be = evidence(original)
+        checkpoints = held(original)
+        chosen = list(checkpoints)[::-1][::every]
+        for checkpoint in chosen:
+            copy = await supervisor.fork(run, checkpoint)
+            await to_the_end(supervisor, copy, 0)
+            events = read_events(state, copy)
+            since = next(event.seq for event in events if event.kind == "run.forked")
+            where = f"fork from {checkpoint}"
+            problems += compare(where, events, since, checkpoints[checkpoint], should_be)
+            if read_events(state, run) != original:
+                problems.append(f"{where}: the original has changed")
+        for checkpoint in chosen:
+            before = len(read_events(state, run))
+            await supervisor.rollback(run, checkpoint)
+            await to_the_end(supervisor, run, before)
+            events = read_events(state, run)
+            where = f"rollback to {checkpoint}"
+            problems += compare(where, events, before, checkpoints[checkpoint], should_be)
+    return Returned(len(chosen), len(chosen), tuple(problems))
+
+
+def return_everywhere(folder: Path, seed: int, *, tasks: int, every: int = 1) -> Returned:
+    """With every checkpoint of a drawn pipeline's run, or each `every`-th."""
+    return asyncio.run(_return_everywhere(folder, seed, tasks, every))
