@@ -29,3 +29,12 @@ def crowd(input: Any, ctx: Any) -> None:
             time.sleep(3600)
     ctx.emit("crowded")
     spin(input, ctx)
+
+
+def hand_on(input: Any, ctx: Any) -> list[str]:
+    """A step of a chain: the value it was given, with one line changed or as it was."""
+    lines: list[str] = next(iter(input.values())) if isinstance(input, dict) else input
+    step = ctx.spec["step"]
+    if ctx.spec["equal"]:
+        return lines
+    return [*lines[:step], f"{step:064}", *lines[step + 1 :]]
