@@ -8,16 +8,21 @@ followed by another.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from casemate.supervisor.cursor import PipelineEvent, public
+from casemate.supervisor.files import present_layers
 from casemate.supervisor.journal import JournalReader
+from casemate.supervisor.layers import UPPER, Resolved
+from casemate.supervisor.recovery import read_run
 from casemate.supervisor.state import StateDirectory
+from casemate.supervisor.workspace import Workspace
 
-__all__ = ["Evidence", "differences", "evidence", "read_events", "repetitions"]
+__all__ = ["Evidence", "differences", "read_events", "read_evidence", "repetitions"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Evidence:
     final: Any
     outputs: dict[str, Any]
     effects: dict[str, list[Any]]
+    files: dict[str, Any]  # path: kind, mode and content of all that differs from the base
 
 
 def read_events(state: Path, run: str) -> list[PipelineEvent]:
@@ -36,8 +42,28 @@ def read_events(state: Path, run: str) -> list[PipelineEvent]:
     return found
 
 
-def evidence(events: list[PipelineEvent]) -> Evidence:
+def read_files(state: Path, run: str) -> dict[str, Any]:
+    """What the layers of all that completed make of the base."""
+    directory = StateDirectory(state).run(run)
+    found = read_run(directory).state
+    workspace = Workspace(directory, found.spec)
+    stack = workspace.whole_stack(found.graph, present_layers(found))
+
+    def content(change: Resolved) -> str | None:
+        if change.kind != "file" or change.layer is None:
+            return change.target
+        file = workspace.store.root / change.layer / UPPER / change.path
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    return {
+        change.path: (change.kind, oct(change.mode), content(change))
+        for change in workspace.resolve(stack)
+    }
+
+
+def read_evidence(state: Path, run: str) -> Evidence:
     """Of a run that has ended; of each task the latest completed attempt."""
+    events = read_events(state, run)
     outputs: dict[str, Any] = {}
     said: dict[tuple[str, int | None], list[Any]] = defaultdict(list)
     effects: dict[str, list[Any]] = {}
@@ -48,7 +74,8 @@ def evidence(events: list[PipelineEvent]) -> Evidence:
         elif event.kind == "task.completed":
             outputs[task] = event.data["output"]
             effects[task] = said[task, event.attempt]
-    return Evidence(events[-1].kind, events[-1].data.get("outputs"), outputs, effects)
+    files = read_files(state, run)
+    return Evidence(events[-1].kind, events[-1].data.get("outputs"), outputs, effects, files)
 
 
 def differences(is_so: Evidence, should_be: Evidence) -> list[str]:

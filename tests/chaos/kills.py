@@ -31,8 +31,8 @@ from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
 from runs import History, Place, descendants
 
-from .evidence import differences, evidence, read_events, repetitions
-from .shape import WORK, draw
+from .evidence import differences, read_events, read_evidence, repetitions
+from .shape import WORK, draw, make_base
 
 __all__ = ["Outcome", "compare_run"]
 
@@ -182,6 +182,7 @@ def compare_run(folder: Path, seed: int, *, tasks: int, kills: int) -> Outcome:
     """Two runs of the pipeline of one seed below `folder`, undisturbed and disturbed."""
     place = Place(folder / "pipeline")
     place.tasks(WORK)
+    make_base(place.path / "base")
     spec = place.spec(**draw(seed, tasks))
     before = set(descendants(os.getpid()))
     planned = plan(Random(seed), tasks, kills)
@@ -200,7 +201,9 @@ def compare_run(folder: Path, seed: int, *, tasks: int, kills: int) -> Outcome:
     assert calm.run is not None
     assert story.run is not None
     events = History(read_events(story.state, story.run)).check_laws().events
-    problems += differences(evidence(events), evidence(read_events(calm.state, calm.run)))
+    problems += differences(
+        read_evidence(story.state, story.run), read_evidence(calm.state, calm.run)
+    )
     problems += repetitions(events)
     if story.seen != events[: len(story.seen)]:
         problems.append("an observer saw what is not in the journal")

@@ -15,8 +15,8 @@ from pathlib import Path
 from casemate import PipelineEvent, Supervisor
 from runs import Place
 
-from .evidence import Evidence, differences, evidence, read_events
-from .shape import WORK, draw
+from .evidence import Evidence, differences, read_events, read_evidence, read_files
+from .shape import WORK, draw, make_base
 
 __all__ = ["Returned", "return_everywhere"]
 
@@ -47,9 +47,14 @@ async def to_the_end(supervisor: Supervisor, run: str, since: int) -> list[Pipel
 
 
 def compare(
-    where: str, events: list[PipelineEvent], since: int, kept: frozenset[str], should_be: Evidence
+    where: str,
+    is_so: Evidence,
+    events: list[PipelineEvent],
+    kept: frozenset[str],
+    since: int,
+    should_be: Evidence,
 ) -> list[str]:
-    problems = differences(evidence(events), should_be)
+    problems = differences(is_so, should_be)
     if [event.seq for event in events] != list(range(1, len(events) + 1)):
         problems.append("its events are not numbered from 1 without holes")
     done = {str(e.task) for e in events[since:] if e.kind == "task.completed"}
@@ -62,6 +67,7 @@ def compare(
 async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) -> Returned:
     place = Place(folder / "pipeline")
     place.tasks(WORK)
+    make_base(place.path / "base")
     spec = place.spec(**draw(seed, tasks))
     state = folder / "state"
     problems: list[str] = []
@@ -69,7 +75,7 @@ async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) ->
         run = await supervisor.submit(spec, {"seed": seed})
         await to_the_end(supervisor, run, 0)
         original = read_events(state, run)
-        should_be = evidence(original)
+        should_be = read_evidence(state, run)
         checkpoints = held(original)
         chosen = list(checkpoints)[::-1][::every]
         for checkpoint in chosen:
@@ -78,8 +84,10 @@ async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) ->
             events = read_events(state, copy)
             since = next(event.seq for event in events if event.kind == "run.forked")
             where = f"fork from {checkpoint}"
-            problems += compare(where, events, since, checkpoints[checkpoint], should_be)
-            if read_events(state, run) != original:
+            problems += compare(
+                where, read_evidence(state, copy), events, checkpoints[checkpoint], since, should_be
+            )
+            if read_events(state, run) != original or read_files(state, run) != should_be.files:
                 problems.append(f"{where}: the original has changed")
         for checkpoint in chosen:
             before = len(read_events(state, run))
@@ -87,7 +95,9 @@ async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) ->
             await to_the_end(supervisor, run, before)
             events = read_events(state, run)
             where = f"rollback to {checkpoint}"
-            problems += compare(where, events, before, checkpoints[checkpoint], should_be)
+            problems += compare(
+                where, read_evidence(state, run), events, checkpoints[checkpoint], before, should_be
+            )
     return Returned(len(chosen), len(chosen), tuple(problems))
 
 
