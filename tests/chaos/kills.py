@@ -4,9 +4,10 @@ same.
 Of each seed: a drawn pipeline runs once undisturbed; then again, with SIGKILLs planned by the same
 seed. A kill waits until so many tasks have completed, then a moment more, then for its victim to be
 there: one that falls into an engine's start, or into its taking over the run, is welcome. After an
-engine's death the next supervisor resumes the run. In the end both runs must have left the same
-evidence, nothing completed may have been done twice, whatever an observer saw must be in the
-journal, and of all the processes none may be left.
+engine's death the next supervisor resumes the run. In the end both runs must have completed and
+left the same evidence, both journals must tell a story that can be true, nothing completed may have
+been done twice, whatever an observer saw must be in the journal, and of all the processes none may
+be left.
 
 The same seed gives the same pipeline and the same plan; the moments themselves are the machine's.
 """
@@ -29,7 +30,8 @@ from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.core.retry import BLAMELESS_RETRIES
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
-from runs import History, Place, descendants
+from runs import Place, descendants
+from verifier import verify
 
 from .evidence import differences, read_events, read_evidence, repetitions
 from .shape import WORK, draw, make_base
@@ -200,10 +202,14 @@ def compare_run(folder: Path, seed: int, *, tasks: int, kills: int) -> Outcome:
             time.sleep(0.01)
     assert calm.run is not None
     assert story.run is not None
-    events = History(read_events(story.state, story.run)).check_laws().events
-    problems += differences(
-        read_evidence(story.state, story.run), read_evidence(calm.state, calm.run)
-    )
+    should_be = read_evidence(calm.state, calm.run)
+    if should_be.ending != "run.completed":
+        problems.append(f"undisturbed it ended in {should_be.ending}")
+    for name, each in (("undisturbed", calm), ("disturbed", story)):
+        told = verify(each.state, str(each.run), has_ended=True)
+        problems += [f"{name}: {problem}" for problem in told]
+    events = read_events(story.state, story.run)
+    problems += differences(read_evidence(story.state, story.run), should_be)
     problems += repetitions(events)
     if story.seen != events[: len(story.seen)]:
         problems.append("an observer saw what is not in the journal")

@@ -9,7 +9,8 @@ its time, so that there is something to kill.
 Its files are drawn too. A task reads some of what it can see, and writes, appends, moves, removes,
 links, changes modes and makes folders anew, some of it before it takes its time and some after. No
 two branches may change the same path; so it touches only what all who touched it before are above
-it in the graph, with a folder made anew counting for everything beneath it.
+it in the graph, with a folder made anew counting for everything beneath it. The last task reads all
+that is there, and fails where that is not exactly what was drawn.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ def seen(paths):
         found.append([path, status.st_mode, content])
     return found
 
+def everything():
+    return sorted(
+        os.path.relpath(os.path.join(folder, name))
+        for folder, folders, files in os.walk(".")
+        for name in files  # links too: none that is drawn leads to a folder
+    )
+
 def touch(operations, given):
     for what, path, *more in operations:
         if what == "write":
@@ -67,6 +75,8 @@ def touch(operations, given):
 def work(input, ctx):
     spec = ctx.spec
     os.chdir(ctx.workspace)
+    if spec["is_last"] and everything() != spec["reads"]:
+        raise AssertionError(f"found {everything()}, expected {spec['reads']}")
     given = digest([input, seen(spec["reads"])])
     touch(spec["before"], given)
     if spec["saves"]:
@@ -150,11 +160,11 @@ class Files:
         )
         return others <= self._above[task] | {task}
 
-    def draw(self, task: str) -> tuple[list[str], list[list[Any]]]:
+    def draw(self, task: str, is_last: bool) -> tuple[list[str], list[list[Any]]]:
         """What it reads, and what it does, in this order."""
         random = self._random
         paths = sorted(self.visible(task))
-        reads = random.sample(paths, min(len(paths), 12))
+        reads = paths if is_last else random.sample(paths, min(len(paths), 12))
         done = self._done[task] = []
         for number in range(random.randint(1, 5)):
             operation = self._operation(task, f"{task}-{number}")
@@ -212,9 +222,10 @@ def draw(seed: int, size: int) -> dict[str, Any]:
     random = Random(seed)
     needs = edges(random, size)
     files = Files(random, needs)
-    tasks = {}
+    tasks: dict[str, Any] = {}
     for name, above in needs.items():
-        reads, operations = files.draw(name)
+        is_last = len(tasks) == size - 1
+        reads, operations = files.draw(name, is_last)
         early = random.randint(0, len(operations))
         tasks[name] = {
             "execute": "tasks.py:work",
@@ -225,6 +236,7 @@ def draw(seed: int, size: int) -> dict[str, Any]:
                 "items": random.randint(1, 5),
                 "saves": random.choice([0, 0, 0, 3]),
                 "pad": random.choice([0, 0, 0, 40_000]),
+                "is_last": is_last,
                 "reads": reads,
                 "before": operations[:early],
                 "after": operations[early:],
