@@ -6,7 +6,7 @@
     layers/<task>.<attempt>/copy      the whole workspace instead, where there is no overlayfs
     layers/<task>.<attempt>/changes   the manifest; that it exists says that the layer is committed
     layers/<task>.<attempt>/kept      the manifest of an attempt that failed
-    layers/flat-<16 hex>/             several layers as one, of hard links: a cache
+    layers/flat-<16 hex>/             several layers as one over those below, of hard links: a cache
 
 Commit: tidy `upper` (no setuid, no sockets, FIFOs or devices) → write the manifest under another
 name → sync all of it together, with the folders above → rename → sync the folder. Whatever is
@@ -371,8 +371,9 @@ class LayerStore:
 
     # --- stacks --------------------------------------------------------------------------------
 
-    def lower(self, stack: Sequence[str]) -> tuple[str, ...]:
-        """The folders that show `stack` (bottom-up) to a mount, the topmost first: at most 31.
+    def lower(self, stack: Sequence[str], base: Path) -> tuple[str, ...]:
+        """The folders that show `stack` (bottom-up) over `base` to a mount, the topmost first: at
+        most 31.
 
         Sixteen at a time become one flat, of the ordered names: the prefixes of a chain share
         theirs. All that is older than the last 256 becomes one.
@@ -381,14 +382,12 @@ class LayerStore:
         oldest = len(names) // _GROUP * _GROUP
         found: list[str] = []
         for end in range(_GROUP, oldest + 1, _GROUP):
-            group = [
-                self._flat(names[start : start + STACK_LAYERS])
-                for start in range(end - _GROUP, end, STACK_LAYERS)
-            ]
-            found = [self._flat([*found, *group])]
+            for start in range(end - _GROUP, end, STACK_LAYERS):
+                found.append(self._flat(names[start : start + STACK_LAYERS], found, base))
+            found = [self._flat(found, [], base)]
         rest = len(names) // STACK_LAYERS * STACK_LAYERS
         for start in range(oldest, rest, STACK_LAYERS):
-            found.append(self._flat(names[start : start + STACK_LAYERS]))
+            found.append(self._flat(names[start : start + STACK_LAYERS], found, base))
         found += names[rest:]
         return tuple(reversed(found))
 
@@ -396,11 +395,14 @@ class LayerStore:
         """A committed layer of another run, into this one: by hard links, and durable."""
         if (self.root / name / _CHANGES).is_file():
             return
-        self._build(name, other, [name], sync=True)
+        self._build(name, other, [name], None, sync=True)
         fsync_directory(self.root)
 
-    def _flat(self, names: list[str]) -> str:
-        flat = "flat-" + hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    def _flat(self, names: list[str], below: list[str], base: Path) -> str:
+        """`names` as one, to lie upon `below` and the base: what is below decides what it has to
+        hide."""
+        whole = "\0".join([*below, "", *names])
+        flat = "flat-" + hashlib.sha256(whole.encode()).hexdigest()[:16]
         with self._building:
             if flat in self._flats:
                 return flat
@@ -412,11 +414,14 @@ class LayerStore:
                 is_good = False
             if not is_good:
                 self._forget(flat)
-                self._build(flat, self, names, sync=False)
+                with View(self, base, below) as view:
+                    self._build(flat, self, names, view, sync=False)
             self._flats.add(flat)
         return flat
 
-    def _build(self, name: str, other: LayerStore, names: list[str], *, sync: bool) -> None:
+    def _build(
+        self, name: str, other: LayerStore, names: list[str], below: View | None, *, sync: bool
+    ) -> None:
         """`names` of `other` as one layer of ours, under a name that nobody looks for until it is
         whole."""
         self.root.mkdir(mode=0o711, exist_ok=True)
@@ -428,7 +433,7 @@ class LayerStore:
                 os.mkdir(building, 0o711, dir_fd=root)
                 with opened(building, root) as at:
                     os.fchmod(at, 0o711)
-                    changes = _Merge(other, names, at, self.owner, syncer).make()
+                    changes = _Merge(other, names, below, at, self.owner, syncer).make()
                     if sync:
                         manifest = _Manifest(_VERSION, _note(other.changes(names[0])))
                     else:
@@ -586,6 +591,20 @@ class View:
             if pending or place is None or place.kind in FOLDERS:
                 self._seen[below] = place
         return place
+
+    def may_have(self, path: str) -> bool:
+        """Whether something is there, or nobody can tell, in a folder that is closed to us."""
+        if self.find(path) is not None:
+            return True
+        if self._base < 0:
+            return False
+        try:
+            os.stat(path, dir_fd=self._base, follow_symlinks=False)
+        except PermissionError:
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return False
 
     def _look(self, folder: Place, path: str) -> Place | None:
         sharing: list[str] = []
@@ -767,18 +786,21 @@ class _Tidying:
 
 class _Merge:
     """Several layers as one, in a folder `at` of ours. Files are hard links, for layers never
-    change; folders are made with the mode, owner, times and attributes of the topmost."""
+    change; folders are made with the mode, owner, times and attributes of the topmost. `below`:
+    what it shall lie upon; None: what they lay upon."""
 
     def __init__(
         self,
         store: LayerStore,
         names: list[str],
+        below: View | None,
         at: int,
         owner: tuple[int, int] | None,
         syncer: Syncer | None,
     ) -> None:
         self._store = store
         self._names = names
+        self._below = below
         self._at = at
         self._owner = owner
         self._syncer = syncer
@@ -806,8 +828,8 @@ class _Merge:
             place = view.look(path)
             if place is None or place.change is None:
                 continue  # beneath what a higher layer put in the place of its folder
-            if place.kind is Kind.WHITEOUT and not place.is_hiding:
-                continue  # in a folder that shows nothing of what is below it anyway
+            if place.kind is Kind.WHITEOUT and not self._hides(place, path):
+                continue
             if place.kind in FOLDERS:
                 os.mkdir(path, 0o700, dir_fd=upper)
                 folders.append((path, place))
@@ -829,6 +851,14 @@ class _Merge:
                 if self._syncer is not None:
                     self._syncer.add(target)
         return changes
+
+    def _hides(self, place: Place, path: str) -> bool:
+        """A whiteout with nothing to hide must not stay. In a folder that only one layer has, a
+        mount lists the layer's own entries, whiteouts too: names that are there and are not
+        (Linux 6.18)."""
+        if not place.is_hiding:
+            return False  # its folder shows nothing of what is below
+        return self._below is None or self._below.may_have(path)
 
     def _link(self, layer: str, path: str, upper: int, kind: Kind) -> None:
         source = self._uppers[layer]

@@ -376,7 +376,7 @@ class Workspace:
             with View(self.store, self.base, stack) as view:
                 copy = self._copies.begin(name, view, mode, self._without())
             return Prepared(name, base, folder, (), name, str(copy))
-        lower = self.store.lower(stack)
+        lower = self.store.lower(stack, self.base)
         self.store.begin(name, mode)
         return Prepared(name, base, folder, lower, name)
 

@@ -60,7 +60,7 @@ class House:
             in_folder(folder, operations)
         else:
             self.store.begin(name)
-            in_overlay(self.base, self.store.root, self.store.lower(stack), name, operations)
+            in_overlay(self.base, self.store.root, self.lower(stack), name, operations)
         return name
 
     def commit(self, name: str, stack: Sequence[str] | None = None) -> Layer | None:
@@ -75,6 +75,12 @@ class House:
             self.stack.append(name)
         return name
 
+    def lower(self, stack: Sequence[str] | None = None) -> tuple[str, ...]:
+        return self.store.lower(self.stack if stack is None else stack, self.base)
+
+    def flat(self, stack: Sequence[str], below: Sequence[str] = ()) -> str:
+        return self.store._flat(list(stack), list(below), self.base)
+
     def shown(self, stack: Sequence[str] | None = None) -> dict[str, Any]:
         """What a task would see over the stack."""
         name = f"look.{next(self._numbers)}"
@@ -84,7 +90,7 @@ class House:
                 shown = look(self.copies.begin(name, view, 0o755, ()))
         else:
             self.store.begin(name)
-            shown = in_overlay(self.base, self.store.root, self.store.lower(stack), name)
+            shown = in_overlay(self.base, self.store.root, self.lower(stack), name)
         self.store.discard(name)
         return shown
 
@@ -301,9 +307,9 @@ def test_copies_overlays_flats_and_what_is_resolved_agree(
     os.close(target)
     assert look(copy) == shown
     if overlaid.stack:
-        flat = overlaid.store._flat(overlaid.stack)
+        flat = overlaid.flat(overlaid.stack)
         assert overlaid.shown([flat]) == shown
-        half = overlaid.store._flat(overlaid.stack[-2:])
+        half = overlaid.flat(overlaid.stack[-2:], overlaid.stack[:-2])
         assert overlaid.shown([*overlaid.stack[:-2], half]) == shown
         assert resolve(overlaid.store, overlaid.base, [flat]) == [
             Resolved(each.path, each.kind, each.mode, each.layer and flat, each.target)
@@ -337,8 +343,8 @@ def test_two_hundred_layers_show_as_one(tmp_path: Path) -> None:
         with house.view() as view:
             house.store.commit(name, view)
         house.stack.append(name)
-        assert len(house.store.lower(house.stack)) <= 31
-    lower = house.store.lower(house.stack)
+        assert len(house.lower()) <= 31
+    lower = house.lower()
     assert len(lower) == 12 + 8
     assert lower[0] == "t.200" and lower[-1].startswith("flat-")
     shown = house.shown()
@@ -362,13 +368,36 @@ def test_a_mount_never_takes_more_than_31_layers(tmp_path: Path, depth: int) -> 
         (tmp_path / "layers" / names[-1] / "upper" / "f").write_text(str(number))
         note = layers._Manifest(1, layers._note([Change("f", Kind.FILE, 0o644, 1)]))
         (store.root / names[-1] / "changes").write_bytes(msgspec.msgpack.encode(note))
-    lower = store.lower(names)
+    lower = store.lower(names, tmp_path)
     assert len(lower) <= 31
-    assert store.lower(names) == LayerStore(store.root).lower(names) == lower
+    assert store.lower(names, tmp_path) == lower
+    assert LayerStore(store.root).lower(names, tmp_path) == lower
     if lower:
         assert (store.root / lower[0] / "upper/f").read_text() == str(depth - 1)
         oldest = store._ingredients(lower[-1]) | {lower[-1]}
         assert names[0] in oldest
+
+
+def test_a_flat_lists_nothing_that_came_and_went_within_it(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    plant(house.base)
+    house.layer(["mkdir", "new"], ["write", "new/x", "1"], ["write", "src/x", "1"])
+    house.layer(["remove", "new/x"], ["remove", "src/x"], ["remove", "src/a"])
+    shown = house.shown()
+    assert "new" in shown and "new/x" not in shown
+    assert house.shown([house.flat(house.stack)]) == shown
+    house.layer(["write", "new/y", "1"])
+    house.layer(["remove", "new/y"])
+    upper = house.flat(house.stack[2:], house.stack[:2])
+    assert house.shown([*house.stack[:2], upper]) == shown
+
+
+def test_a_flat_goes_on_hiding_what_lies_in_a_closed_folder(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    plant(house.base)
+    (house.base / "closed").chmod(0)  # also to us, but for root
+    house.layer(["chmod", "closed", 0o700], ["remove", "closed/d"])
+    assert "closed/d" not in house.shown([house.flat(house.stack)])
 
 
 def test_a_half_made_flat_is_never_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +414,9 @@ def test_a_half_made_flat_is_never_taken(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "link", failing)
     with pytest.raises(OSError, match="full"):
-        house.store.lower(house.stack)
+        house.lower()
     assert len(os.listdir(house.store.root)) == 16
-    [flat] = house.store.lower(house.stack)
+    [flat] = house.lower()
     assert len(os.listdir(house.store.root / flat / "upper")) == 16
 
 
@@ -398,10 +427,10 @@ def test_a_flat_of_an_earlier_boot_is_made_again(
     for number in range(16):
         house.layer(["write", f"f{number}", "x"])
     monkeypatch.setattr(layers, "read_boot_id", lambda: "before")
-    [flat] = house.store.lower(house.stack)
+    [flat] = house.lower()
     (house.store.root / flat / "upper/f3").unlink()
     monkeypatch.undo()
-    assert LayerStore(house.store.root).lower(house.stack) == (flat,)
+    assert LayerStore(house.store.root).lower(house.stack, house.base) == (flat,)
     assert (house.store.root / flat / "upper/f3").exists()
 
 
@@ -409,7 +438,7 @@ def test_a_discarded_layer_leaves_no_link_in_a_flat(tmp_path: Path) -> None:
     house = House(tmp_path)
     for number in range(16):
         house.layer(["write", f"f{number}", "x"])
-    house.store.lower(house.stack)
+    house.lower()
     house.store.discard("t.3")
     assert not [name for name in os.listdir(house.store.root) if name.startswith("flat-")]
     assert "t.3" not in os.listdir(house.store.root)
@@ -558,7 +587,7 @@ def test_nothing_planted_is_followed_or_waited_for(tmp_path: Path) -> None:
     assert stat.S_IMODE(upper.stat().st_mode) == 0o500
     with os.fdopen(house.store.open_file("t.1", "closed/file"), "rb") as file:
         assert file.read() == b"inside"
-    flat = house.store._flat(["t.1"])
+    flat = house.flat(["t.1"])
     assert house.store.changes(flat) == house.store.changes("t.1")
     house.store.discard("t.1")
     assert os.listdir(house.store.root) == []
@@ -718,7 +747,7 @@ def test_layers_and_flats_belong_to_their_owner(tmp_path: Path) -> None:
     house.layer(["append", "src/a", "x"], ["remove", "top"], ["mkdir", "m"])
     for number in range(15):
         house.layer(["append", "src/b", str(number)])
-    [flat] = house.store.lower(house.stack)
+    [flat] = house.lower()
     house.copying = False
     upper = house.store.begin("x.1")
     for root in (house.store.root / house.stack[0] / "upper", house.store.root / flat / "upper",
