@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +30,14 @@ def crowd(input: Any, ctx: Any) -> None:
             time.sleep(3600)
     ctx.emit("crowded")
     spin(input, ctx)
+
+
+def add_lines(input: Any, ctx: Any) -> None:
+    """Change a few files, and say so."""
+    for path in ctx.spec["paths"]:
+        with Path(ctx.workspace, path).open("ab") as file:
+            file.write(b"another line\n")
+    ctx.emit("changed")
 
 
 def hand_on(input: Any, ctx: Any) -> list[str]:
