@@ -18,12 +18,21 @@ from pathlib import Path
 from .kills import compare_run
 from .rollbacks import return_everywhere
 
+# The share of edges that are streams, with --streams: most tasks then have one above or below.
+STREAMING = 0.4
+
+
+def streaming(chosen: argparse.Namespace) -> float:
+    return STREAMING if chosen.streams else 0.0
+
 
 def kills(folder: Path, chosen: argparse.Namespace) -> bool:
     equal = 0
     for seed in range(chosen.seed, chosen.seed + chosen.runs):
         place = folder / f"kills-{seed}"
-        outcome = compare_run(place, seed, tasks=chosen.tasks, kills=chosen.kills)
+        outcome = compare_run(
+            place, seed, tasks=chosen.tasks, kills=chosen.kills, streaming=streaming(chosen)
+        )
         print(
             f"seed {seed}: {''.join(name[0] for name in outcome.struck)}, "
             f"{outcome.lives} engines, {outcome.attempts} attempts, {outcome.seconds:.1f} s",
@@ -42,7 +51,9 @@ def kills(folder: Path, chosen: argparse.Namespace) -> bool:
 def rollbacks(folder: Path, chosen: argparse.Namespace) -> bool:
     is_well = True
     for seed in range(chosen.seed, chosen.seed + chosen.runs):
-        returned = return_everywhere(folder / f"rollbacks-{seed}", seed, tasks=chosen.tasks)
+        returned = return_everywhere(
+            folder / f"rollbacks-{seed}", seed, tasks=chosen.tasks, streaming=streaming(chosen)
+        )
         print(
             f"seed {seed}: {returned.checkpoints} rollbacks, {returned.forks} forks",
             *(returned.problems or ("all equal",)),
@@ -72,6 +83,8 @@ def main() -> int:
     returning.add_argument("--seed", type=int, default=1, help="of the first run")
     returning.add_argument("--tasks", type=int, default=30)
     returning.set_defaults(act=rollbacks)
+    for each in (killing, returning):
+        each.add_argument("--streams", action="store_true", help="with streaming edges")
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="casemate-chaos-", dir=chosen.folder))
     is_well: bool = chosen.act(folder, chosen)

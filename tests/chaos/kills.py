@@ -180,12 +180,14 @@ async def disturb(state: Path, spec: PipelineSpec, seed: int, kills: list[Kill])
     return story
 
 
-def compare_run(folder: Path, seed: int, *, tasks: int, kills: int) -> Outcome:
+def compare_run(
+    folder: Path, seed: int, *, tasks: int, kills: int, streaming: float = 0.0
+) -> Outcome:
     """Two runs of the pipeline of one seed below `folder`, undisturbed and disturbed."""
     place = Place(folder / "pipeline")
     place.tasks(WORK)
     make_base(place.path / "base")
-    spec = place.spec(**draw(seed, tasks))
+    spec = place.spec(**draw(seed, tasks, streaming))
     before = set(descendants(os.getpid()))
     planned = plan(Random(seed), tasks, kills)
     with lineage.adopting():

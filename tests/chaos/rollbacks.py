@@ -64,11 +64,13 @@ def compare(
     return [f"{where}: {problem}" for problem in problems]
 
 
-async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) -> Returned:
+async def _return_everywhere(
+    folder: Path, seed: int, tasks: int, every: int, streaming: float
+) -> Returned:
     place = Place(folder / "pipeline")
     place.tasks(WORK)
     make_base(place.path / "base")
-    spec = place.spec(**draw(seed, tasks))
+    spec = place.spec(**draw(seed, tasks, streaming))
     state = folder / "state"
     problems: list[str] = []
     async with Supervisor(state=state, max_parallel=PARALLEL) as supervisor:
@@ -105,6 +107,8 @@ async def _return_everywhere(folder: Path, seed: int, tasks: int, every: int) ->
     return Returned(len(chosen), len(chosen), tuple(problems))
 
 
-def return_everywhere(folder: Path, seed: int, *, tasks: int, every: int = 1) -> Returned:
+def return_everywhere(
+    folder: Path, seed: int, *, tasks: int, every: int = 1, streaming: float = 0.0
+) -> Returned:
     """With every checkpoint of a drawn pipeline's run, or each `every`-th."""
-    return asyncio.run(_return_everywhere(folder, seed, tasks, every))
+    return asyncio.run(_return_everywhere(folder, seed, tasks, every, streaming))

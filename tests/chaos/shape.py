@@ -6,6 +6,9 @@ input, so a wrong value anywhere shows in the sink. Beside that a task may emit 
 journal keeps), save its state and go on from it, answer with a value too large for a row, and take
 its time, so that there is something to kill.
 
+With streams some of the edges are: what such a task emits, its consumers get item by item while it
+runs, and say what they make of each. Their files are strangers: neither sees the other's.
+
 Its files are drawn too. A task reads some of what it can see, and writes, appends, moves, removes,
 links, changes modes and makes folders anew, some of it before it takes its time and some after. No
 two branches may change the same path; so it touches only what all who touched it before are above
@@ -77,7 +80,12 @@ def work(input, ctx):
     os.chdir(ctx.workspace)
     if spec["is_last"] and everything() != spec["reads"]:
         raise AssertionError(f"found {everything()}, expected {spec['reads']}")
-    given = digest([input, seen(spec["reads"])])
+    received = {}
+    for source in spec["streams"]:
+        for item in ctx.stream(source):
+            received.setdefault(source, []).append(item)
+            ctx.emit({"made of": digest(item)})
+    given = digest([input, received, seen(spec["reads"])])
     touch(spec["before"], given)
     if spec["saves"]:
         state = ctx.saved or {"steps": 0, "sum": given}
@@ -122,13 +130,21 @@ def edges(random: Random, size: int) -> dict[str, list[str]]:
 
 
 class Files:
-    """Which paths each task can see, and may touch."""
+    """Which paths each task can see, and may touch. `streams` are those of its needs that it does
+    not wait for: it sees what they see, and not what they write."""
 
-    def __init__(self, random: Random, needs: dict[str, list[str]]) -> None:
+    def __init__(
+        self, random: Random, needs: dict[str, list[str]], streams: dict[str, list[str]]
+    ) -> None:
         self._random = random
-        self._above: dict[str, set[str]] = {}
+        self._above: dict[str, set[str]] = {}  # whose files a task sees
+        before: dict[str, set[str]] = {}
         for task, direct in needs.items():
-            self._above[task] = set(direct).union(*(self._above[each] for each in direct))
+            before[task] = set(direct).union(*(before[each] for each in direct))
+            self._above[task] = set[str]().union(
+                *(self._above[each] for each in streams[task]),
+                *({each} | before[each] for each in direct if each not in streams[task]),
+            )
         self._done: dict[str, list[list[Any]]] = {}
         self._touched: dict[str, set[str]] = {}  # path: who changed it
         self._renewed: dict[str, set[str]] = {}  # folder: who made it anew
@@ -216,12 +232,18 @@ def make_base(folder: Path) -> None:
         file.write_text(f"{path}\n" * 20)
 
 
-def draw(seed: int, size: int) -> dict[str, Any]:
+def draw(seed: int, size: int, streaming: float = 0.0) -> dict[str, Any]:
     """A pipeline's document, whose code is WORK in `tasks.py` and whose workspace `base`. Every
-    attempt may be killed, so every task may be tried often."""
+    attempt may be killed, so every task may be tried often. `streaming`: the share of edges that
+    are streams. The last task waits for all, and so sees all."""
     random = Random(seed)
     needs = edges(random, size)
-    files = Files(random, needs)
+    streams = {
+        task: [each for each in above if streaming and random.random() < streaming]
+        for task, above in needs.items()
+    }
+    streams[list(needs)[-1]] = []
+    files = Files(random, needs, streams)
     tasks: dict[str, Any] = {}
     for name, above in needs.items():
         is_last = len(tasks) == size - 1
@@ -229,17 +251,23 @@ def draw(seed: int, size: int) -> dict[str, Any]:
         early = random.randint(0, len(operations))
         tasks[name] = {
             "execute": "tasks.py:work",
-            "needs": above,
+            "needs": [each for each in above if each not in streams[name]],
             "retry": {"attempts": 20, "delay": "10ms", "on": ["crash"]},
             "spec": {
                 "seconds": round(random.uniform(0, LONGEST), 3),
                 "items": random.randint(1, 5),
                 "saves": random.choice([0, 0, 0, 3]),
                 "pad": random.choice([0, 0, 0, 40_000]),
+                "streams": streams[name],
                 "is_last": is_last,
                 "reads": reads,
                 "before": operations[:early],
                 "after": operations[early:],
             },
         }
-    return {"workspace": "base", "tasks": tasks}
+    flowing = [
+        {"from": source, "to": task, "stream": True}
+        for task, sources in streams.items()
+        for source in sources
+    ]
+    return {"workspace": "base", "tasks": tasks, "edges": flowing}
