@@ -7,12 +7,13 @@ disk that counts. Each task adds a line to three files; a checkpoint follows eac
 the same run over a workspace of three such files: what that one costs too is not the large one's
 fault. All times are as the program sees them that runs it: what it hears of is durable.
 
-    submit        until there is a run: the base is looked at, and noted
+    submit        until there is a run: the base is looked at, and noted; the supervisor's first
+                  over this base, so that it also tries whether layers can be mounted
     begin         `task.ready` to `task.started`: layers stacked and mounted, all walls, the guest
     checkpoint    the task's last word to `checkpoint.created`: its tree dead, its files durable
     a step        of the chain, whole
-    roll back     until `rollback` returns, by a supervisor that finds the run ended: its journal
-                  read, the base looked at for changes by others; to five checkpoints
+    roll back     until `rollback` returns, of the run that has ended: its journal read, the base
+                  looked at for changes by others; to five checkpoints, one after the other
     and go on     from there to the next `task.started`
     grown         what the S checkpoints added to the state directory, on disk
     noted         what is kept of the base, once
@@ -108,9 +109,9 @@ async def measure(workspace: Path, state: Path, files: int, steps: int) -> Figur
     figures["noted"] = on_disk(state / "runs" / run / "base.manifest")
     figures["grown"] = on_disk(state) - figures["noted"]
     returned, gone_on = [], []
-    for number in range(RETURNS):
-        checkpoint = f"c{steps * (2 * number + 1) // (2 * RETURNS)}"
-        async with Supervisor(state=state) as supervisor:
+    async with Supervisor(state=state) as supervisor:
+        for number in range(RETURNS):
+            checkpoint = f"c{steps * (2 * number + 1) // (2 * RETURNS)}"
             began = time.perf_counter()
             await supervisor.rollback(run, checkpoint)
             returned.append(time.perf_counter() - began)
@@ -132,7 +133,8 @@ def table(place: Path, files: int, size: int, steps: int) -> None:
     subprocess.run(["cp", "-a", place / "large", place / "copy"], check=True)
     os.sync()
     copied = time.perf_counter() - began
-    print(f"{steps} checkpoints, {CHANGED} files of {each} bytes changed before each; medians")
+    whole = steps * CHANGED * each >> 10
+    print(f"{steps} checkpoints, {CHANGED} files changed before each: {whole} KiB in all; medians")
     print(f"  {'':<12}{f'{files} files':>16}{f'{CHANGED} files':>16}")
     for label in ("submit", "begin", "checkpoint", "a step", "roll back", "and go on"):
         print(f"  {label:<12}" + "".join(f"{column[label] * 1e3:>13.1f} ms" for column in columns))
