@@ -12,6 +12,9 @@ what cannot be read. So is what somebody should look at before applying anything
 
 Content is read twice, for its id and for the patch, and is never whole in memory unless it is
 small enough to be text; if the second reading differs from the first, that is an error.
+
+What one attempt wrote is told against what it was given: the workspace with the layers below its
+own, which is `_Given`.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from ..protocol.errors import CasemateError
 from ..protocol.limits import KIB, MIB, PATHS_NAMED
@@ -34,7 +37,7 @@ from .layers import Resolved
 from .linediff import Effort, changed_blocks
 from .risky import is_refused_by_git, risk
 
-__all__ = ["Summary", "quoted", "summary_lines", "write_patch"]
+__all__ = ["Entry", "Summary", "quoted", "summary_lines", "write_patch"]
 
 # Compared line by line up to here: ten times the longest source file of CPython. Both sides are in
 # memory, at some ten times their size when every line is a byte.
@@ -53,9 +56,20 @@ _NO_ID = "0" * 40
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """One path that differs. `lines`: added and removed, where both sides are text."""
+
+    path: str
+    old: Found
+    new: Found
+    lines: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """`binary`: why it is no text diff; `left_out`: why it is not in the patch, or not whole;
-    `risky`: why it wants a look, whether in the patch or not. Each by path, in order of paths."""
+    `risky`: why it wants a look, whether in the patch or not. Each by path, in order of paths, as
+    are `entries`: all that differs, be it in the patch or left out."""
 
     added: int
     changed: int
@@ -63,6 +77,7 @@ class Summary:
     binary: Mapping[str, str]
     left_out: Mapping[str, str]
     risky: Mapping[str, str]
+    entries: tuple[Entry, ...] = field(default=(), compare=False)
 
     @property
     def files(self) -> int:
@@ -99,10 +114,62 @@ def quoted(path: str) -> str:
     return _quoted(os.fsencode(path)).decode("ascii")
 
 
-def write_patch(base: Path, layers: Path, changes: Iterable[Resolved], out: BinaryIO) -> Summary:
-    """Write the patch that turns `base` into what `changes` say; blocks on the disk."""
+def write_patch(
+    base: Path,
+    layers: Path,
+    changes: Iterable[Resolved],
+    out: BinaryIO | None,
+    below: Iterable[Resolved] = (),
+) -> Summary:
+    """Write the patch that turns `base`, after `below` has become of it, into what `changes` say;
+    without `out` only tell what would be in it. Blocks on the disk."""
     with Beneath(base) as old, Beneath(layers) as new:
-        return _Writer(old, new, out).write(changes)
+        given = {change.path: change for change in below}
+        return _Writer(_Given(old, new, given) if given else old, new, out).write(changes)
+
+
+class _Tree(Protocol):
+    """What the old side is asked; Beneath answers it."""
+
+    def look(self, path: str) -> Found: ...
+    def file(self, path: str) -> AbstractContextManager[int]: ...
+    def names(self, path: str) -> list[str]: ...
+
+
+class _Given:
+    """The base as layers have changed it. Whatever they hide of it is told path by path, so what
+    they do not name is the base's."""
+
+    def __init__(self, base: Beneath, layers: Beneath, changes: Mapping[str, Resolved]) -> None:
+        self._base = base
+        self._layers = layers
+        self._changes = changes
+        self._made: dict[str, list[str]] = {}
+        for path, change in changes.items():
+            if change.kind != "absent":
+                folder, _, name = path.rpartition("/")
+                self._made.setdefault(folder, []).append(name)
+
+    def look(self, path: str) -> Found:
+        change = self._changes.get(path)
+        if change is None:
+            return self._base.look(path)
+        if change.kind == "absent":
+            return ABSENT
+        return replace(self._layers.look(_place(change)), mode=change.mode)
+
+    def file(self, path: str) -> AbstractContextManager[int]:
+        change = self._changes.get(path)
+        return self._base.file(path) if change is None else self._layers.file(_place(change))
+
+    def names(self, path: str) -> list[str]:
+        below = self._base.names(path) if self._base.look(path).kind == "folder" else []
+        stay = (name for name in below if f"{path}/{name}" not in self._changes)
+        return sorted([*stay, *self._made.get(path, ())])
+
+
+def _place(change: Resolved) -> str:
+    return f"{change.layer}/upper/{change.path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +197,11 @@ class _Unsayable(Exception):
 
 
 class _Writer:
-    def __init__(self, old: Beneath, new: Beneath, out: BinaryIO) -> None:
+    def __init__(self, old: _Tree, new: Beneath, out: BinaryIO | None) -> None:
         self._old = old
         self._new = new
         self._out = out
+        self._entries: dict[str, Entry] = {}
         self._effort = Effort()
         self._added = self._changed = self._deleted = 0
         self._binary: dict[str, str] = {}
@@ -162,9 +230,20 @@ class _Writer:
                 raise CasemateError(f"{quoted(change.path)}: {error}") from error
         self._emptied(by_path, filled)
         left_out = dict(sorted(self._left_out.items(), key=lambda item: os.fsencode(item[0])))
+        entries = sorted(self._entries.values(), key=lambda entry: os.fsencode(entry.path))
         return Summary(
-            self._added, self._changed, self._deleted, self._binary, left_out, self._risky
+            self._added,
+            self._changed,
+            self._deleted,
+            self._binary,
+            left_out,
+            self._risky,
+            tuple(entries),
         )
+
+    def _differs(self, path: str, old: Found, new: Found) -> None:
+        known = self._entries.get(path)  # a file that becomes a folder is told in two steps
+        self._entries[path] = Entry(path, old, new, None if known is None else known.lines)
 
     def _folder(self, change: Resolved, filled: set[str]) -> None:
         """Git knows folders by their files. Told are those that come out empty, and modes."""
@@ -173,14 +252,17 @@ class _Writer:
             # the file goes; what comes into the folder is told by its own path
             self._deletion_of(change.path, found)
         elif found.is_odd:
+            self._differs(change.path, found, Found("folder", change.mode))
             raise _Unsayable(f"{found.kind} becomes a folder")
         new = Found("folder", change.mode)
         if found.kind != "folder":
+            self._differs(change.path, found, new)
             self._note_risk(change.path, found, new)
             if change.path not in filled:
                 raise _Unsayable("an empty folder")
             return
         if change.mode & 0o7777 != found.mode:
+            self._differs(change.path, found, new)
             self._note_risk(change.path, found, new)
             raise _Unsayable(f"a folder's mode, {found.mode:04o} → {change.mode:04o}")
 
@@ -202,15 +284,19 @@ class _Writer:
         found = self._look(change.path)
         if change.kind == "absent":
             if found.kind == "folder":
+                self._differs(change.path, found, ABSENT)
                 if not self._names(change.path):
                     raise _Unsayable("an empty folder that is removed")
                 return
             if found.is_odd:
+                self._differs(change.path, found, ABSENT)
                 raise _Unsayable(f"{found.kind} that is removed")
             self._deletion_of(change.path, found)
             return
-        new = Found(change.kind, change.mode, target=change.target)
+        size = self._new.look(_place(change)).size
+        new = Found(change.kind, change.mode, size, change.target)
         if found.is_odd:
+            self._differs(change.path, found, new)
             self._note_risk(change.path, found, new)
             raise _Unsayable(f"replaces {found.kind}")
         self._entry(change.path, found, new, change.layer)
@@ -230,10 +316,12 @@ class _Writer:
                 and self._is_same_content(path, layer)
             )
         except _Unsayable:
+            self._differs(path, found, change)
             self._note_risk(path, found, change)
             raise
         if same:
             return
+        self._differs(path, found, change)
         self._note_risk(path, found, change)
         if is_refused_by_git(path, found.kind) or is_refused_by_git(path, change.kind):
             raise _Unsayable("git apply refuses such a name")
@@ -292,7 +380,7 @@ class _Writer:
         except (OSError, NotRegularError) as error:
             raise _Unsayable(reason(error)) from error
 
-    def _side(self, where: str, tree: Beneath, place: str, found: Found) -> _Side | None:
+    def _side(self, where: str, tree: _Tree, place: str, found: Found) -> _Side | None:
         # a folder is nothing by itself: its files go by their own paths
         if found.kind in ("absent", "folder"):
             return None
@@ -329,7 +417,7 @@ class _Writer:
         a, b = _named(b"a/" + name), _named(b"b/" + name)
         old_id = old.id if old else _NO_ID
         new_id = new.id if new else _NO_ID
-        put = self._out.write
+        put = self._put
         put(b"diff --git %b %b\n" % (a, b))
         unchanged_mode = ""
         if old is None:
@@ -350,21 +438,38 @@ class _Writer:
             before = old.content() if old else b""
             after = new.content() if new else b""
             if b"\0" not in before and b"\0" not in after:
+                self._count(path, 0, 0)
                 # nothing to compare where one side is empty and the other is not there
                 if before or after:
                     put(
                         b"--- %b\n+++ %b\n"
                         % (a if old else b"/dev/null", b if new else b"/dev/null")
                     )
+                    added = removed = 0
                     for piece in _hunks(before, after, self._effort):
+                        added += piece.startswith(b"+")
+                        removed += piece.startswith(b"-")
                         put(piece)
+                    self._count(path, added, removed)
                 return
             self._binary[path] = "not text"
         put(b"GIT binary patch\n")
         self._literal(new)
         self._literal(old)
 
+    def _put(self, piece: bytes) -> None:
+        if self._out is not None:
+            self._out.write(piece)
+
+    def _count(self, path: str, added: int, removed: int) -> None:
+        """Lines; of a path that is deleted and created anew, those of both."""
+        entry = self._entries[path]
+        before = entry.lines or (0, 0)
+        self._entries[path] = replace(entry, lines=(before[0] + added, before[1] + removed))
+
     def _literal(self, side: _Side | None) -> None:
+        if self._out is None:
+            return
         put = self._out.write
         put(f"literal {side.size if side else 0}\n".encode())
         deflate = zlib.compressobj()
