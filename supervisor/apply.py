@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,20 +111,26 @@ def apply_changes(
     allow: frozenset[str],
     manifest_check: Callable[[], Iterable[str]] | None,
     accept_base: bool = False,
+    were_folders: Iterable[str] = (),
+    dry_run: bool = False,
 ) -> Applied:
     """Make `base` what `changes` say. `allow` names risky paths, or folders with a slash at their
     end. `manifest_check` returns the paths that are not as they were when the run began; with
     `accept_base` only those are refused whose kind changed. Without it the caller vouches for the
-    base. Raises ApplyRefused, or ApplyFailed midway; blocks on the disk."""
+    base. `were_folders`: what changed since then and was a folder, which an apply that was cut off
+    may have removed. `dry_run`: only say what would be done. Raises ApplyRefused, or ApplyFailed
+    midway; blocks on the disk."""
     with Beneath(base) as old, Beneath(layers) as new, _locked(old, base):
         wanted = {change.path: change for change in changes}
         wanted = dict(sorted(wanted.items(), key=lambda item: os.fsencode(item[0])))
         changed = set(manifest_check()) if manifest_check is not None else set()
-        plan = _Plan(old, new, wanted, changed)
+        plan = _Plan(old, new, wanted, changed, were_folders)
         plan.look(allow)
         foreign = () if accept_base else plan.foreign
         if foreign or plan.unexpected or plan.risky:
             raise ApplyRefused(foreign, plan.unexpected, plan.risky)
+        if dry_run:
+            return plan.outcome()
         return _Writer(old, new, plan.actions).write()
 
 
@@ -157,7 +164,12 @@ class _Plan:
     """What there is to do, and what stands in its way. Only reads."""
 
     def __init__(
-        self, old: Beneath, new: Beneath, wanted: Mapping[str, Resolved], changed: set[str]
+        self,
+        old: Beneath,
+        new: Beneath,
+        wanted: Mapping[str, Resolved],
+        changed: set[str],
+        were_folders: Iterable[str],
     ) -> None:
         self._old = old
         self._new = new
@@ -166,7 +178,7 @@ class _Plan:
         self._parents: dict[str, Found] = {}
         self._was_folder = {
             path.rpartition("/")[0] for path, change in wanted.items() if change.kind == "absent"
-        }
+        }.union(were_folders)
         self.actions: list[_Action] = []
         self.foreign: set[str] = set()
         self.unexpected: dict[str, str] = {}
@@ -191,6 +203,16 @@ class _Plan:
             if why is not None and not _is_allowed(change.path, allow):
                 self.risky[change.path] = why
         self.foreign = {path for path in self._changed if not self._is_ours(path)}
+
+    def outcome(self) -> Applied:
+        """What carrying it out would come to."""
+        kinds = Counter(action.change.kind for action in self.actions)
+        size = sum(
+            self._new.look(action.source).size
+            for action in self.actions
+            if action.change.kind == "file"
+        )
+        return Applied(kinds["file"] + kinds["link"], size, kinds["absent"], kinds["folder"])
 
     def _obstacle(self, change: Resolved, found: Found) -> str | None:
         """Why this cannot become what is wanted; None where it can."""

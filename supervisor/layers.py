@@ -634,6 +634,16 @@ class View:
             kind = Kind.OPAQUE
         return Place(kind, top.mode, tuple(sharing), shows, is_hiding, top)
 
+    def hides(self, path: str) -> bool:
+        """Whether the layers leave nothing at `path`, whatever the base has there, or had."""
+        place = self.look(path)
+        if place is not None:
+            return place.kind is Kind.WHITEOUT
+        for folder in folders_above(path):
+            if (above := self.look(folder)) is not None:
+                return above.kind not in FOLDERS or not above.base_shows
+        return False
+
     def base_status(self, path: str) -> os.stat_result | None:
         """What the base has there, which the caller has seen to be beneath true folders."""
         if self._base < 0:

@@ -162,7 +162,7 @@ class Workspace:
         """From now on the base counts as unchanged. A snapshot always does."""
         if self.spec.base is Base.SNAPSHOT:
             return
-        facts = self._look()
+        facts = self._look(self.original)
         path = self.run.path / _MANIFEST
         building = path.with_name(_MANIFEST + _UNFINISHED)
         with building.open("wb") as file:
@@ -178,17 +178,32 @@ class Workspace:
         snapshot."""
         if self.spec.base is Base.SNAPSHOT:
             return []
+        return _differing(self._noted(), self._look(self.original))
+
+    def changes_of_original(self) -> dict[str, int | None]:
+        """Paths of the workspace itself that are not as the run began with, in order, and the mode
+        (with the kind) that each had then; None: it was not there. Of a snapshot's original what
+        counts is what a copy can share with it."""
+        before, now = self._noted(), self._look(self.original)
+        if self.spec.base is Base.SNAPSHOT:
+            before, now = _copyable(before), _copyable(now)
+        return {
+            path: None if (fact := before.get(os.fsencode(path))) is None else fact.mode
+            for path in _differing(before, now)
+        }
+
+    def _noted(self) -> dict[bytes, _Fact]:
         if self._manifest is None:
+            if self.spec.base is Base.SNAPSHOT:
+                self._manifest = self._look(self.base)
+                return self._manifest
             path = self.run.path / _MANIFEST
             try:
                 read = msgspec.msgpack.decode(path.read_bytes(), type=_BaseManifest)
             except (FileNotFoundError, msgspec.DecodeError) as error:
                 raise DamagedLayerError(f"{path}: {error}") from None
             self._manifest = read.facts
-        before, now = self._manifest, self._look()
-        changed = [path for path, fact in now.items() if before.get(path) != fact]
-        changed += [path for path in before if path not in now]
-        return [os.fsdecode(path) for path in sorted(changed)]
+        return self._manifest
 
     def changed(self) -> WorkspaceChanged | None:
         """The same, as it is told; None: nothing was changed."""
@@ -199,10 +214,10 @@ class Workspace:
             paths=tuple(printable(path) for path in paths[:PATHS_NAMED]), total=len(paths)
         )
 
-    def _look(self) -> dict[bytes, _Fact]:
+    def _look(self, root: Path) -> dict[bytes, _Fact]:
         facts: dict[bytes, _Fact] = {}
         without = self._without()
-        base = open_folder(self.original.resolve())
+        base = open_folder(root.resolve())
         try:
             walk = Walk(base, needs=0, tolerant=True)
             for step in walk:
@@ -400,6 +415,21 @@ class Workspace:
     def resolve(self, stack: Sequence[str]) -> list[Resolved]:
         """How what `stack` shows differs from the base. The topmost may be one that was kept."""
         return resolve(self.store, self.base, stack)
+
+
+def _differing(before: Mapping[bytes, _Fact], now: Mapping[bytes, _Fact]) -> list[str]:
+    changed = [path for path, fact in now.items() if before.get(path) != fact]
+    changed += [path for path in before if path not in now]
+    return [os.fsdecode(path) for path in sorted(changed)]
+
+
+def _copyable(facts: Mapping[bytes, _Fact]) -> dict[bytes, _Fact]:
+    """Sockets and devices are in no copy, and inode numbers are another's."""
+    return {
+        path: msgspec.structs.replace(fact, inode=0)
+        for path, fact in facts.items()
+        if stat.S_IFMT(fact.mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO)
+    }
 
 
 def printable(path: str) -> str:

@@ -317,6 +317,79 @@ def fork(
     sys.exit(fork_run(run, checkpoint, as_json=json, state=state))
 
 
+Checkpoint = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--checkpoint", metavar="CHECKPOINT", help="As of then; else of now."),
+]
+
+
+@app.command(epilog="Example: casemate diff last | git apply")
+def diff(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    attempt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TASK[/N]", help="What this attempt alone wrote; also a failed one."),
+    ] = None,
+    stat: Annotated[bool, typer.Option("--stat", help="Only a list of what differs.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The same list, machine-readable.")] = False,
+    state: State = None,
+) -> None:
+    """Print what a run changed in its workspace, as a patch.
+
+    What the patch cannot say, and what is risky in it, is told on stderr.
+    """
+    from .files import print_diff
+
+    sys.exit(
+        print_diff(
+            run, checkpoint=checkpoint, attempt=attempt, stat=stat, as_json=json, state=state
+        )
+    )
+
+
+@app.command(epilog="Example: casemate apply last --allow .github/ --dry-run")
+def apply(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    allow: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="PATH",
+            help="Apply this risky change too; a slash at the end: all in a folder; `/`: all.",
+        ),
+    ] = None,
+    accept_base: Annotated[
+        bool, typer.Option("--accept-base", help="Although others changed the workspace.")
+    ] = False,
+    last: Annotated[
+        bool, typer.Option("--last", help="Where branches clash, take the last in order.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, write nothing.")] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Write what a run that has ended changed into its workspace, or refuse and write nothing.
+
+    Each file is replaced whole. An apply that was cut off is finished by the next. Exit codes:
+    0 done, 1 failed midway, 2 refused.
+    """
+    from .files import apply_files
+
+    sys.exit(
+        apply_files(
+            run,
+            checkpoint=checkpoint,
+            allow=allow or [],
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
+            as_json=json,
+            state=state,
+        )
+    )
+
+
 @app.command(epilog="Example: casemate gc --keep 5 --older 7d --dry-run")
 def gc(
     keep: Annotated[
