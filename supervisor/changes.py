@@ -11,10 +11,10 @@ Which layers count is read from the run's journal, by the one fold, up to the mo
 A patch is made against the workspace as it is now (`base: snapshot`: against the copy), so that
 `git apply` takes it there. After an `apply` nothing is left to tell.
 
-An apply may have been killed half-way, and what it removed is then missing from the workspace that
-the layers are held against. So the paths that changed since the run began are looked at once more:
-what is gone, and hidden by the layers, is what the run removed; a folder that was opened up to
-write into it gets its mode back.
+An apply may have been killed half-way: what it removed is then missing from the workspace that the
+layers are held against, and folders that it made are there. So the paths that changed since the run
+began are looked at once more. What is gone, and hidden by the layers, is what the run removed; a
+folder as the run made it is the run's; one that was opened up to write into it gets its mode back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .apply import Applied, apply_changes
 from .core.state import RunStanding, RunState
 from .core.task import Standing
 from .journal import JournalReader
-from .layers import COPY, UPPER, DamagedLayerError, Resolved, View
+from .layers import COPY, UPPER, DamagedLayerError, Kind, Resolved, View
 from .patch import Summary, write_patch
 from .recovery import fold
 from .state import Ownership, RunDirectory, StateDirectory
@@ -153,15 +153,17 @@ def _cut_off(files: RunFiles, changed: Mapping[str, int | None]) -> list[Resolve
     found: list[Resolved] = []
     with View(workspace.store, workspace.base.resolve(), tuple(files.layers.values())) as view:
         for path, mode in changed.items():
-            if path in known or mode is None:
+            if path in known:
                 continue
-            now = _mode(workspace.original / path)
+            now, place = _mode(workspace.original / path), view.look(path)
             if now is None and view.hides(path):
                 found.append(Resolved(path, "absent", 0, None, None))
-            elif path in around and stat.S_ISDIR(mode) and now == mode | stat.S_IWUSR:
-                place = view.look(path)
-                if place is not None and place.layers:
-                    bits = stat.S_IMODE(mode)
+            elif now is not None and stat.S_ISDIR(now) and place is not None and place.layers:
+                is_made = place.kind is not Kind.PASSAGE
+                if not is_made and (mode is None or path not in around):
+                    continue  # not ours
+                bits = place.mode if is_made else stat.S_IMODE(mode or 0)
+                if stat.S_IMODE(now) in (bits, bits | stat.S_IWUSR):
                     found.append(Resolved(path, "folder", bits, place.layers[0], None))
     return found
 
