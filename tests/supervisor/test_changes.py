@@ -92,7 +92,8 @@ class Run:
         self.checkpoint()
 
     def tell(self, data: EventData, task: str | None = None) -> None:
-        self.entries.append((task, task and self.attempts[task], time.time(), data))
+        attempt = None if task is None else self.attempts[task]
+        self.entries.append((task, attempt, time.time(), data))
 
     def checkpoint(self) -> str:
         made, total = f"c{next(self._checkpoints)}", len(self._done)
