@@ -33,7 +33,7 @@ from ..protocol.events import CheckpointCreated
 from ..protocol.pipeline import Base, Conflict
 from .apply import Applied, apply_changes
 from .core.state import RunStanding, RunState
-from .core.task import Standing
+from .files import layer_name, layer_owner, present_layers
 from .journal import JournalReader
 from .layers import COPY, UPPER, DamagedLayerError, Kind, Resolved, View
 from .patch import Summary, write_patch
@@ -86,7 +86,7 @@ def find_files(
         workspace = _workspace(state, run, now)
         if attempt is not None:
             return _files_of_attempt(reader, workspace, now, attempt)
-        layers = _layers(now)
+        layers = present_layers(now)
         if checkpoint is not None:
             layers = _at_checkpoint(reader, now, checkpoint)
     stack = workspace.whole_stack(now.graph, layers)
@@ -178,20 +178,11 @@ def _mode(path: Path) -> int | None:
 def _workspace(state: StateDirectory, run: RunDirectory, found: RunState) -> Workspace:
     if found.spec.workspace is None:
         raise UsageError(f"run {run.id}: its pipeline has no workspace, so it has no files")
-    workspace = Workspace(run, found.spec, state=state.path)
+    workspace = Workspace(run, found.spec, owner=layer_owner(), state=state.path)
     if not workspace.base.is_dir():
         what = "the copy of its workspace" if found.spec.base is Base.SNAPSHOT else "its workspace"
         raise UsageError(f"run {run.id}: {what}, {workspace.base}, is gone")
     return workspace
-
-
-def _layers(state: RunState) -> dict[str, str]:
-    """By task, of all that have completed and changed files."""
-    return {
-        name: f"{name}.{task.attempt}"
-        for name, task in state.tasks.items()
-        if task.standing is Standing.COMPLETED and task.layer is not None
-    }
 
 
 def _at(reader: JournalReader, now: RunState, is_it: Callable[..., bool]) -> RunState | None:
@@ -213,7 +204,7 @@ def _at_checkpoint(reader: JournalReader, now: RunState, checkpoint: str) -> dic
         ),
     )
     assert then is not None  # it is among those that the same journal has told
-    return {task: layer for task, layer in _layers(then).items() if task in held}
+    return {task: layer for task, layer in present_layers(then).items() if task in held}
 
 
 def _files_of_attempt(
@@ -227,8 +218,8 @@ def _files_of_attempt(
     )
     if then is None:
         raise UsageError(f"run {now.run}: task {task} has no attempt {number}")
-    below = workspace.stack(now.graph, task, _layers(then))
-    name = f"{task}.{number}"
+    below = workspace.stack(now.graph, task, present_layers(then))
+    name = layer_name(task, number)
     if not (workspace.store.root / name).is_dir():
         return RunFiles(workspace, {}, [], [], None)  # it wrote nothing
     _make_readable(workspace, name, below)
