@@ -72,10 +72,11 @@ def perform(operation: Operation) -> None:
         pass
 
 
-def look(root: Path, *, times: bool = False) -> dict[str, Any]:
-    """Every path with what can be seen of it."""
+def look(root: Path, *, times: bool = False, without: str = "") -> dict[str, Any]:
+    """Every path with what can be seen of it, but for what is in the folder `without`."""
     shown: dict[str, Any] = {}
     for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if os.path.join(folder, name) != without]
         for name in (*folders, *files):
             path = Path(folder, name)
             status = path.lstat()
