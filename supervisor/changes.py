@@ -29,7 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 from ..protocol.errors import CasemateError, UsageError
-from ..protocol.events import CheckpointCreated
+from ..protocol.events import CheckpointCreated, TaskCompleted
 from ..protocol.pipeline import Base, Conflict
 from .apply import Applied, apply_changes
 from .core.state import RunStanding, RunState
@@ -221,7 +221,12 @@ def _files_of_attempt(
     below = workspace.stack(now.graph, task, present_layers(then))
     name = layer_name(task, number)
     if not (workspace.store.root / name).is_dir():
-        return RunFiles(workspace, {}, [], [], None)  # it wrote nothing
+        if not _wrote_nothing(reader, workspace, task, number):
+            raise UsageError(
+                f"run {now.run}: the files of attempt {task}/{number} are gone: `gc` drops those "
+                "that no checkpoint holds, and a fork is made without them"
+            )
+        return RunFiles(workspace, {}, [], [], None)
     _make_readable(workspace, name, below)
     given = workspace.resolve(below)
     changes = _difference(workspace, below, name, given)
@@ -243,6 +248,20 @@ def _parse(now: RunState, text: str) -> tuple[str, int]:
             f"run {now.run}: task {task} has no attempt {number}; its latest is {latest}"
         )
     return task, int(number or latest)
+
+
+def _wrote_nothing(reader: JournalReader, workspace: Workspace, task: str, number: int) -> bool:
+    """Of an attempt that has no layer: whether it had none to begin with."""
+    if not workspace.is_begun():
+        return True  # made before there were layers
+    told = [
+        event for event, _ in reader.decisions() if (event.task, event.attempt) == (task, number)
+    ]
+    return not any(event.kind == "task.started" for event in told) or any(
+        event.kind == "task.completed"
+        and msgspec.msgpack.decode(event.data, type=TaskCompleted).layer is None
+        for event in told
+    )
 
 
 def _make_readable(workspace: Workspace, name: str, below: Sequence[str]) -> None:

@@ -691,6 +691,11 @@ class JournalReader:
         )
         return [(task, attempt) for task, attempt in rows]
 
+    def digests(self) -> set[bytes]:
+        """Of every large value that an event has."""
+        rows = self._select("SELECT large FROM events WHERE large IS NOT NULL", ())
+        return {place.digest for (large,) in rows for place in _large_decoder.decode(large)}
+
     def of_run(self) -> list[Outline]:
         """The few events that tell how the run itself stands: begun, paused, rolled back, ended."""
         rows = self._rows(f"{_BULK} AND task IS NULL AND kind LIKE 'run.%'", (), -1)

@@ -32,7 +32,7 @@ import secrets
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -253,16 +253,31 @@ class LayerStore:
         finally:
             os.close(at)
 
-    def discard(self, name: str) -> None:
-        """Remove a layer, and what was made of it."""
-        _check(name)
-        self._forget(name)
+    def superfluous(self, wanted: Collection[str]) -> list[str]:
+        """What is here beside the layers `wanted`; flats and what is half-made first, for they
+        share files with layers. For the owner of a run of which no attempt lives."""
+        names = self._names()
+        remade = [name for name in names if name.startswith(".") or _FLAT.fullmatch(name)]
+        return remade + [n for n in names if _LAYER.fullmatch(n) and n not in wanted]
+
+    def discard(self, name: str) -> int:
+        """Remove a layer, and the flats that it is in; or a flat. The bytes that frees."""
+        flats = [each for each in self._names() if _FLAT.fullmatch(each)]
+        doomed = [flat for flat in flats if name in self._ingredients(flat)]
+        freed = 0
         with opened(self.root) as root:
-            for flat in self._names():
-                if _FLAT.fullmatch(flat) and name in self._ingredients(flat):
-                    self._flats.discard(flat)
-                    remove_tree(root, flat)
-            remove_tree(root, name)
+            for each in (*doomed, name):
+                self._forget(each)
+                self._flats.discard(each)
+                gone = each
+                if not each.startswith("."):
+                    # at once: half a layer must not be taken for one
+                    gone = f".{each}"
+                    freed += remove_tree(root, gone)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.rename(each, gone, src_dir_fd=root, dst_dir_fd=root)
+                freed += remove_tree(root, gone)
+        return freed
 
     def size(self, name: str, most: int = ENTRIES) -> tuple[int, int]:
         """(bytes on disk, files and folders) of what a living attempt wrote so far. Counting ends

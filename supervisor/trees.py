@@ -321,18 +321,19 @@ def with_access(root: int, path: str, act: Callable[[int, str], _T]) -> _T:
             os.close(fd)
 
 
-def remove_tree(at: int, name: str) -> None:
-    """Remove `name` in the open folder `at`, a file or a folder with all in it, if it is there."""
+def remove_tree(at: int, name: str) -> int:
+    """Remove `name` in the open folder `at`, a file or a folder with all in it, if it is there. The
+    bytes that frees: a file's, where that was its last name."""
     try:
         status = os.stat(name, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
-        return
+        return 0
     if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=at)
-        return
+        return _unlink(at, name, status)
     if os.geteuid() != 0 and status.st_mode & 0o700 != 0o700:
         change_mode(at, name, 0o700)
     root = open_folder(name, at)
+    freed = 0
     try:
         again = True
         while again:  # a folder of more entries than one listing takes
@@ -340,7 +341,7 @@ def remove_tree(at: int, name: str) -> None:
             try:
                 for step in Walk(root, paths=False):
                     if step.moment is Moment.ENTRY:
-                        os.unlink(step.name, dir_fd=step.at)
+                        freed += _unlink(step.at, step.name, step.status)
                     elif step.moment is Moment.LEAVE:
                         os.rmdir(step.name, dir_fd=step.at)
             except UnkeepableTree:
@@ -348,6 +349,12 @@ def remove_tree(at: int, name: str) -> None:
     finally:
         os.close(root)
     os.rmdir(name, dir_fd=at)
+    return freed
+
+
+def _unlink(at: int, name: str, status: os.stat_result) -> int:
+    os.unlink(name, dir_fd=at)
+    return status.st_blocks * 512 if status.st_nlink == 1 else 0
 
 
 # --- durability ----------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from ..protocol.errors import CasemateError, LocalViolation
@@ -28,6 +30,8 @@ __all__ = ["DamagedValueError", "ValueStore"]
 
 # One write call. Large writes hold the file's lock and, interrupted, tell us little.
 _CHUNK = 4 * 1024 * 1024
+
+_NAME = re.compile("[0-9a-f]{64}")
 
 
 class DamagedValueError(CasemateError):
@@ -45,6 +49,18 @@ class ValueStore:
         if self._tmp.is_dir():
             for leftover in self._tmp.iterdir():
                 leftover.unlink(missing_ok=True)
+
+    def leftovers(self, used: Collection[bytes]) -> list[Path]:
+        """Files that are no value in `used`: of events that came to nothing, or are another run's
+        (a fork gets all values of its source), and what a dead owner was writing."""
+        names = {digest.hex() for digest in used}
+        return sorted(
+            file
+            for folder in self._root.iterdir()
+            if folder.is_dir()
+            for file in folder.iterdir()
+            if folder == self._tmp or (_NAME.fullmatch(file.name) and file.name not in names)
+        )
 
     def path(self, digest: bytes) -> Path:
         name = digest.hex()

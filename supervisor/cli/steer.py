@@ -10,18 +10,21 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from ...protocol.errors import UsageError
+from ...protocol.limits import PATHS_NAMED
 from ...protocol.pipeline import PipelineSpec
 from ...protocol.units import parse_duration
 from ..config import load_config
 from ..control import Client
 from ..cursor import public
-from ..gc import collect_garbage
+from ..gc import Dropped, collect_garbage
 from ..journal import JournalReader, NotBegunError
 from ..state import RunDirectory, StateDirectory
+from ..trimming import Trimmed
 from .show import open_state, print_json
 from .view import bytes_of, printable
 
@@ -190,22 +193,38 @@ def drop_runs(
         raise UsageError(f"--older: {error}") from error
     directory = open_state(state)
     found = collect_garbage(directory, keep=keep, older=seconds, runs=runs, dry_run=dry_run)
-    dropped, freed, problems = [], 0, 0
+    dropped: list[Any] = []
+    trimmed: list[Any] = []
+    freed = problems = 0
     for one in found:
-        dropped.append(msgspec.to_builtins(one))
+        (dropped if isinstance(one, Dropped) else trimmed).append(msgspec.to_builtins(one))
         freed += one.bytes
         problems += one.problem is not None
         if as_json:
             continue
         what = one.run or "what an earlier gc had left"
         if one.problem is not None:
-            print(f"casemate: {what}: not dropped: {printable(one.problem)}", file=sys.stderr)
-        else:
+            verb = "dropped" if isinstance(one, Dropped) else "trimmed"
+            print(f"casemate: {what}: not {verb}: {printable(one.problem)}", file=sys.stderr)
+        elif isinstance(one, Dropped):
             name = printable(one.pipeline or "", 30)
             print(f"{what}  {one.state or ''}  {bytes_of(one.bytes)}  {name}".rstrip())
+        else:
+            print(f"{what}  kept  {bytes_of(one.bytes)}  {_superfluous(one)}")
     if as_json:
-        print_json({"dropped": dropped, "bytes": freed, "dry_run": dry_run})
+        print_json({"dropped": dropped, "trimmed": trimmed, "bytes": freed, "dry_run": dry_run})
     else:
-        count = len(dropped) - problems
+        count = sum(one["problem"] is None for one in dropped)
         print(f"{count} dropped, {bytes_of(freed)} freed" + (" (not really)" if dry_run else ""))
     return 1 if problems else 0
+
+
+def _superfluous(one: Trimmed) -> str:
+    words = []
+    if one.attempts:
+        named = ", ".join(one.attempts[:PATHS_NAMED])
+        more = len(one.attempts) - PATHS_NAMED
+        words.append(f"files of attempts {named}" + (f" and {more} more" if more > 0 else ""))
+    if one.values:
+        words.append(f"{one.values} values that no event has")
+    return "; ".join(words) or "what can be made again"

@@ -103,6 +103,14 @@ def look(root: Path, *, times: bool = False, without: str = "") -> dict[str, Any
     return shown
 
 
+def as_git_sees(shown: dict[str, Any]) -> dict[str, Any]:
+    """Files with whether they may be executed, and links."""
+    return {
+        path: entry[1:] if len(entry) == 2 else [bool(entry[1] & 0o100), *entry[3:]]
+        for path, entry in shown.items() if len(entry) != 3
+    }  # fmt: skip
+
+
 def in_overlay(
     base: Path,
     folder: Path,

@@ -18,7 +18,7 @@ from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
-from overlaid import Operation, look, perform
+from overlaid import Operation, as_git_sees, look, perform
 from runs import Embedded, Place
 
 CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
@@ -127,14 +127,6 @@ def house(desk: Desk) -> Iterator[Embedded]:
         yield house
 
 
-def as_git_sees(shown: dict[str, Any]) -> dict[str, Any]:
-    """Files with whether they may be executed, and links."""
-    return {
-        path: entry[1:] if len(entry) == 2 else [bool(entry[1] & 0o100), *entry[3:]]
-        for path, entry in shown.items() if len(entry) != 3
-    }  # fmt: skip
-
-
 def test_what_the_last_task_saw_comes_out_of_git_apply_and_of_apply(
     house: Embedded, desk: Desk, tmp_path: Path
 ) -> None:
@@ -206,4 +198,13 @@ def test_what_each_attempt_wrote_can_be_told(house: Embedded, desk: Desk) -> Non
         patch = desk("diff", history.run, "--attempt", f"tries/{attempt}").stdout
         assert b"+attempt %d\n" % attempt in patch
         assert (b"deleted file" in patch) == (attempt < 3)
+    assert desk("diff", history.run).stdout == patch
+
+    desk.until_free(history.run)
+    dropped = desk("gc")
+    assert b"files of attempts tries/1, tries/2\n" in dropped.stdout, dropped
+    gone = desk("diff", history.run, "--attempt", "tries/2")
+    assert gone.returncode == 2
+    assert b"the files of attempt tries/2 are gone: `gc` drops those" in gone.stderr
+    assert desk("diff", history.run, "--attempt", "tries/3").stdout == patch
     assert desk("diff", history.run).stdout == patch
