@@ -28,17 +28,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EACCES, EBADF, ENODATA, ENOTSUP, ENXIO, EPERM
+from errno import EBADF, ENODATA, ENOTSUP, ENXIO, EPERM
 from hashlib import sha256
 from pathlib import Path
 
 from ..protocol.errors import CasemateError, UsageError
 from ..protocol.limits import KIB, PATHS_NAMED
 from ..sandbox import syscalls
-from .beneath import Beneath, Found, NotRegularError, opened, reason
+from .beneath import Beneath, Found, NotRegularError, OwnBeneath, opened, reason
 from .layers import Resolved
 from .patch import quoted
 from .risky import risk
+from .trees import user_attributes
 
 __all__ = ["ALLOW_ALL", "Applied", "ApplyFailed", "ApplyRefused", "apply_changes"]
 
@@ -120,7 +121,7 @@ def apply_changes(
     base. `were_folders`: what changed since then and was a folder, which an apply that was cut off
     may have removed. `dry_run`: only say what would be done. Raises ApplyRefused, or ApplyFailed
     midway; blocks on the disk."""
-    with Beneath(base) as old, Beneath(layers) as new, _locked(old, base):
+    with Beneath(base) as old, OwnBeneath(layers) as new, _locked(old, base):
         wanted = {change.path: change for change in changes}
         wanted = dict(sorted(wanted.items(), key=lambda item: os.fsencode(item[0])))
         changed = set(manifest_check()) if manifest_check is not None else set()
@@ -541,17 +542,10 @@ def _copy(source: int, target: int) -> int:
 
 
 def _attributes(descriptor: int) -> dict[str, bytes]:
-    """Extended attributes that are a user's: overlayfs keeps its own under user.overlay.*"""
     try:
-        names = os.listxattr(descriptor)
-        return {
-            name: os.getxattr(descriptor, name)
-            for name in names
-            if name.startswith("user.") and not name.startswith("user.overlay.")
-        }
+        return user_attributes(descriptor)
     except OSError as error:
-        # EBADF: O_PATH, of a folder whose mode forbids more
-        if error.errno in (ENOTSUP, EACCES, EBADF):
+        if error.errno == EBADF:  # O_PATH, of a folder whose mode forbids more
             return {}
         raise
 

@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ELOOP, ENOENT, ENOTDIR
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..sandbox import syscalls
+from .trees import change_mode, with_access
 
-__all__ = ["ABSENT", "Beneath", "Found", "NotRegularError", "opened", "reason"]
+__all__ = ["ABSENT", "Beneath", "Found", "NotRegularError", "OwnBeneath", "opened", "reason"]
 
 _RESOLVE = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
@@ -120,25 +122,15 @@ class Beneath:
 
     def look(self, path: str) -> Found:
         try:
-            with self.parent(path) as (folder, name):
-                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                target = (
-                    os.fsdecode(os.readlink(name, dir_fd=folder))
-                    if stat.S_ISLNK(seen.st_mode)
-                    else None
-                )
+            return self._look(path)
         except OSError as error:
             if error.errno in (ENOENT, ENOTDIR, ELOOP):
                 return ABSENT
             raise
-        mode = stat.S_IMODE(seen.st_mode)
-        if stat.S_ISREG(seen.st_mode):
-            return Found("file", mode, seen.st_size)
-        if stat.S_ISDIR(seen.st_mode):
-            return Found("folder", mode)
-        if target is not None:
-            return Found("link", mode, seen.st_size, target)
-        return Found(_ODD.get(stat.S_IFMT(seen.st_mode), "no file"), mode)
+
+    def _look(self, path: str) -> Found:
+        with self.parent(path) as (folder, name):
+            return _found(folder, name)
 
     @contextmanager
     def file(self, path: str) -> Iterator[int]:
@@ -159,6 +151,52 @@ class Beneath:
         """What a folder holds, sorted."""
         with opened(self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)) as folder:
             return sorted(os.listdir(folder))
+
+
+class OwnBeneath(Beneath):
+    """The same of files that are ours, as layers are: what a task closed to everybody (mode 000) is
+    open while it is opened. Nobody else counts on its mode."""
+
+    def open(self, path: str, flags: int) -> int:
+        try:
+            return super().open(path, flags)
+        except PermissionError:
+            return with_access(self.root, path, partial(_open_closed, flags=flags))
+
+    def _look(self, path: str) -> Found:
+        try:
+            return super()._look(path)
+        except PermissionError:
+            return with_access(self.root, path, _found)
+
+
+def _found(folder: int, name: str | bytes) -> Found:
+    seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    mode = stat.S_IMODE(seen.st_mode)
+    if stat.S_ISREG(seen.st_mode):
+        return Found("file", mode, seen.st_size)
+    if stat.S_ISDIR(seen.st_mode):
+        return Found("folder", mode)
+    if stat.S_ISLNK(seen.st_mode):
+        target = os.readlink(os.fsencode(name), dir_fd=folder)
+        return Found("link", mode, seen.st_size, os.fsdecode(target))
+    return Found(_ODD.get(stat.S_IFMT(seen.st_mode), "no file"), mode)
+
+
+def _open_closed(folder: int, name: str, *, flags: int) -> int:
+    try:
+        return _open(folder, os.fsencode(name), flags)
+    except PermissionError:
+        seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        is_ours = seen.st_uid == os.geteuid() != 0
+        if not is_ours or not (stat.S_ISREG(seen.st_mode) or stat.S_ISDIR(seen.st_mode)):
+            raise
+        mode = stat.S_IMODE(seen.st_mode)
+        change_mode(folder, name, mode | 0o400)
+        try:
+            return _open(folder, os.fsencode(name), flags)
+        finally:
+            change_mode(folder, name, mode)
 
 
 def _open(folder: int, path: bytes, flags: int) -> int:

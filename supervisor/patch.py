@@ -32,7 +32,7 @@ from typing import BinaryIO, Protocol
 
 from ..protocol.errors import CasemateError
 from ..protocol.limits import KIB, MIB, PATHS_NAMED
-from .beneath import ABSENT, Beneath, Found, NotRegularError, reason
+from .beneath import ABSENT, Beneath, Found, NotRegularError, OwnBeneath, reason
 from .layers import Resolved
 from .linediff import Effort, changed_blocks
 from .risky import is_refused_by_git, risk
@@ -123,7 +123,7 @@ def write_patch(
 ) -> Summary:
     """Write the patch that turns `base`, after `below` has become of it, into what `changes` say;
     without `out` only tell what would be in it. Blocks on the disk."""
-    with Beneath(base) as old, Beneath(layers) as new:
+    with Beneath(base) as old, OwnBeneath(layers) as new:
         given = {change.path: change for change in below}
         return _Writer(_Given(old, new, given) if given else old, new, out).write(changes)
 

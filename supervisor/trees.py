@@ -453,15 +453,30 @@ def user_attributes(fd: int) -> dict[str, bytes]:
     """Extended attributes that are a task's own, without those by which overlayfs works: one that
     it wrote itself would change what the layers above and below mean."""
     try:
-        return {
-            name: os.getxattr(fd, name)
-            for name in os.listxattr(fd)
-            if name.startswith("user.") and not name.startswith(_OVERLAY)
-        }
+        try:
+            return _read_attributes(fd)
+        except PermissionError:
+            # Of a file that was opened in spite of its mode, which is asked again here.
+            status = os.fstat(fd)
+            if not status.st_uid == os.geteuid() != 0:
+                raise
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) | 0o400)
+            try:
+                return _read_attributes(fd)
+            finally:
+                os.fchmod(fd, stat.S_IMODE(status.st_mode))
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.ENODATA, errno.EPERM):
             return {}
         raise
+
+
+def _read_attributes(fd: int) -> dict[str, bytes]:
+    return {
+        name: os.getxattr(fd, name)
+        for name in os.listxattr(fd)
+        if name.startswith("user.") and not name.startswith(_OVERLAY)
+    }
 
 
 def overlay_attributes(fd: int) -> list[str]:

@@ -17,6 +17,7 @@ from casemate.protocol.errors import UsageError
 from casemate.protocol.events import RunFailed, RunStarted
 from casemate.protocol.pipeline import Base
 from casemate.supervisor.apply import ApplyRefused
+from casemate.supervisor.gc import collect_garbage
 from casemate.supervisor.state import Ownership
 from casemate.supervisor.workspace import Workspace
 from fakes import PATIENCE
@@ -234,3 +235,36 @@ def test_without_a_workspace_there_is_one_clear_error(tmp_path: Path) -> None:
     run.entries[0] = (None, None, 0.0, RunStarted(pipeline="x", input=NIL, seed=0, spec=spec))
     run.write()
     assert b"has no workspace" in run("diff", run.id).stderr
+
+
+def test_what_tasks_closed_to_everybody_is_read_all_the_same(tmp_path: Path) -> None:
+    """As root nothing is closed; to an ordinary user it is."""
+    run = Run(tmp_path)
+    run.task("a",
+        ["write", "secret", "kept\n"], ["attribute", "secret", "noted"], ["chmod", "secret", 0],
+        ["mkdir", "vault"], ["write", "vault/in", "deep\n"], ["attribute", "vault", "noted"],
+        ["chmod", "vault/in", 0o200], ["chmod", "vault", 0],
+    )  # fmt: skip
+    run.task("b", ["mkdir", "half"], ["write", "half/in", "b\n"], ["chmod", "half", 0o600])
+    run.task("c", ["write", "lost", "c\n"], ["chmod", "lost", 0], ends="failed")
+    run.tell(RunFailed(ERROR, ("c",)))
+    run.write()
+    layers = [run.owned.directory.path / f"layers/{name}/upper" for name in ("a.1", "b.1")]
+    modes = [path.stat().st_mode for upper in layers for path in upper.iterdir()]
+    patch = run("diff", run.id)
+    for line in (b"+kept\n", b"+deep\n", b"+b\n"):
+        assert line in patch.stdout, patch.stderr
+    assert b"+c\n" in run("diff", run.id, "--attempt", "c").stdout
+    assert run.apply().written == 3
+    assert [path.stat().st_mode for upper in layers for path in upper.iterdir()] == modes
+    secret, vault, half = (run.files / name for name in ("secret", "vault", "half"))
+    for closed, mode in ((secret, 0), (vault, 0), (half, 0o600)):
+        assert closed.stat().st_mode & 0o7777 == mode
+        closed.chmod(0o700)
+        assert (os.listxattr(closed) == ["user.note"]) == (closed != half)
+    assert (vault / "in").stat().st_mode & 0o7777 == 0o200
+    (vault / "in").chmod(0o600)
+    found = [path.read_text() for path in (secret, vault / "in", half / "in")]
+    assert found == ["kept\n", "deep\n", "b\n"]
+    [dropped] = collect_garbage(run.state, keep=0)
+    assert dropped.problem is None
