@@ -111,6 +111,23 @@ def as_git_sees(shown: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def git_apply(folder: Path, patch: bytes) -> None:
+    """In a folder that is no repository: there the attributes and hooks of none have a say."""
+    if not patch:
+        return  # which git refuses
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CEILING_DIRECTORIES": str(folder.parent),
+        "LC_ALL": "C",
+    }
+    done = subprocess.run(
+        ["git", "apply"], input=patch, cwd=folder, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, (done.stderr, patch)
+
+
 def in_overlay(
     base: Path,
     folder: Path,

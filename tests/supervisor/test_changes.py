@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,19 @@ import pytest
 from casemate.protocol.errors import UsageError
 from casemate.protocol.events import RunFailed, RunStarted
 from casemate.protocol.pipeline import Base
-from casemate.supervisor.apply import ApplyRefused
+from casemate.supervisor.apply import ALLOW_ALL, ApplyRefused, apply_changes
 from casemate.supervisor.gc import collect_garbage
+from casemate.supervisor.layers import resolve
+from casemate.supervisor.patch import write_patch
 from casemate.supervisor.state import Ownership
 from casemate.supervisor.workspace import Workspace
 from fakes import PATIENCE
 from handmade import ERROR, FORK, NIL, Run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import Raw, structs
-from overlaid import Operation, as_git_sees, look
+from overlaid import Operation, as_git_sees, git_apply, in_folder, look
+from test_layers_store import HISTORY, House
 
 STORY: dict[str, list[Operation]] = {
     "a": [
@@ -60,8 +67,7 @@ def test_git_apply_makes_of_the_base_what_the_last_task_saw(
     shutil.copytree(run.files, copy, symlinks=True)
     done = run("diff", run.id)
     assert done.returncode == 0, done.stderr
-    environment = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path)}
-    subprocess.run(["git", "apply"], input=done.stdout, cwd=copy, env=environment, check=True)
+    git_apply(copy, done.stdout)
     assert as_git_sees(look(copy)) == as_git_sees(shown)
     assert b"void" in done.stderr
 
@@ -268,3 +274,33 @@ def test_what_tasks_closed_to_everybody_is_read_all_the_same(tmp_path: Path) -> 
     assert found == ["kept\n", "deep\n", "b\n"]
     [dropped] = collect_garbage(run.state, keep=0)
     assert dropped.problem is None
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@given(history=HISTORY, copying=st.booleans())
+def test_whatever_layers_did_git_apply_and_apply_make_of_the_base_what_they_show(
+    tmp_path_factory: pytest.TempPathFactory, history: Any, copying: bool
+) -> None:
+    place = tmp_path_factory.mktemp("history")
+    house = House(place, copying=copying)
+    first, attempts = history
+    in_folder(house.base, kept_open(first))
+    for operations in attempts:
+        house.layer(*kept_open(operations))
+    shown = house.shown()
+    changes = resolve(house.store, house.base, house.stack)
+    root = house.store.root
+    root.mkdir(exist_ok=True)
+    copy = place / "copy"
+    shutil.copytree(house.base, copy, symlinks=True)
+    patch = io.BytesIO()
+    write_patch(house.base, root, changes, patch)
+    git_apply(copy, patch.getvalue())
+    assert as_git_sees(look(copy)) == as_git_sees(shown)
+    apply_changes(house.base, root, changes, allow=ALLOW_ALL, manifest_check=None)
+    assert look(house.base) == shown
+
+
+def kept_open(operations: Sequence[Operation]) -> list[Operation]:
+    """Git and the tests look into folders too."""
+    return [[*each[:2], each[2] | 0o100] if each[0] == "chmod" else each for each in operations]

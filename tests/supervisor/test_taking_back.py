@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
-from overlaid import Operation, as_git_sees, look, perform
+from overlaid import Operation, as_git_sees, git_apply, look, perform
 from runs import Embedded, Place
 
 CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
@@ -142,8 +141,7 @@ def test_what_the_last_task_saw_comes_out_of_git_apply_and_of_apply(
     assert patch.returncode == 0, patch.stderr
     for told in (b"void (an empty folder)", b"src (a folder's mode"):
         assert told in patch.stderr
-    environment = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path)}
-    subprocess.run(["git", "apply"], input=patch.stdout, cwd=copy, env=environment, check=True)
+    git_apply(copy, patch.stdout)
     assert as_git_sees(look(copy)) == as_git_sees(seen)
 
     house.call(house.supervisor.rollback(history.run, "c1"))
