@@ -398,7 +398,7 @@ def gc(
     ] = None,
     older: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="DURATION", help="Only what ended longer ago, as in 7d."),
+        typer.Option(metavar="DURATION", help="Only what ended (or began, if it has not) longer ago, as in 7d."),
     ] = None,
     run: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -408,7 +408,11 @@ def gc(
     json: Json = False,
     state: State = None,
 ) -> None:
-    """Drop old runs that have ended, with their files."""
+    """Drop old runs that have ended, with their files.
+
+    Of the runs that are kept, the files of failed attempts are dropped (`diff --attempt` shows them
+    until then), and what else nothing leads back to. A run that a supervisor owns is let be.
+    """
     from .steer import drop_runs
 
     sys.exit(
