@@ -121,11 +121,17 @@ def apply_changes(
     base. `were_folders`: what changed since then and was a folder, which an apply that was cut off
     may have removed. `dry_run`: only say what would be done. Raises ApplyRefused, or ApplyFailed
     midway; blocks on the disk."""
-    with Beneath(base) as old, OwnBeneath(layers) as new, _locked(old, base):
+    # What an earlier apply closed in the workspace is read to see that it is done.
+    with (
+        Beneath(base) as old,
+        OwnBeneath(base) as present,
+        OwnBeneath(layers) as new,
+        _locked(old, base),
+    ):
         wanted = {change.path: change for change in changes}
         wanted = dict(sorted(wanted.items(), key=lambda item: os.fsencode(item[0])))
         changed = set(manifest_check()) if manifest_check is not None else set()
-        plan = _Plan(old, new, wanted, changed, were_folders)
+        plan = _Plan(present, new, wanted, changed, were_folders)
         plan.look(allow)
         foreign = () if accept_base else plan.foreign
         if foreign or plan.unexpected or plan.risky:

@@ -398,10 +398,7 @@ def gc(
     ] = None,
     older: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="DURATION",
-            help="Only what ended (or began, if it has not) longer ago, as in 7d.",
-        ),
+        typer.Option(metavar="DURATION", help="Only runs that ended longer ago, as in 7d."),
     ] = None,
     run: Annotated[
         Optional[list[str]],  # noqa: UP045

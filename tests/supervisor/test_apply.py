@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -422,20 +423,25 @@ def test_two_do_not_write_at_a_time(place: Place) -> None:
 
 
 def test_modes_that_forbid_reading(place: Place) -> None:
-    """Root reads and writes them; anybody else is told which file it is, before anything is
-    written. Folders of such a mode are made either way."""
-    changes = place.lay({}, {"a": File(b"1", 0), "b": File(b"2"), "d": Folder(0)})
-    if os.geteuid() == 0:
-        place.apply(changes)
-        assert read_tree(place.base) == {"a": File(b"1", 0), "b": File(b"2"), "d": Folder(0)}
-    else:
-        assert_refused(place, changes, "Permission denied")
-        changes = [change for change in changes if change.path != "a"]
-        place.apply(changes)
+    """Root reads all the same; so does anybody else what is their own."""
+    after: Tree = {"a": File(b"1", 0), "b": File(b"2"), "d": Folder(0), "d/in": File(b"3", 0o200)}
+    changes = place.lay({}, {**after, "d": Folder()})
+    closed = place.layers / "t.1/upper/d"
+    changes = [replace(c, mode=0) if c.path == "d" else c for c in changes]
+    closed.chmod(0)
+    place.apply(changes)
     assert (place.base / "d").stat().st_mode & 0o777 == 0
     assert place.apply(changes) == Applied(0, 0, 0, 0)
-    for folder in (place.base, place.layers / "t.1/upper"):
-        (folder / "d").chmod(0o700)
+    assert place.apply(changes, changed=["a", "d", "d/in"]) == Applied(0, 0, 0, 0)
+    assert (place.base / "d").stat().st_mode & 0o777 == closed.stat().st_mode & 0o777 == 0
+    for opened in (closed, place.base / "d"):
+        opened.chmod(0o700)
+    assert {path: (place.base / path).stat().st_mode & 0o777 for path in ("a", "d/in")} == {
+        "a": 0, "d/in": 0o200,
+    }  # fmt: skip
+    for path, content in (("a", b"1"), ("d/in", b"3")):
+        (place.base / path).chmod(0o600)
+        assert (place.base / path).read_bytes() == content
 
 
 def test_no_descriptor_is_left_open(place: Place) -> None:

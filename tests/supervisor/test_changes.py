@@ -262,6 +262,7 @@ def test_what_tasks_closed_to_everybody_is_read_all_the_same(tmp_path: Path) -> 
         assert line in patch.stdout, patch.stderr
     assert b"+c\n" in run("diff", run.id, "--attempt", "c").stdout
     assert run.apply().written == 3
+    assert run.apply().written == 0
     assert [path.stat().st_mode for upper in layers for path in upper.iterdir()] == modes
     secret, vault, half = (run.files / name for name in ("secret", "vault", "half"))
     for closed, mode in ((secret, 0), (vault, 0), (half, 0o600)):

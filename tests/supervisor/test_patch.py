@@ -464,21 +464,23 @@ def test_nothing_is_read_through_a_link_in_a_path(place: Place) -> None:
 
 
 def test_what_may_not_be_read_is_told(place: Place) -> None:
-    """Root may read everything; the patch is whole then."""
-    build(place.base, {})
-    build(place.layers / "t.1/upper", {"a": File(b"1", 0), "b": File(b"1")})
+    """Root may read everything, and anybody what a task of theirs closed. A workspace is not opened
+    to be looked at."""
+    build(place.base, {"a": File(b"0", 0)})
+    build(place.layers / "t.1/upper", {"a": File(b"1"), "b": File(b"1", 0)})
     patch, summary = place.patch_of(
         [
-            Resolved("a", "file", 0, "t.1", None),
-            Resolved("b", "file", 0o644, "t.1", None),
+            Resolved("a", "file", 0o644, "t.1", None),
+            Resolved("b", "file", 0, "t.1", None),
         ]
     )
+    assert b"b/b" in patch
     if os.geteuid() == 0:
         assert patch.count(b"diff --git") == 2
     else:
         assert patch.count(b"diff --git") == 1
         assert "Permission denied" in summary.left_out["a"]
-    (place.layers / "t.1/upper/a").chmod(0o600)
+    (place.base / "a").chmod(0o600)
 
 
 def test_a_sparse_giant_is_left_out_without_being_read(place: Place) -> None:
