@@ -2,11 +2,13 @@
 
 A run goes in three steps: its ownership lock is taken (so nobody resumes it meanwhile) and its
 standing read again; its directory is renamed to a name that nobody looks for; that is taken apart.
-A gc that is killed leaves such names behind, and the next one finishes them.
+A gc that is killed leaves such names behind, and the next one finishes them. So it does with a run
+that was never made whole (see `create_run`), once nobody holds its lock: its maker is dead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from ..protocol.control import RunState, RunSummary
 from ..protocol.errors import UsageError
 from .overview import summarise
-from .state import Ownership, RunDirectory, StateDirectory, fsync_directory
+from .state import BUILDING, Ownership, RunDirectory, StateDirectory, fsync_directory
 from .trees import remove_tree
 from .trimming import Trimmed, disk_space, trim
 
@@ -31,8 +33,8 @@ _GONE = ".gone-"
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """`run` is None for what a killed gc had left. `problem`: it could not be dropped, or not
-    wholly: the next gc tries again."""
+    """`run` is None for what one who was killed had left. `problem`: it could not be dropped, or
+    not wholly: the next gc tries again."""
 
     run: str | None
     pipeline: str | None
@@ -62,7 +64,7 @@ def collect_garbage(
         except BlockingIOError:
             raise UsageError(f"state directory {state.path}: another gc is at work") from None
         if not dry_run:
-            yield from _sweep(guard)
+            yield from _sweep(state, guard)
         for run, is_dropped in _chosen(state, keep, older, runs):
             done: Dropped | Trimmed | None
             if is_dropped:
@@ -131,8 +133,10 @@ def _kept(summary: RunSummary, problem: str) -> Dropped:
     return Dropped(summary.id, summary.pipeline, summary.state, 0, problem)
 
 
-def _sweep(runs: int) -> Iterator[Dropped]:
+def _sweep(state: StateDirectory, runs: int) -> Iterator[Dropped]:
     for name in sorted(os.listdir(runs)):
+        if name.startswith(BUILDING):
+            name = _disown(state, runs, name)
         if name.startswith(_GONE):
             problem, freed = None, 0
             try:
@@ -140,3 +144,17 @@ def _sweep(runs: int) -> Iterator[Dropped]:
             except OSError as error:
                 problem = f"{error.strerror} ({error.filename})"
             yield Dropped(None, None, None, freed, problem)
+
+
+def _disown(state: StateDirectory, runs: int, name: str) -> str:
+    """The name that nobody looks for, of what nobody makes any more; else the same name."""
+    run_id = name.removeprefix(BUILDING)
+    with contextlib.suppress(UsageError, OSError):  # somebody makes it, or is done meanwhile
+        ownership = Ownership.take(RunDirectory(run_id, state.runs / name))
+        try:
+            gone = f"{_GONE}{run_id}"
+            os.rename(name, gone, src_dir_fd=runs, dst_dir_fd=runs)
+            return gone
+        finally:
+            ownership.release()
+    return name

@@ -2,7 +2,8 @@
 
 `read_run` gives what a supervisor needs to go on with a run whose owner is gone, or that has ended
 and is rolled back. `fork` makes a new run of the history up to a checkpoint: its journal is a copy
-that ends there, its values, sources and layers are hard links (none of them ever changes).
+that ends there, its values, sources and layers are hard links (none of them ever changes). Nobody
+sees it before it is whole.
 """
 
 from __future__ import annotations
@@ -136,17 +137,19 @@ def fork(
             f"run {source.id} has no checkpoint {checkpoint!r}; `casemate checkpoints {source.id}` "
             "lists them"
         )
-    owned = state.create_run()
-    try:
-        _copy_journal(source.journal, owned.directory, cut)
+
+    def fill(copy: RunDirectory) -> None:
+        _copy_journal(source.journal, copy, cut)
         for name in ("values", "sources"):
-            _link_tree(source.path / name, owned.directory.path / name)
-        found = read_run(owned.directory)
-        fork_files(source, owned.directory, found.state)
+            _link_tree(source.path / name, copy.path / name)
+        fork_files(source, copy, read_run(copy).state)
+
+    owned = state.create_run(fill)
+    try:
+        return owned, read_run(owned.directory)
     except BaseException:
         owned.ownership.release()
         raise
-    return owned, found
 
 
 def _copy_journal(source: Path, copy: RunDirectory, cut: int) -> None:

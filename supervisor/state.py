@@ -28,7 +28,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from msgspec import Struct
 from ..protocol.errors import LocalViolation, UsageError
 
 __all__ = [
+    "BUILDING",
     "RUNTIME_FILES",
     "OwnedRun",
     "Ownership",
@@ -52,6 +53,9 @@ __all__ = [
     "process_start_time",
     "read_boot_id",
 ]
+
+# Before the id of a run that is being made.
+BUILDING = ".new-"
 
 # What the front makes in its runtime directory.
 RUNTIME_FILES = ("events.sock", "control.sock", "front.log")
@@ -316,18 +320,16 @@ class StateDirectory:
             + (f" and {len(found) - 5} more" if len(found) > 5 else "")
         )
 
-    def create_run(self) -> OwnedRun:
-        """A new run's directory, on disk and owned by us."""
-        run_id = new_run_id()
-        building = RunDirectory(run_id, self.runs / f".new-{run_id}")
-        final = RunDirectory(run_id, self.runs / run_id)
+    def create_run(self, fill: Callable[[RunDirectory], None] | None = None) -> OwnedRun:
+        """A new run's directory, on disk and owned by us. `fill` puts something into it, durably,
+        before anybody can see it; where that fails, there is no run."""
         try:
-            building.path.mkdir(mode=0o700)
-            building.values.mkdir(mode=0o700)
-            building.sources.mkdir(mode=0o700)
-            ownership = Ownership.take(building)
+            building, ownership = self._build_run()
             try:
+                if fill is not None:
+                    fill(building)
                 fsync_directory(building.path)
+                final = RunDirectory(building.id, self.runs / building.id)
                 # Refused where the name is taken: a run's directory is never empty.
                 os.rename(building.path, final.path)
                 fsync_directory(self.runs)
@@ -337,6 +339,22 @@ class StateDirectory:
         except OSError as error:
             raise _unusable(self.path, error) from error
         return OwnedRun(final, ownership)
+
+    def _build_run(self) -> tuple[RunDirectory, Ownership]:
+        while True:
+            run_id = new_run_id()
+            building = RunDirectory(run_id, self.runs / f"{BUILDING}{run_id}")
+            building.path.mkdir(mode=0o700)
+            # Until its lock is held it looks like what a dead maker left: a gc may take it away.
+            with contextlib.suppress(UsageError, FileNotFoundError):
+                ownership = Ownership.take(building)
+                try:
+                    building.values.mkdir(mode=0o700)
+                    building.sources.mkdir(mode=0o700)
+                except BaseException:
+                    ownership.release()
+                    raise
+                return building, ownership
 
     def own_run(self, run_id: str) -> OwnedRun:
         """Take over an existing run whose owner is gone."""

@@ -202,7 +202,7 @@ def drop_runs(
         problems += one.problem is not None
         if as_json:
             continue
-        what = one.run or "what an earlier gc had left"
+        what = one.run or "what had been left half made, or half gone"
         if one.problem is not None:
             verb = "dropped" if isinstance(one, Dropped) else "trimmed"
             print(f"casemate: {what}: not {verb}: {printable(one.problem)}", file=sys.stderr)
