@@ -125,11 +125,13 @@ class RunRecovered(Struct, frozen=True):
 
 class RunRolledBack(Struct, frozen=True, kw_only=True):
     """Back to `checkpoint`, or to just `before` a task: exactly one is set. What `undone` names is
-    to be done again, under `generation`."""
+    to be done again, under `generation`. `restored`: what had been done again, or was to be, since
+    the checkpoint was left behind; it has completed again, as it had then."""
 
     checkpoint: str | None = None
     before: str | None = None
     undone: tuple[str, ...]  # in topological, then id order
+    restored: tuple[str, ...] = ()  # in the same
     generation: int
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "Overlays",
     "check_base",
     "fork_files",
+    "kept_layers",
     "layer_name",
     "layer_owner",
     "layer_spec",
@@ -51,10 +52,21 @@ def layer_name(task: str, attempt: int) -> str:
 def present_layers(state: RunState) -> dict[str, str]:
     """Of each task that has completed and changed files, the name of its layer."""
     return {
-        name: layer_name(name, task.attempt)
+        name: layer_name(name, task.done)
         for name, task in state.tasks.items()
         if task.layer is not None and task.standing is Standing.COMPLETED
     }
+
+
+def kept_layers(state: RunState) -> set[str]:
+    """The names of all layers that may count again: those that do, and what checkpoints hold."""
+    held = {
+        layer_name(task, done.attempt)
+        for checkpoint in state.checkpoints.values()
+        for task, done in checkpoint.tasks.items()
+        if done.layer is not None
+    }
+    return held.union(present_layers(state).values())
 
 
 class ClashError(CasemateError):
@@ -224,4 +236,4 @@ def fork_files(source: RunDirectory, copy: RunDirectory, state: RunState) -> Non
         return
     theirs = Workspace(source, state.spec, owner=layer_owner())
     ours = Workspace(copy, state.spec, owner=layer_owner())
-    ours.begin_fork(theirs, present_layers(state).values())
+    ours.begin_fork(theirs, sorted(kept_layers(state)))

@@ -105,7 +105,8 @@ class _Witness(_Times):
         if state.standing is not self.standing:
             self.is_frozen = isinstance(data, RunPaused) and not data.drain
         self.note(state.standing, at)
-        for name in (record.task,) if record.task else getattr(data, "undone", ()):
+        gone_back = (*getattr(data, "undone", ()), *getattr(data, "restored", ()))
+        for name in (record.task,) if record.task else gone_back:
             standing = state.tasks[name].standing
             if name not in self.tasks or standing is not self.tasks[name][0]:
                 self.tasks[name] = (standing, at, getattr(data, "error", None))
@@ -116,7 +117,7 @@ class _Witness(_Times):
         return TaskSummary(
             id=name,
             state="paused" if is_frozen else _TASK_SHOWN[standing],
-            attempt=state.tasks[name].attempt,
+            attempt=state.tasks[name].done or state.tasks[name].attempt,
             since=since,
             error=error,
         )
@@ -187,7 +188,16 @@ def read_story(run: RunDirectory) -> list[Told]:
             state = fold(reader, run.id, last_seq, witness)
     except NotBegunError:
         return []
-    latest = {name: task.generation for name, task in state.tasks.items()}
+    tasks = state.tasks
+
+    def is_undone(task: str | None, attempt: int | None, generation: int) -> bool:
+        return (
+            task is not None
+            and generation < tasks[task].generation
+            and (attempt is None or attempt != tasks[task].done)
+        )
+
     return [
-        Told(told, generation < latest.get(told.event.task or "", 0)) for told, generation in seen
+        Told(told, is_undone(told.event.task, told.event.attempt, generation))
+        for told, generation in seen
     ]

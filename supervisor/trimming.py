@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..protocol.errors import CasemateError
-from ..protocol.events import CheckpointCreated, RunForked, RunRolledBack
-from .core.commands import Record
-from .core.state import RunState
-from .files import layer_name, present_layers
-from .journal import JournalReader, Outline
+from .files import kept_layers
+from .journal import JournalReader
 from .layers import LayerStore
 from .recovery import fold
 from .state import Ownership, RunDirectory
@@ -75,23 +72,10 @@ def trim(run: RunDirectory, *, dry_run: bool = False) -> Trimmed | None:
 
 def _find(run: RunDirectory) -> tuple[list[str], list[Path]]:
     """Names in the folder of layers, and files of values."""
-    needed: set[str] = set()
-
-    def witness(state: RunState, record: Record, _: Outline) -> None:
-        match record.data:
-            case CheckpointCreated(tasks=added):
-                for task in added:
-                    if state.tasks[task].layer is not None:
-                        needed.add(layer_name(task, state.tasks[task].attempt))
-            case RunRolledBack() | RunForked():
-                # What stays may be in no checkpoint that was made before, and is in those after it.
-                needed.update(present_layers(state).values())
-
     with JournalReader(run) as reader:
-        state = fold(reader, run.id, reader.last_seq(), witness)
-        needed.update(present_layers(state).values())
+        state = fold(reader, run.id, reader.last_seq())
         values = ValueStore(run.values).leftovers(reader.digests())
-    return _store(run).superfluous(needed), values
+    return _store(run).superfluous(kept_layers(state)), values
 
 
 def _store(run: RunDirectory) -> LayerStore:

@@ -24,7 +24,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from casemate.protocol.errors import CasemateError
@@ -80,12 +80,21 @@ class _Task:
     def __init__(self) -> None:
         self.count = 0  # of its events
         self.attempt = 0
+        self.done = 0  # the attempt that completed
         self.is_open = False  # its attempt has not ended
         self.has_started = False
         self.is_lost = False  # its attempt was open when the run was taken over
         self.end: type[EventData] | None = None  # how it ended for good
         self.layer: Layer | None = None
         self.output: bytes = b""
+
+
+class _Done(NamedTuple):
+    """A task that has completed."""
+
+    attempt: int
+    layer: Layer | None
+    output: bytes
 
 
 class _Story:
@@ -97,7 +106,7 @@ class _Story:
         self.plain: dict[str, set[str]] = {}
         self.streams: dict[str, set[str]] = {}
         self.below: dict[str, set[str]] = {}  # dependants
-        self.checkpoints: dict[str, set[str]] = {}  # all that each holds
+        self.checkpoints: dict[str, dict[str, _Done]] = {}  # all that each holds
         self.head: str | None = None
         self.generation = 0
         self.last: type[EventData] | None = None  # the run's end, if it has come
@@ -216,6 +225,7 @@ class _Story:
                 task.end = type(data)
             if isinstance(data, TaskCompleted):
                 task.layer, task.output = data.layer, bytes(data.output)
+                task.done = task.attempt
                 missing = (self.plain[name] | self.streams[name]) - self.completed()
                 if missing:
                     self.wrong(f"{name}: completed before {', '.join(sorted(missing))}")
@@ -242,7 +252,7 @@ class _Story:
             self.wrong(f"checkpoint {data.checkpoint} again")
         if data.parent != self.head:
             self.wrong(f"checkpoint {data.checkpoint} upon {data.parent}, expected {self.head}")
-        held = set(data.tasks) | self.checkpoints.get(data.parent or "", set())
+        held = set(data.tasks) | self.checkpoints.get(data.parent or "", {}).keys()
         if held != completed:
             self.wrong(
                 f"checkpoint {data.checkpoint} holds {sorted(held)}, had completed "
@@ -260,31 +270,47 @@ class _Story:
         told = (data.total, data.files, data.bytes)
         if told != totals:
             self.wrong(f"checkpoint {data.checkpoint} tells of {told}, found {totals}")
-        self.checkpoints[data.checkpoint] = held
+        self.checkpoints[data.checkpoint] = {
+            name: _Done(task.done, task.layer, task.output)
+            for name, task in self.tasks.items()
+            if name in completed
+        }
         self.head = data.checkpoint
 
     def _undo(self, kind: str, data: RunRolledBack | RunForked) -> None:
         undone = set(data.undone)
+        restored = set(data.restored) if isinstance(data, RunRolledBack) else set()
+        held: dict[str, _Done] = {}
         if data.generation != self.generation + 1:
             self.wrong(f"{kind}: generation {data.generation} after {self.generation}")
         self.generation = data.generation
-        for name in sorted(undone & self.tasks.keys()):
+        for name in sorted((undone | restored) & self.tasks.keys()):
             if self.tasks[name].is_open:
                 self.wrong(f"{kind} undoes {name} while its attempt is open")
         if data.checkpoint is not None:
-            held = self.checkpoints.get(data.checkpoint)
-            if held is None:
+            held = self.checkpoints.get(data.checkpoint, {})
+            changed = {name for name, done in held.items() if self.tasks[name].done != done.attempt}
+            if data.checkpoint not in self.checkpoints:
                 self.wrong(f"{kind} to {data.checkpoint}, which never was")
             elif undone != self.tasks.keys() - held:
                 self.wrong(f"{kind} to {data.checkpoint} undoes {sorted(undone)}, not all but it")
+            elif restored != changed:
+                self.wrong(
+                    f"{kind} to {data.checkpoint} restores {sorted(restored)}, and "
+                    f"{sorted(changed)} are not what it holds"
+                )
         elif isinstance(data, RunRolledBack) and (
             data.before not in undone or self.with_dependants(undone) != undone
         ):
             self.wrong(f"{kind} before {data.before} leaves dependants of {sorted(undone)}")
-        for name in undone & self.tasks.keys():
+        for name in (undone | restored) & self.tasks.keys():
             task = self.tasks[name]
-            task.end, task.layer, task.output = None, None, b""
+            task.end, task.done, task.layer, task.output = None, 0, None, b""
             task.is_open = task.has_started = task.is_lost = False
+        for name in restored & held.keys():
+            task = self.tasks[name]
+            task.end = TaskCompleted
+            task.done, task.layer, task.output = held[name]
         self.head = data.checkpoint
         self.last = None
 
@@ -338,14 +364,16 @@ def _compare_with_fold(story: _Story, reader: JournalReader, run: str) -> None:
         story.wrong(f"the fold refuses it: {error}")
         return
     mine: dict[str, Any] = {
-        "completed": story.completed(),
+        "completed": {n: t.done for n, t in story.tasks.items() if t.end is TaskCompleted},
         "attempts": {name: task.attempt for name, task in story.tasks.items()},
         "head": story.head,
         "generation": story.generation,
         "ended": story.last is not None,
     }
     theirs = {
-        "completed": {n for n, t in state.tasks.items() if t.standing is Standing.COMPLETED},
+        "completed": {
+            n: t.done for n, t in state.tasks.items() if t.standing is Standing.COMPLETED
+        },
         "attempts": {name: task.attempt for name, task in state.tasks.items()},
         "head": state.head,
         "generation": state.generation,

@@ -118,7 +118,10 @@ def run_line(event: PipelineEvent) -> str:
         case "run.rolled_back":
             where = data["checkpoint"] or f"before {data['before']}"
             undone = printable(", ".join(data["undone"]))
-            return f"rolled back to {printable(where)}, undone: {undone or 'nothing'}"
+            restored = printable(", ".join(data["restored"]))
+            return f"rolled back to {printable(where)}, undone: {undone or 'nothing'}" + (
+                f", as it was then: {restored}" if restored else ""
+            )
         case "run.forked":
             return f"forked from {printable(data['source'])} at {printable(data['checkpoint'])}"
         case "checkpoint.created":

@@ -145,14 +145,22 @@ class _Run(Queued):
 
 
 class _Rolling:
-    """A rollback that waits for the deaths of what it undoes."""
+    """A rollback that waits for the deaths of what it undoes, or gives back as it was."""
 
-    __slots__ = ("before", "checkpoint", "undone")
+    __slots__ = ("before", "checkpoint", "restored", "touched", "undone")
 
-    def __init__(self, checkpoint: str | None, before: str | None, undone: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        checkpoint: str | None,
+        before: str | None,
+        undone: tuple[str, ...],
+        restored: tuple[str, ...],
+    ) -> None:
         self.checkpoint = checkpoint
         self.before = before
-        self.undone = frozenset(undone)
+        self.undone = undone
+        self.restored = restored
+        self.touched = frozenset({*undone, *restored})
 
 
 class _Alarm(Clock):
@@ -460,7 +468,7 @@ class Scheduler:
             self._record(run, ended.task, ended.attempt, TaskCancelled(error=error))
         else:
             self._retry_or_fail(now, run, attempt, error)
-        if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.undone):
+        if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
         if run.stop is not None and not run.live:
             # Results that were told in time, of readers whose speaker was not: nobody will confirm
@@ -579,7 +587,8 @@ class Scheduler:
         run.served = self._admissions
         self._reset(attempt)
         self._queue(run)
-        streams = tuple((each, state.tasks[each].attempt) for each in state.graph.streams[spec.id])
+        speakers = ((each, state.tasks[each]) for each in state.graph.streams[spec.id])
+        streams = tuple((each, speaker.done or speaker.attempt) for each, speaker in speakers)
         self._commands.append(
             Spawn(state.run, spec.id, attempt.number, state.graph.inputs[spec.id], streams)
         )
@@ -626,7 +635,7 @@ class Scheduler:
     def _make_ready_if_due(self, run: _Run, task: str) -> None:
         if run.stop is not None or not run.state.is_due(task):
             return
-        if run.rolling is not None and task in run.rolling.undone:
+        if run.rolling is not None and task in run.rolling.touched:
             return
         speakers = (run.live.get(source) for source in run.state.graph.streams[task])
         if any(speaker is not None and speaker.is_doomed for speaker in speakers):
@@ -856,17 +865,18 @@ class Scheduler:
         if run.rolling is not None:
             raise UsageError(f"run {state.run} is being rolled back already")
         undone = state.undone_by(rollback.checkpoint, rollback.before)
-        run.rolling = _Rolling(rollback.checkpoint, rollback.before, undone)
-        for task in undone:
+        restored = () if rollback.checkpoint is None else state.restored_by(rollback.checkpoint)
+        run.rolling = _Rolling(rollback.checkpoint, rollback.before, undone, restored)
+        for task in (*undone, *restored):
             if (attempt := run.live.get(task)) is not None:
                 self._begin_again(attempt, "rolled back")
-        if run.live.keys().isdisjoint(run.rolling.undone):
+        if run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
 
     def _finish_rollback(self, now: float, run: _Run, rolling: _Rolling) -> None:
         state = run.state
         for name in state.graph.order:
-            if name in rolling.undone:
+            if name in rolling.touched:
                 task = state.tasks[name]
                 if task.standing in (Standing.READY, Standing.RUNNING):
                     self._withdraw(run, name)
@@ -876,7 +886,8 @@ class Scheduler:
         data = RunRolledBack(
             checkpoint=rolling.checkpoint,
             before=rolling.before,
-            undone=tuple(name for name in state.graph.order if name in rolling.undone),
+            undone=rolling.undone,
+            restored=rolling.restored,
             generation=state.generation + 1,
         )
         self._record(run, None, None, data)

@@ -18,10 +18,10 @@ ten thousand tasks makes as many checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Raw
 
@@ -63,6 +63,7 @@ __all__ = [
     "LIFECYCLE",
     "TRANSITIONS",
     "Checkpoint",
+    "Completion",
     "Failure",
     "RunStanding",
     "RunState",
@@ -118,6 +119,7 @@ class TaskState:
     wanted: int  # dependants that have not ended, who may still ask for the output
     standing: Standing = Standing.WAITING
     attempt: int = 0  # the latest number given
+    done: int = 0  # the attempt that completed, whose output and layer count
     failures: int = 0  # attempts that count against the retry policy
     blameless: int = 0  # attempts that failed through no fault of the task
     delay: float = 0.0  # of the latest retry
@@ -134,6 +136,13 @@ class Failure:
     error: TaskError
 
 
+class Completion(NamedTuple):
+    """What a task that completed is."""
+
+    attempt: int
+    layer: Layer | None
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The completed tasks of `parent`, and `tasks`; `total` of them. Files and bytes of the layers
@@ -141,7 +150,7 @@ class Checkpoint:
 
     id: str
     parent: str | None
-    tasks: tuple[str, ...]
+    tasks: Mapping[str, Completion]
     total: int
     files: int
     bytes: int
@@ -212,9 +221,9 @@ class RunState:
 
     # What may be returned to.
 
-    def held_by(self, checkpoint: str) -> set[str]:
+    def held_by(self, checkpoint: str) -> dict[str, Completion]:
         """The tasks that had completed at a checkpoint; UsageError where there is none such."""
-        held: set[str] = set()
+        held: dict[str, Completion] = {}
         name: str | None = checkpoint
         while name is not None:
             found = self.checkpoints.get(name)
@@ -248,13 +257,23 @@ class RunState:
         undone = downstream(self.graph.dependants, [before, *cancelled])
         return tuple(task for task in self.graph.order if task in undone)
 
-    def all_but(self, kept: set[str]) -> tuple[str, ...]:
+    def all_but(self, kept: Container[str]) -> tuple[str, ...]:
         return tuple(task for task in self.graph.order if task not in kept)
+
+    def restored_by(self, checkpoint: str) -> tuple[str, ...]:
+        """What the checkpoint holds and is not so any more: a rollback to an earlier one left it
+        behind."""
+        held = self.held_by(checkpoint)
+        return tuple(
+            task
+            for task in self.graph.order
+            if task in held and self.tasks[task].done != held[task].attempt
+        )
 
     def missing_outputs(self) -> list[tuple[str, int]]:
         """(task, attempt) of the outputs that are needed and not in memory."""
         return [
-            (name, task.attempt)
+            (name, task.done)
             for name, task in self.tasks.items()
             if task.standing is Standing.COMPLETED
             and task.output is None
@@ -294,17 +313,25 @@ class RunState:
             raise LocalViolation(
                 f"run {self.run}: generation {data.generation} after {self.generation}"
             )
-        strangers = set(data.undone) - self.tasks.keys()
+        restored = data.restored if isinstance(data, RunRolledBack) else ()
+        held = self.held_by(data.checkpoint) if restored and data.checkpoint is not None else {}
+        strangers = {*data.undone, *restored} - self.tasks.keys()
         if strangers:
             raise LocalViolation(f"run {self.run}: {sorted(strangers)} undone: no task of the run")
-        for name in data.undone:
+        for name in (*data.undone, *restored):
             task = self.tasks[name]
             subject = f"task {self.run}/{name}"
             task.standing = task_life.LIFECYCLE.next(subject, task.standing, type(data))
             task.output = task.layer = task.saved = None
-            task.failures = task.blameless = 0
+            task.done = task.failures = task.blameless = 0
             task.generation += 1
             self.failures.pop(name, None)
+        for name in restored:
+            if name not in held:
+                raise LocalViolation(f"run {self.run}: {name} restored: not in {data.checkpoint}")
+            task = self.tasks[name]
+            task.standing = Standing.COMPLETED
+            task.done, task.layer = held[name]
         self._pass(type(data))
         self.cancelled = None
         self.generation = data.generation
@@ -343,8 +370,10 @@ class RunState:
                 f"run {self.run}: checkpoint {data.checkpoint} upon {data.parent}, expected a new "
                 f"one upon {self.head}"
             )
+        tasks = ((name, self.tasks[name]) for name in data.tasks)
+        added = {name: Completion(task.done, task.layer) for name, task in tasks}
         self.checkpoints[data.checkpoint] = Checkpoint(
-            data.checkpoint, data.parent, data.tasks, data.total, data.files, data.bytes
+            data.checkpoint, data.parent, added, data.total, data.files, data.bytes
         )
         self.head = data.checkpoint
         self.fresh = []
@@ -396,6 +425,7 @@ class RunState:
         task.standing = standing
         task.output = data.output
         task.layer = data.layer
+        task.done = task.attempt
         task.saved = None
         self._add(data.layer)
         self.completed += 1

@@ -173,7 +173,8 @@ class Judge:
         self.specs: dict[str, PipelineSpec] = {}
         self.live: dict[tuple[str, str], int] = {}
         self.attempts: dict[tuple[str, str], int] = {}  # the latest made ready
-        self.completed: set[tuple[str, str]] = set()
+        self.completed: dict[tuple[str, str], int] = {}  # and by which attempt
+        self.held: dict[tuple[str, str], dict[str, int]] = {}  # the same of a run, by checkpoint
         self.ended: set[tuple[str, str, int]] = set()
         self.killed: set[tuple[str, str, int]] = set()
         self.asked: dict[tuple[str, str, int], tuple[float, ErrorKind]] = {}
@@ -232,13 +233,27 @@ class Judge:
         key = (record.run, record.task or "")
         if isinstance(record.data, TaskReady):
             self.attempts[key] = record.attempt or 0
+        elif isinstance(record.data, CheckpointCreated):
+            self.held[record.run, record.data.checkpoint] = self._completed(record.run)
         elif isinstance(record.data, RunRolledBack | RunForked):
-            self.completed -= {(record.run, task) for task in record.data.undone}
-        elif isinstance(record.data, ENDINGS):
-            if record.attempt is not None:
-                self.ended.add((*key, record.attempt))
+            self._go_back(record.run, record.data)
+        elif isinstance(record.data, ENDINGS) and record.attempt is not None:
+            self.ended.add((*key, record.attempt))
             if isinstance(record.data, TaskCompleted):
-                self.completed.add(key)
+                self.completed[key] = record.attempt
+
+    def _completed(self, run: str) -> dict[str, int]:
+        return {task: number for (other, task), number in self.completed.items() if other == run}
+
+    def _go_back(self, run: str, data: RunRolledBack | RunForked) -> None:
+        restored = data.restored if isinstance(data, RunRolledBack) else ()
+        for task in (*data.undone, *restored):
+            self.completed.pop((run, task), None)
+            assert (run, task) not in self.live, f"{run}: {data}: {task} may be alive"
+        if data.checkpoint is not None:
+            held = self.held[run, data.checkpoint]
+            self.completed |= {(run, task): held[task] for task in restored}
+            assert self._completed(run) == held, f"{run}: {data}: not what the checkpoint holds"
 
     def _live_key(self, command: CancelAttempt | Kill | Freeze | Thaw) -> tuple[str, str, int]:
         key = (command.run, command.task, command.attempt)
@@ -290,7 +305,8 @@ class Judge:
         streams = tuple(sorted(edge.source for edge in edges if edge.stream))
         assert tuple(name for name, _ in spawn.streams) == streams
         for name, number in spawn.streams:
-            assert self.attempts[spawn.run, name] == number
+            speaker = spawn.run, name
+            assert self.completed.get(speaker, self.attempts[speaker]) == number
             is_over = (spawn.run, name, number) in self.ended
             assert not is_over or (spawn.run, name) in self.completed, f"{spawn}: {name} is over"
         for source in upstream:
@@ -305,9 +321,7 @@ class Judge:
         data = record.data
         if isinstance(data, RunRolledBack | RunForked):
             self.over.discard(record.run)
-            for task in data.undone:
-                self.completed.discard((record.run, task))
-                assert (record.run, task) not in self.live, f"{record}: {task} may be alive"
+            self._go_back(record.run, data)
         assert record.run not in self.over, f"{record}: after the run's last event"
         kind = KIND_OF[type(data)]
         if kind == "run.paused":
@@ -317,6 +331,8 @@ class Judge:
         if isinstance(data, RUN_ENDINGS):
             assert not any(run == record.run for run, _ in self.live), f"{record}: something lives"
             self.over.add(record.run)
+        if isinstance(data, CheckpointCreated):
+            self.held[record.run, data.checkpoint] = self._completed(record.run)
         if record.task is None:
             return
         key = (record.run, record.task)
@@ -332,7 +348,7 @@ class Judge:
                 self.ended.add((*key, record.attempt))
             if isinstance(data, TaskCompleted):
                 assert not self.reads_on(key), f"{record}: what it reads may begin again"
-                self.completed.add(key)
+                self.completed[key] = record.attempt or 0
 
     def check_every_attempt_ended(self) -> None:
         made = {
@@ -629,7 +645,9 @@ def _show_record(prefix: str, record: Record) -> str:
             return f"{text} {data.checkpoint}{upon}: {', '.join(data.tasks) or '-'} ({data.total})"
         case RunRolledBack():
             to = data.checkpoint or f"before {data.before}"
-            return f"{text} to {to} as {data.generation}, undone: {', '.join(data.undone) or '-'}"
+            back = f", restored: {', '.join(data.restored)}" if data.restored else ""
+            undone = ", ".join(data.undone) or "-"
+            return f"{text} to {to} as {data.generation}, undone: {undone}{back}"
         case RunForked():
             return f"{text} of {data.source} at {data.checkpoint}, undone: {', '.join(data.undone)}"
     return text

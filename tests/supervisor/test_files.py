@@ -21,6 +21,7 @@ from casemate.supervisor.state import StateDirectory
 from casemate.supervisor.workspace import Workspace
 from fakes import wait_until
 from runs import Embedded, Place, is_alive
+from verifier import assert_true_story
 
 TASKS = """
 import os, time
@@ -208,6 +209,25 @@ def test_a_rollback_to_each_checkpoint_brings_back_its_files(
         assert files(state, run)["log"] == "a b c d "
     outputs = [e.data["output"] for e in events(state, run, "task.completed") if e.task == "d"]
     assert outputs == ["a b c "] * 5
+
+
+def test_a_checkpoint_that_was_left_behind_still_has_its_files_and_outputs(
+    house: Embedded, place: Place, state: Path
+) -> None:
+    run = house.run(chain(place)).run
+    house.call(house.supervisor.rollback(run, "c1"))
+    finished(state, run, 2)  # b, c and d as second attempts, in c5 and so on
+    copy = house.call(house.supervisor.fork(run, "c5"))
+    finished(state, copy, 2)  # the first is shared history
+    for each in (run, copy):
+        house.call(house.supervisor.rollback(each, "c3"))
+        finished(state, each, 3)
+        [*_, back] = events(state, each, "run.rolled_back")
+        assert (back.data["undone"], back.data["restored"]) == (["d"], ["b", "c"])
+        [*_, last] = events(state, each, "task.completed")
+        assert (last.task, last.attempt, last.data["output"]) == ("d", 3, "a b c ")
+        assert files(state, each)["log"] == "a b c d "
+        assert_true_story(state, each, has_ended=True)
 
 
 def test_a_fork_has_the_files_of_its_checkpoint_and_leaves_its_source_alone(
