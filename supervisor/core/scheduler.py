@@ -199,6 +199,10 @@ class _Every(_Alarm):
     __slots__ = ()
 
 
+def _reads_anew(source: str) -> str:
+    return f"{source}, whose stream it reads, begins again"
+
+
 def _stopped(cause: TaskError) -> TaskError:
     """What the tasks of a run that is being ended are told."""
     timed_out = cause.kind is ErrorKind.TIMEOUT_RUN
@@ -353,10 +357,14 @@ class Scheduler:
         if any(self._wants_checkpoint(run, task) for task in state.fresh):
             self._checkpoint(run)
         for task in state.graph.order:
+            if state.tasks[task].standing is Standing.BACKOFF and task not in run.backoffs:
+                if (source := state.silent_source(task)) is not None:
+                    self._record(run, task, None, TaskRestarted(reason=_reads_anew(source)))
+                else:
+                    self._back_off(now, run, task, state.tasks[task].delay)
+        for task in state.graph.order:
             standing = state.tasks[task].standing
-            if standing is Standing.BACKOFF and task not in run.backoffs:
-                self._back_off(now, run, task, state.tasks[task].delay)
-            elif standing is Standing.FAILED and task in state.failures:
+            if standing is Standing.FAILED and task in state.failures:
                 self._fail_dependants(now, run, task, state.failures[task].error)
             elif state.specs[task].limits.memory > self._memory_budget:
                 self._refuse(now, run, task)
@@ -678,7 +686,7 @@ class Scheduler:
         """What read from an attempt that did not complete has to read it all anew."""
         for reader in run.state.graph.readers[task]:
             state = run.state.tasks[reader]
-            reason = f"{task}, whose stream it reads, begins again"
+            reason = _reads_anew(task)
             if (attempt := run.live.get(reader)) is not None:
                 self._begin_again(attempt, reason)
                 self._restart_readers(now, run, reader)

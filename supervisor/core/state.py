@@ -213,10 +213,18 @@ class RunState:
         return (
             state.standing is Standing.WAITING
             and not state.waits
-            and all(
-                self.tasks[source].standing in (Standing.RUNNING, Standing.COMPLETED)
+            and self.silent_source(task) is None
+        )
+
+    def silent_source(self, task: str) -> str | None:
+        """Of those whose streams a task reads, the first that neither speaks nor has completed."""
+        return next(
+            (
+                source
                 for source in self.graph.streams[task]
-            )
+                if self.tasks[source].standing not in (Standing.RUNNING, Standing.COMPLETED)
+            ),
+            None,
         )
 
     # What may be returned to.
