@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench chaos humaneval wfinstances clean
+.PHONY: demo test check bench chaos faults humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -33,6 +33,12 @@ check: $(VENV)/.ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy --strict -p casemate
 	@$(BIN)/mypy --strict tests
+
+# A fault at every single write of a run and of its fork: minutes. The suite does it at some.
+faults: $(VENV)/.ready
+	@for fault in kill torn lost EIO ENOSPC; do folder=$$(mktemp -d); printf '%s: ' $$fault; \
+	  PYTHONPATH=tests $(BIN)/python -B tests/supervisor/every_write.py $$fault $$folder || exit 1; \
+	  rm -rf $$folder; done
 
 humaneval: $(VENV)/.ready
 	@$(BIN)/python examples/humaneval/run.py $(ARGS)
