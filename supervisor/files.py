@@ -136,6 +136,11 @@ class Files:
         if state.spec.workspace is None:
             return None
         workspace = Workspace(run, state.spec, owner=layer_owner(), state=state_directory)
+        for name in workspace.store.attempts():
+            task, _, number = name.rpartition(".")
+            if task not in state.tasks or int(number) > state.tasks[task].attempt:
+                # Its layer was begun before its number was durable: that will be given again.
+                workspace.store.discard(name)
         missing = workspace.store.sweep(set(journaled)) & set(present_layers(state).values())
         if missing:
             raise DamagedLayerError(

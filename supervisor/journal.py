@@ -149,6 +149,8 @@ class _Large(Struct, frozen=True, array_like=True):
     name: str
 
 
+_Rows = list[tuple[int, str | None, int | None, str, float, bytes, int | None, bytes | None]]
+
 _encoder = msgspec.msgpack.Encoder()
 _large_decoder = msgspec.msgpack.Decoder(tuple[_Large, ...])
 _NIL = b"\xc0"
@@ -651,6 +653,7 @@ class JournalReader:
             if page and weight > size:
                 break
             size -= weight
+            since = self._next(since, row)
             if large:
                 values = [self._values.get(place.digest, place.size) for place in large]
                 page.append(_replace_data(row, _fill(bytes(row.data), large, values)))
@@ -668,6 +671,7 @@ class JournalReader:
             if page and weight > size:
                 break
             size -= weight
+            since = self._next(since, row)
             page.append(_outline(row, large))
         return page
 
@@ -710,13 +714,27 @@ class JournalReader:
             (*parameters, limit),
         )
         run = self.run
-        return [
-            (
-                Event(seq, run, task, attempt, kind, at, Raw(data), task_seq),
-                _large_decoder.decode(large) if large else (),
-            )
-            for seq, task, attempt, kind, at, data, task_seq, large in rows
-        ]
+        try:
+            # What SQLite finds in a damaged page may be of any type.
+            return [
+                (
+                    Event(seq, run, task, attempt, kind, at, Raw(data), task_seq),
+                    _large_decoder.decode(large) if large else (),
+                )
+                for seq, task, attempt, kind, at, data, task_seq, large in msgspec.convert(
+                    rows, type=_Rows
+                )
+            ]
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise self._damaged(error) from error
+
+    def _next(self, since: int, event: Event) -> int:
+        if event.seq != since + 1:
+            raise self._damaged(f"event {event.seq} follows upon {since}")
+        return event.seq
+
+    def _damaged(self, what: object) -> JournalError:
+        return JournalError(f"{self._directory.journal}: damaged: {what}")
 
 
 def _replace_data(event: Event, data: bytes) -> Event:

@@ -348,6 +348,10 @@ class LayerStore:
         """What could not stay in a layer: sockets, FIFOs, devices."""
         return [os.fsdecode(path) for path in self._read(name).dropped]
 
+    def attempts(self) -> list[str]:
+        """Every attempt of which there is a layer, whatever became of it."""
+        return [name for name in self._names() if _LAYER.fullmatch(name)]
+
     def committed(self) -> set[str]:
         """Layers that are whole on disk; whether they count is for the journal to say."""
         return {

@@ -91,7 +91,7 @@ def fold(
                 raise JournalError(f"run {run}: event {event.seq} is of a task it does not have")
             record = Record(run, event.task, event.attempt, data)
             state.apply(record)
-        except (LocalViolation, UsageError, msgspec.DecodeError) as error:
+        except (LocalViolation, UsageError, msgspec.MsgspecError, ValueError) as error:
             # What we would never have written: somebody else did, or the disk.
             raise JournalError(f"run {run}: event {event.seq} cannot be: {error}") from error
         if omitted and isinstance(data, TaskCompleted) and event.task is not None:
