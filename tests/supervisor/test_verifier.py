@@ -295,7 +295,7 @@ def test_a_fold_that_does_not_agree_is_told(
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
-        ("DELETE FROM events WHERE seq = 5", "seq 6: expected seq 5"),
+        ("DELETE FROM events WHERE seq = 5", "event 6 follows upon 4"),
         ("UPDATE events SET task_seq = 9 WHERE seq = 8", "a: expected task seq 6, found 9"),
         ("UPDATE events SET kind = 'task.dreamt' WHERE seq = 5", "unknown kind task.dreamt"),
         ("UPDATE events SET data = x'c0' WHERE seq = 5", "cannot be read from here on"),
