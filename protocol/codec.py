@@ -40,6 +40,7 @@ from .errors import LocalViolation, RemoteViolation, UsageError
 from .limits import (
     ERROR_TEXT_SIZE,
     ERROR_TYPE_SIZE,
+    ITEM_SIZE,
     LINK_VERSION,
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
@@ -178,8 +179,9 @@ def _decode(frame: bytes, decoders: dict[int, msgspec.msgpack.Decoder[Any]]) -> 
 def _problem(message: Message) -> str | None:
     """What the types do not say. The commonest first: this runs for every message."""
     match message:
-        case Emit():
-            return None
+        case Emit(item=item):
+            size = memoryview(item).nbytes
+            return None if size <= ITEM_SIZE else f"item of {size} bytes; at most {ITEM_SIZE}"
         case Log(text=text, fields=fields):
             if not _is_map(fields):
                 return "fields must be a map"

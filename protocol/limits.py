@@ -7,6 +7,9 @@ MIB = 1024 * KIB
 # one half-read message each cost 100 MiB. Larger outputs go through the outbox file.
 MESSAGE_SIZE = 1 * MIB
 
+# One item of a stream: it has to fit a message that names its task too.
+ITEM_SIZE = MESSAGE_SIZE - KIB
+
 # A value (run input, task output) that travels by file. The engine copies it once, off the loop.
 VALUE_SIZE = 64 * MIB
 

@@ -185,6 +185,7 @@ class Pipeline:
         fail_fast: bool = False,
         timeout: float | str | None = None,
         max_parallel: int | None = None,
+        stream_backlog: int | str | None = None,
     ) -> None:
         self.name = name
         self.workspace = workspace
@@ -201,8 +202,9 @@ class Pipeline:
         self.fail_fast = fail_fast
         self.timeout = timeout
         self.max_parallel = max_parallel
+        self.stream_backlog = stream_backlog
         self._tasks: dict[str, Task] = {}
-        self._edges: list[tuple[str, str]] = []
+        self._edges: list[tuple[str, str, bool]] = []
 
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r}, tasks={list(self._tasks)!r})"
@@ -213,7 +215,7 @@ class Pipeline:
 
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:
-        return tuple(self._edges)
+        return tuple((source, to) for source, to, _ in self._edges)
 
     @overload
     def task(
@@ -298,9 +300,12 @@ class Pipeline:
         self._tasks[task.id] = task
         return task
 
-    def add_edge(self, source: str | Task | Function, to: str | Task | Function) -> None:
-        """`to` runs after `source` has completed, and sees its output."""
-        self._edges.append((self._id(source), self._id(to)))
+    def add_edge(
+        self, source: str | Task | Function, to: str | Task | Function, *, stream: bool = False
+    ) -> None:
+        """`to` runs after `source` has completed, and sees its output. With `stream` it runs while
+        `source` does, and reads what that emits: `ctx.stream(source)`."""
+        self._edges.append((self._id(source), self._id(to), stream))
 
     def document(self) -> dict[str, object]:
         """The pipeline exactly as a file would say it; pickled functions are bytes."""
@@ -333,13 +338,18 @@ class Pipeline:
             document["defaults"] = defaults
         document["tasks"] = {task.id: task.document(self.root) for task in self._tasks.values()}
         if self._edges:
-            document["edges"] = [{"from": source, "to": to} for source, to in self._edges]
+            document["edges"] = [
+                {"from": source, "to": to} | ({"stream": True} if stream else {})
+                for source, to, stream in self._edges
+            ]
         if self.fail_fast:
             document["fail_fast"] = True
         if self.timeout is not None:
             document["timeout"] = self.timeout
         if self.max_parallel is not None:
             document["max_parallel"] = self.max_parallel
+        if self.stream_backlog is not None:
+            document["stream_backlog"] = self.stream_backlog
         return document
 
     # `Any`: the options are those of `Supervisor`, and the input is whatever the first tasks take.

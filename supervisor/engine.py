@@ -38,12 +38,13 @@ from typing import Any, Self
 import msgspec
 from msgspec import Raw
 
-from ..protocol.errors import CasemateError, SetupRefused, UsageError
+from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
 from ..protocol.events import (
     CheckpointCreated,
     ErrorKind,
     EventData,
     Layer,
+    TaskCompleted,
     TaskError,
     TaskUsage,
     WorkspaceChanged,
@@ -76,6 +77,7 @@ from .core.events import (
     Used,
 )
 from .core.scheduler import Scheduler
+from .core.task import Standing
 from .core.verdict import Seen, judge
 from .files import ClashError, Files, Given, Overlays, layer_name, layer_spec
 from .front import Frames, FrontProcess, encode_frames
@@ -86,6 +88,7 @@ from .recovery import Recovered, fork, read_outputs, read_run
 from .sandboxes import Sandboxes
 from .sources import snapshot
 from .state import OwnedRun, StateDirectory
+from .streams import Streams
 from .values import ValueStore
 from .workspace import Prepared
 
@@ -136,6 +139,7 @@ class _Run:
     input: Raw
     has_sources: bool
     files: Files | None  # None: no workspace
+    streams: Streams | None = None  # None: no stream edges
     appended: int = 0
     committed: int = 0
     has_ended: bool = False  # its last event is durable, or never will be
@@ -257,6 +261,8 @@ class Engine:
             self._runs[run] = _Run(
                 owned, spec, tasks, value, has_sources=taken.files > 0, files=files
             )
+            if any(edge.stream for edge in spec.edges):
+                self._runs[run].streams = Streams(self, owned.directory, spec)
             self._feed(
                 Submit(
                     run=run,
@@ -398,6 +404,15 @@ class Engine:
             appended=found.last_seq,
             committed=found.last_seq,
         )
+        if any(edge.stream for edge in state.spec.edges):
+            completed = [
+                (name, task.attempt)
+                for name, task in state.tasks.items()
+                if task.standing is Standing.COMPLETED
+            ]
+            self._runs[run].streams = Streams(
+                self, owned.directory, state.spec, completed, found.last_seq
+            )
 
     async def _durable(self, run: str) -> None:
         """Wait until all that is recorded of a run so far is on disk."""
@@ -466,8 +481,11 @@ class Engine:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Record():
-                self._record(command.run, command.task, command.attempt, [command.data])
+            case Record(run=run, task=task, attempt=number, data=data):
+                seqs = self._record(run, task, number, [data])
+                if seqs and type(data) is TaskCompleted and (streams := self._streams(run)):
+                    assert task is not None and number is not None
+                    streams.completed((task, number), seqs.start)
             case Spawn():
                 self._spawn(command)
             case CancelAttempt(run=run, task=task, attempt=number):
@@ -506,10 +524,11 @@ class Engine:
 
     def _record(
         self, run_id: str, task: str | None, attempt: int | None, data: list[EventData]
-    ) -> None:
+    ) -> range:
+        """The numbers that these events have from now on."""
         run = self._runs.get(run_id)
         if run is None or run.has_ended:
-            return  # its journal failed: nothing can be added
+            return range(0)  # its journal failed: nothing can be added
         now = time.time()
         seqs = self._journal.append(run_id, [(task, attempt, now, each) for each in data])
         run.appended = seqs.stop - 1
@@ -519,6 +538,7 @@ class Engine:
             self._is_congested = True
             for live in self._attempts.values():
                 live.pause()
+        return seqs
 
     def _look_at_base(self, run_id: str, run: _Run, files: Files) -> None:
         """Tell what others changed, where it is not told yet."""
@@ -567,6 +587,8 @@ class Engine:
             _, key = run.saves.pop(0)
             if attempt := self._attempts.get(key):
                 attempt.saved()
+        if run.streams is not None:
+            run.streams.durable(seq)
         self._ease()
         if is_last:
             self._end_run(run)
@@ -642,6 +664,8 @@ class Engine:
             return
         # What does not fit into RUN goes by a file that is bound read-only.
         run, state = self._runs[key.run], self._core.state(key.run)
+        if run.streams is not None:
+            run.streams.expects((key.task, key.attempt), command.streams)
         saved = state.tasks[key.task].saved or b""
         room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(run.tasks[key.task])
         is_small = len(value) + len(saved) <= room
@@ -714,6 +738,7 @@ class Engine:
             saved=state.saved or Raw(_NIL),
             deadline=task.timeouts.wall,
             workspace=WORKSPACE if prepared is not None else None,
+            streams=run.streams.upstreams((key.task, key.attempt)) if run.streams else (),
         )
         lines = None
         try:
@@ -822,8 +847,22 @@ class Engine:
     def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None:
         key = attempt.key
         if said:
-            self._record(key.run, key.task, key.attempt, said)
+            seqs = self._record(key.run, key.task, key.attempt, said)
+            if seqs and (streams := self._streams(key.run)):
+                streams.said((key.task, key.attempt), said, seqs)
         self._feed(Active(key.run, key.task, key.attempt))
+
+    def attempt_begun(self, attempt: Attempt) -> None:
+        key = attempt.key
+        if streams := self._streams(key.run):
+            streams.begins((key.task, key.attempt))
+
+    def attempt_credited(self, attempt: Attempt, upstream: str, items: int) -> None:
+        key = attempt.key
+        streams = self._streams(key.run)
+        if streams is None:
+            raise RemoteViolation(f"credit for {upstream!r}, which it does not read")
+        streams.credited((key.task, key.attempt), upstream, items)
 
     def attempt_saved(self, attempt: Attempt, state: Raw) -> None:
         key = attempt.key
@@ -876,6 +915,8 @@ class Engine:
     def _over_with(self, key: Key, verdict: Raw | TaskError) -> None:
         """Nothing of an attempt is alive: put its files away, and tell the core."""
         run = self._runs.get(key.run)
+        if run is not None and run.streams is not None:
+            run.streams.ended((key.task, key.attempt))
         if run is not None and run.files is not None:
             run.busy += 1
             self._in_background(self._put_away(key, run, run.files, verdict))
@@ -914,6 +955,24 @@ class Engine:
         self._feed(Ended(key.run, key.task, key.attempt, output=output, error=error, layer=layer))
         if (run := self._runs.get(key.run)) is not None:
             self._retire(run)
+
+    # --- what streams need (streams.Owner) -----------------------------------------------------
+
+    def _streams(self, run: str) -> Streams | None:
+        known = self._runs.get(run)
+        return known.streams if known is not None else None
+
+    def attempt_alive(self, key: Key) -> Attempt | None:
+        return self._attempts.get(key)
+
+    def standing_of(self, run: str, task: str) -> Standing:
+        return self._core.state(run).tasks[task].standing
+
+    def tell_core(self, input: Input) -> None:
+        self._feed(input)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        self._in_background(work)
 
     # --- looking after the living --------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from pydantic import (
 
 from ..protocol import codec
 from ..protocol.events import ErrorKind
-from ..protocol.limits import KIB, MIB
+from ..protocol.limits import KIB, MIB, STREAM_BACKLOG
 from ..protocol.pipeline import (
     TASK_ID_PATTERN,
     Checkpoints,
@@ -406,7 +406,11 @@ _EDGES_SCHEMA = {
                 "anyOf": [
                     {
                         "type": "object",
-                        "properties": {"from": {"type": "string"}, "to": {"type": "string"}},
+                        "properties": {
+                            "from": {"type": "string"},
+                            "to": {"type": "string"},
+                            "stream": {"type": "boolean", "default": False},
+                        },
                         "required": ["from", "to"],
                         "additionalProperties": False,
                     },
@@ -432,7 +436,13 @@ class Pipeline(Model):
         min_length=1, json_schema_extra={"additionalProperties": False}
     )
     edges: Annotated[Any, WithJsonSchema(_EDGES_SCHEMA)] = Field(
-        default=(), description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}"
+        default=(),
+        description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}; stream: true gives items while "
+        "from runs",
+    )
+    stream_backlog: _Size = Field(
+        default=STREAM_BACKLOG,
+        description="bytes of items that may wait for a task that has not started",
     )
     workspace: str | None = Field(
         default=None, description="a folder; never written to: tasks work on layers over it"
@@ -464,7 +474,7 @@ class Pipeline(Model):
 # What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
 _LATER = {
     "breaker", "degrade", "fallbacks", "output_schema", "proc",
-    "python", "recover", "ro", "rw", "stream", "stream_backlog", "validate",
+    "python", "recover", "ro", "rw", "validate",
 }  # fmt: skip
 
 

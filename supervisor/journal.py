@@ -675,6 +675,26 @@ class JournalReader:
             page.append(_outline(row, large))
         return page
 
+    def items(
+        self, task: str, attempt: int, *, since: int, until: int, limit: int, size: int
+    ) -> tuple[list[tuple[int, Raw]], bool]:
+        """What an attempt emitted after seq `since` and up to `until`, with its seqs, and whether
+        that is all of it: it ends early at `limit` items or where it would exceed `size` bytes."""
+        where = (
+            f"kind = '{KIND_OF[TaskEmitted]}' AND task = ? AND attempt = ? AND seq > ? AND seq <= ?"
+        )
+        rows = self._rows(where, (task, attempt, since, until), limit)
+        found: list[tuple[int, Raw]] = []
+        for row, large in rows:
+            weight = len(row.data) + sum(place.size for place in large)
+            if found and weight > size:
+                return found, False
+            size -= weight
+            values = [self._values.get(place.digest, place.size) for place in large]
+            data = _fill(bytes(row.data), large, values)
+            found.append((row.seq, msgspec.msgpack.decode(data, type=TaskEmitted).item))
+        return found, len(rows) < limit
+
     def decisions(self) -> list[Outline]:
         """All events that are not a task's output in bulk: what the state of the run follows
         from, without large values."""

@@ -43,8 +43,10 @@ from ..protocol.messages import (
     Credit,
     Deadline,
     Emit,
+    End,
     Fail,
     Hello,
+    Item,
     Kind,
     Log,
     Message,
@@ -81,7 +83,9 @@ class Owner(Protocol):
     """Who is told. Called on the loop; none of these may block."""
 
     def attempt_greeted(self, attempt: Attempt) -> None: ...
+    def attempt_begun(self, attempt: Attempt) -> None: ...
     def attempt_said(self, attempt: Attempt, said: list[EventData]) -> None: ...
+    def attempt_credited(self, attempt: Attempt, upstream: str, items: int) -> None: ...
     def attempt_saved(self, attempt: Attempt, state: Raw) -> None: ...
     def attempt_told(self, attempt: Attempt) -> None: ...
     def attempt_dead(self, attempt: Attempt) -> None: ...
@@ -277,6 +281,8 @@ class Attempt:
         self._frozen_at: float | None = None
         self._is_killed = False
         self._is_paused = False
+        self._is_held = False
+        self._is_cancelled = False
         self._is_link_over = False
         self._output_left = task.limits.output
         self._progress: TaskProgress | None = None  # the newest, where it is not told yet
@@ -331,12 +337,15 @@ class Attempt:
         self._send_job()
 
     def _send_job(self) -> None:
-        if self._is_run_allowed and self._is_begun and self._job is not None and not self.is_dead:
+        if not self._is_run_allowed or not self._is_begun or self._is_killed or self.is_dead:
+            return
+        if self._job is not None:
             if self._job.deadline is not None:
                 self._deadline = self._loop.time() + self._job.deadline
             self._link.send(self._job)
             self._job = None  # its input may be large
             self._flush()
+            self._owner.attempt_begun(self)
 
     # --- while it runs -----------------------------------------------------------------------
 
@@ -344,6 +353,18 @@ class Attempt:
         """What it last saved is durable."""
         if not self.is_dead and self._link.may_send(Kind.SAVED):
             self._link.send(Saved())
+            self._flush()
+
+    def give(self, upstream: str, items: tuple[Raw, ...]) -> None:
+        """The next items of a stream."""
+        if not self.is_dead and self._link.may_send(Kind.ITEM):
+            self._link.send(Item(upstream=upstream, items=items))
+            self._flush()
+
+    def give_end(self, upstream: str) -> None:
+        """A stream has no more."""
+        if not self.is_dead and self._link.may_send(Kind.END):
+            self._link.send(End(upstream=upstream))
             self._flush()
 
     def freeze(self) -> None:
@@ -369,6 +390,9 @@ class Attempt:
         if self._link.may_send(Kind.CANCEL):
             self._link.send(Cancel(grace=self.task.timeouts.grace))
             self._flush()
+        # Whoever reads its stream is slow or gone, and it has to end: to say what it has to say.
+        self._is_cancelled = True
+        self.hold(False)
         self._sandbox.terminate()
 
     def kill(self) -> None:
@@ -438,21 +462,28 @@ class Attempt:
 
     def pause(self) -> None:
         """Stop reading: the kernel's buffers fill, and the task waits. Its death is still seen."""
-        if not self._is_paused:
-            self._is_paused = True
-            for fd in self._spoken():
-                self._loop.remove_reader(fd)
+        self._is_paused = True
+        self._listen()
 
     def resume(self) -> None:
-        if self._is_paused:
-            self._is_paused = False
-            for fd in self._spoken():
-                self._loop.add_reader(fd, self._watched[fd])
+        self._is_paused = False
+        self._listen()
 
-    def _spoken(self) -> list[int]:
-        """The descriptors that the task's own words come through, those still open."""
-        fds = [self._link.fileno(), *(output.fd for output in self._outputs)]
-        return [fd for fd in fds if fd in self._watched]
+    def hold(self, is_held: bool) -> None:
+        """Stop reading what it says over its link: who reads its stream is behind. Or go on."""
+        self._is_held = is_held and not self._is_cancelled
+        self._listen()
+
+    def _listen(self) -> None:
+        """Read what the task says by itself, as far as it is to be heard."""
+        link = self._link.fileno()
+        for fd in (link, *(output.fd for output in self._outputs)):
+            if fd not in self._watched:
+                continue
+            if self._is_paused or (self._is_held and fd == link):
+                self._loop.remove_reader(fd)
+            else:
+                self._loop.add_reader(fd, self._watched[fd])
 
     def _on_status(self) -> None:
         self._read_status()
@@ -530,11 +561,13 @@ class Attempt:
                         self.kill()
                         break
                     self._owner.attempt_saved(self, state)
-                case Credit(upstream=upstream):
-                    self._broken(
-                        RemoteViolation(f"credit for {upstream!r}, which it does not read")
-                    )
-                    break
+                case Credit(upstream=upstream, items=count):
+                    is_active = True
+                    try:
+                        self._owner.attempt_credited(self, upstream, count)
+                    except RemoteViolation as violation:
+                        self._broken(violation)
+                        break
                 case Hello():
                     self._greet()
                 case Result():

@@ -192,6 +192,7 @@ class _Compiler:
             fail_fast=model.fail_fast,
             timeout=model.timeout,
             max_parallel=model.max_parallel,
+            stream_backlog=model.stream_backlog,
         )
 
     def _wrong(self, message: str, path: KeyPath) -> None:
@@ -235,9 +236,15 @@ class _Compiler:
         not hide a cycle."""
         written = raw.get("tasks")
         tasks: dict[Any, Any] = written if isinstance(written, dict) else {}
-        found: dict[Edge, KeyPath] = {}
+        found: dict[tuple[str, str], tuple[Edge, KeyPath]] = {}
 
-        def add(source: Any, to: Any, path: KeyPath, ends: tuple[KeyPath, KeyPath]) -> None:
+        def add(
+            source: Any,
+            to: Any,
+            path: KeyPath,
+            ends: tuple[KeyPath, KeyPath],
+            stream: bool = False,
+        ) -> None:
             known = True
             for end, where in ((source, ends[0]), (to, ends[1])):
                 if not isinstance(end, str):
@@ -247,7 +254,13 @@ class _Compiler:
                     self._wrong(f"there is no task {shown(end)}{did_you_mean(end, tasks)}", where)
                     known = False
             if known:
-                found.setdefault(Edge(source, to), path)
+                edge, _ = found.setdefault((source, to), (Edge(source, to, stream), path))
+                if edge.stream is not stream:
+                    self._wrong(
+                        f"the edge from {source} to {to} is given both with and without stream: "
+                        "true; take one out",
+                        path,
+                    )
 
         for id, task in tasks.items():
             needs = task.get("needs", ()) if isinstance(task, dict) else ()
@@ -274,9 +287,15 @@ class _Compiler:
                     case [source, to]:
                         add(source, to, path, (path, path))
                     case {"from": source, "to": to}:
-                        for key in edge.keys() - {"from", "to"}:
-                            self._wrong(unknown_key(key, ("from", "to")), (*path, key))
-                        add(source, to, path, ((*path, "from"), (*path, "to")))
+                        for key in edge.keys() - {"from", "to", "stream"}:
+                            self._wrong(unknown_key(key, ("from", "to", "stream")), (*path, key))
+                        stream = edge.get("stream", False)
+                        if not isinstance(stream, bool):
+                            self._wrong(
+                                f"expected true or false, got {shown(stream)}", (*path, "stream")
+                            )
+                            stream = True
+                        add(source, to, path, ((*path, "from"), (*path, "to")), stream)
                     case _:
                         self._wrong(
                             f"expected {{from: a, to: b}} or [a, b], got {_edge_shown(edge)}", path
@@ -284,14 +303,15 @@ class _Compiler:
         else:
             self._wrong(f"expected a list or a map of edges, got {shown(edges)}", ("edges",))
 
-        for cycle in graph.cycles((id for id in tasks if isinstance(id, str)), found):
-            first = Edge(cycle[0], cycle[1 % len(cycle)])
+        edges_found = [edge for edge, _ in found.values()]
+        for cycle in graph.cycles((id for id in tasks if isinstance(id, str)), edges_found):
+            first = found[cycle[0], cycle[1 % len(cycle)]][1]
             round_trip = " → ".join((*cycle, cycle[0]))
             if len(cycle) == 1:
-                self._wrong(f"task {cycle[0]} waits for itself", found[first])
+                self._wrong(f"task {cycle[0]} waits for itself", first)
             else:
-                self._wrong(f"a cycle: {round_trip}; take one of these edges out", found[first])
-        return tuple(sorted(found))
+                self._wrong(f"a cycle: {round_trip}; take one of these edges out", first)
+        return tuple(sorted(edges_found))
 
     # --- one task
 

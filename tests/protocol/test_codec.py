@@ -19,6 +19,7 @@ from casemate.protocol.errors import LocalViolation, RemoteViolation
 from casemate.protocol.limits import (
     ERROR_TEXT_SIZE,
     ERROR_TYPE_SIZE,
+    ITEM_SIZE,
     LINK_VERSION,
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
@@ -288,11 +289,21 @@ def test_cut_text_fits_and_keeps_what_fits(text: str, size: int) -> None:
 
 
 def test_a_message_too_large_is_our_own_fault() -> None:
-    overhead = len(encode(Emit(item=Raw(encode_value(b"x" * 100_000))))) - 100_000
-    fits = Emit(item=Raw(encode_value(b"x" * (MESSAGE_SIZE - overhead))))
+    overhead = len(encode(Result(output=Raw(encode_value(b"x" * 100_000))))) - 100_000
+    fits = Result(output=Raw(encode_value(b"x" * (MESSAGE_SIZE - overhead))))
     assert len(encode(fits)) == MESSAGE_SIZE
     with pytest.raises(LocalViolation, match=f"{MESSAGE_SIZE + 1} bytes"):
-        encode(Emit(item=Raw(encode_value(b"x" * (MESSAGE_SIZE - overhead + 1)))))
+        encode(Result(output=Raw(encode_value(b"x" * (MESSAGE_SIZE - overhead + 1)))))
+
+
+def test_whatever_may_be_emitted_can_be_sent_on_to_who_reads_it() -> None:
+    header = len(encode_value(bytes(ITEM_SIZE))) - ITEM_SIZE
+    largest = Raw(encode_value(bytes(ITEM_SIZE - header)))
+    emitted = decode_from_guest(encode(Emit(item=largest)))
+    assert isinstance(emitted, Emit)
+    assert len(encode(Item(upstream="u" * 64, items=(emitted.item,)))) <= MESSAGE_SIZE
+    with pytest.raises(LocalViolation, match=f"item of {ITEM_SIZE + 1} bytes"):
+        encode(Emit(item=Raw(encode_value(bytes(ITEM_SIZE - header + 1)))))
 
 
 def test_what_cannot_be_encoded_is_our_own_fault() -> None:

@@ -142,8 +142,11 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
         fail_fast=True,
         timeout="1h",
         max_parallel=2,
+        stream_backlog="2MiB",
     )
     pipeline.add_task(Task("list", command=("ls", "-l")))
+    pipeline.add_task(Task("watch", command=("cat",)))
+    pipeline.add_edge("list", "watch", stream=True)
     pipeline.add_task(
         Task(
             "count",
@@ -158,8 +161,9 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
         )
     )
     spec = compiled(pipeline)
-    first, second = spec.tasks
+    first, _, second = spec.tasks
     assert (spec.fail_fast, spec.timeout, spec.max_parallel) == (True, 3600, 2)
+    assert spec.stream_backlog == 2**21
     assert first.execute == CommandEntry(("ls", "-l"))
     assert first.timeouts.wall is None
     assert (first.limits.pids, second.limits.pids) == (16, 16)
@@ -169,7 +173,8 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
     assert second.env == {"A": "1", "B": "2"}
     assert second.sources == ("lib",)
     assert codec.decode_value(second.spec) == {"a": [1, 2]}
-    assert spec.edges == (Edge("list", "count"),)
+    assert spec.edges == (Edge("list", "count"), Edge("list", "watch", stream=True))
+    assert pipeline.edges == (("list", "watch"),)
 
 
 def test_what_was_not_said_is_not_in_the_document() -> None:

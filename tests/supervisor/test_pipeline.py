@@ -138,6 +138,21 @@ def test_what_is_not_said_has_the_documented_defaults(folder: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_stream_edge_says_so_and_any_other_is_plain(folder: Path) -> None:
+    text = """\
+    name: x
+    stream_backlog: 1MiB
+    tasks: {a: {command: [ls]}, b: {command: [ls]}, c: {command: [ls], needs: b}}
+    edges:
+      - {from: a, to: b, stream: true}
+      - {from: a, to: c, stream: false}
+    """
+    spec = load_pipeline(write(folder, text))
+    assert spec.edges == (Edge("a", "b", stream=True), Edge("a", "c"), Edge("b", "c"))
+    assert spec.stream_backlog == MIB
+    assert load_pipeline(write(folder, REVIEW)).stream_backlog == 64 * MIB
+
+
 def test_no_limit_is_said_by_null_or_none(folder: Path) -> None:
     text = "{name: x, tasks: {a: {command: [ls], timeouts: {wall: null}}}}"
     assert load_pipeline(write(folder, text)).tasks[0].timeouts.wall is None
@@ -286,7 +301,7 @@ BAD = [
         "name: x\nqqq: 3\ntasks: {a: {command: [ls], zzz: 1}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, tasks, timeout, workspace
+          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, stream_backlog, tasks, timeout, workspace
           review.yaml:3: tasks.a.zzz: unknown key; the keys here are command, env, execute, limits, needs, network, retry, sources, spec, timeouts""",
     ),
     (
@@ -385,11 +400,13 @@ BAD = [
           review.yaml:7: edges[3]: expected {from: a, to: b} or [a, b], got a map with "a\"""",
     ),
     (
-        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls]}}\nedges:\n  - {from: a, to: b, stream: true}\n  - {from: a, to: b, form: c}",
+        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls]}}\nstream_backlog: much\nedges:\n  - {from: a, to: b, stream: soon}\n  - {from: a, to: b, stream: true, steam: 1}\n  - [a, b]",
         """\
-        review.yaml: 2 problems
-          review.yaml:4: edges[0].stream: is not supported by this version of casemate yet; leave it out
-          review.yaml:5: edges[1].form: unknown key; did you mean from?""",
+        review.yaml: 4 problems
+          review.yaml:3: stream_backlog: 'much' is not a size; write a number of bytes or a text such as 64KiB, 256MiB, 1.5GiB
+          review.yaml:5: edges[0].stream: expected true or false, got "soon"
+          review.yaml:6: edges[1].steam: unknown key; did you mean stream?
+          review.yaml:7: edges[2]: the edge from a to b is given both with and without stream: true; take one out""",
     ),
     (
         "name: x\ntasks:\n  a: {command: [ls], needs: c}\n  b: {command: [ls], needs: a}\n  c: {command: [ls], needs: b}",
@@ -780,7 +797,7 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     assert schema["required"] == ["name", "tasks"]
     assert set(schema["properties"]) == {
         "$schema", "name", "tasks", "edges", "workspace", "defaults", "fail_fast", "timeout",
-        "max_parallel", "base", "conflict", "checkpoints",
+        "max_parallel", "base", "conflict", "checkpoints", "stream_backlog",
     }  # fmt: skip
     models = schema["$defs"]
     assert set(models["Task"]["properties"]) == {
