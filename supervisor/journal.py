@@ -53,6 +53,7 @@ from ..protocol.events import (
     TaskLog,
 )
 from ..protocol.limits import (
+    EVENT_SIZE,
     INLINE_VALUE_SIZE,
     JOURNAL_GROUP_EVENTS,
     JOURNAL_GROUP_SIZE,
@@ -99,6 +100,9 @@ _COLUMNS = 8
 # Most rows of one INSERT; the others are powers of 8 below. 512 rows are one millisecond without
 # the interpreter lock, and beyond it nothing is gained (tests/bench/journal.py).
 _ROWS = 512
+
+# Rows of one task's items that are read at once: 4 MiB where each is as large as a row can be.
+_ITEM_ROWS = 256
 
 # A reader may meet the instant in which the first or last connection has the file for itself.
 _BUSY_SECONDS = 10.0
@@ -151,6 +155,7 @@ class _Large(Struct, frozen=True, array_like=True):
 
 _Rows = list[tuple[int, str | None, int | None, str, float, bytes, int | None, bytes | None]]
 
+_EMITTED = KIND_OF[TaskEmitted]
 _encoder = msgspec.msgpack.Encoder()
 _large_decoder = msgspec.msgpack.Decoder(tuple[_Large, ...])
 _NIL = b"\xc0"
@@ -676,24 +681,24 @@ class JournalReader:
         return page
 
     def items(
-        self, task: str, attempt: int, *, since: int, until: int, limit: int, size: int
+        self, task: str, attempt: int, *, since: int, until: int, size: int
     ) -> tuple[list[tuple[int, Raw]], bool]:
         """What an attempt emitted after seq `since` and up to `until`, with its seqs, and whether
-        that is all of it: it ends early at `limit` items or where it would exceed `size` bytes."""
-        where = (
-            f"kind = '{KIND_OF[TaskEmitted]}' AND task = ? AND attempt = ? AND seq > ? AND seq <= ?"
-        )
-        rows = self._rows(where, (task, attempt, since, until), limit)
+        that is all of it: it ends where it would exceed `size` bytes, each counted as EVENT_SIZE at
+        least."""
+        where = f"kind = '{_EMITTED}' AND task = ? AND attempt = ? AND seq > ? AND seq <= ?"
         found: list[tuple[int, Raw]] = []
-        for row, large in rows:
-            weight = len(row.data) + sum(place.size for place in large)
-            if found and weight > size:
-                return found, False
-            size -= weight
-            values = [self._values.get(place.digest, place.size) for place in large]
-            data = _fill(bytes(row.data), large, values)
-            found.append((row.seq, msgspec.msgpack.decode(data, type=TaskEmitted).item))
-        return found, len(rows) < limit
+        while rows := self._rows(where, (task, attempt, since, until), _ITEM_ROWS):
+            for row, large in rows:
+                weight = len(row.data) + sum(place.size for place in large)
+                size -= max(weight, EVENT_SIZE)
+                if found and size < 0:
+                    return found, False
+                values = [self._values.get(place.digest, place.size) for place in large]
+                data = _fill(bytes(row.data), large, values)
+                found.append((row.seq, msgspec.msgpack.decode(data, type=TaskEmitted).item))
+            since = rows[-1][0].seq
+        return found, True
 
     def decisions(self) -> list[Outline]:
         """All events that are not a task's output in bulk: what the state of the run follows

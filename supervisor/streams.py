@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from ..protocol.errors import CasemateError
 from ..protocol.events import ErrorKind, EventData, TaskEmitted, TaskError
-from ..protocol.limits import STREAM_CREDIT_ITEMS, STREAM_CREDIT_SIZE
+from ..protocol.limits import STREAM_CREDIT_SIZE
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import format_size
 from .core.credit import Action, Credit, Give, GiveEnd, Hold, Name, ReadItems, Unheard, Wait
@@ -159,6 +159,5 @@ class Streams:
                 *asked.speaker,
                 since=asked.after,
                 until=asked.until,
-                limit=STREAM_CREDIT_ITEMS,
                 size=STREAM_CREDIT_SIZE,
             )

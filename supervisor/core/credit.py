@@ -6,7 +6,7 @@ said, becomes durable, is taken into its edge, is sent, and is credited when the
 with it.
 
     said - credited    at most one window (STREAM_CREDIT_*); beyond it the speaker is held
-    taken, not sent    at most about one window: what is beyond stays in the journal
+    taken, not sent    at most about STREAM_CREDIT_SIZE: what is beyond stays in the journal
     sent - credited    at most one window, whatever the speaker has said
 
 An edge that has taken everything which is durable is level: it takes the next items straight from
@@ -18,7 +18,8 @@ While no reader runs there is nobody to wait for: the items are journaled withou
 one is still to come, up to the backlog (`Unheard`). A reader that has ended holds nobody.
 
 A reader may wait for one stream while another is full. If what it waits for waits in turn for the
-speaker of the full one, that one is let go on: holding it would be a deadlock.
+speaker of the full one, that one is let go on: holding it would be a deadlock. Whose result is
+provisional waits for all that it read to complete, and so does who waits for the end of its stream.
 
 Nothing here has a clock, a socket or a thread. Each method returns what is to be done, in order.
 """
@@ -112,12 +113,14 @@ class _Speaker:
     name: Name
     said: int = 0  # items, in this life of the supervisor
     said_size: int = 0
+    coming: int = 0  # of them, not durable yet
     last: int = 0  # the event of the last durable one, or one after it
     has_completed: bool = False  # durably
     is_alive: bool = True
     is_held: bool = False
     edges: dict[str, _Edge] = field(default_factory=dict)  # by reader task
     heard: dict[str, int] = field(default_factory=dict)  # the most that a reader was credited
+    sources: list[_Speaker] = field(default_factory=list)  # whom it reads itself
 
     def full_edges(self) -> list[_Edge]:
         """Those for which it would have to wait."""
@@ -155,10 +158,15 @@ class _Edge:
         """The reader has dealt with all it was sent."""
         return not self.sent and not self.has_ended
 
+    @property
+    def is_dry(self) -> bool:
+        """Only what the speaker says next can help that."""
+        return self.is_starved and self.is_level and not self.speaker.coming
+
     def take(self, items: Iterable[tuple[int, Raw]]) -> None:
         """Items that follow those taken, as far as there is room."""
         for seq, item in items:
-            if len(self.pending) >= STREAM_CREDIT_ITEMS or self.pending_size >= STREAM_CREDIT_SIZE:
+            if self.pending_size >= STREAM_CREDIT_SIZE:
                 return
             self.taken = seq
             self.pending.append(item)
@@ -215,6 +223,8 @@ class Credit:
             speaker = self._speaks(source)
             edge = edges[source[0]] = speaker.edges[reader[0]] = _Edge(speaker, reader)
             self._pump(edge)
+        if self._readers.get(reader[0]):
+            self._speaks(reader).sources = [edge.speaker for edge in edges.values()]
         return self._settled()
 
     def said(self, name: Name, items: Sequence[tuple[int, Raw]]) -> list[Action]:
@@ -224,6 +234,7 @@ class Credit:
             self._coming.append((seq, speaker, item))
             speaker.said_size += weight(item)
         speaker.said += len(items)
+        speaker.coming += len(items)
         self._touched.add(speaker)
         for reader in self._readers[name[0]]:
             unheard = speaker.said_size - speaker.heard.get(reader, 0)
@@ -247,6 +258,7 @@ class Credit:
                 ended.append(speaker)
         for speaker, items in news.items():
             level = [edge for edge in speaker.edges.values() if edge.is_level]
+            speaker.coming -= len(items)
             speaker.last = items[-1][0]
             for edge in level:
                 edge.take(items)
@@ -320,11 +332,7 @@ class Credit:
             if speaker.has_completed and not edge.pending and not edge.has_ended:
                 edge.has_ended = True
                 self._actions.append(GiveEnd(edge.reader, upstream))
-        elif (
-            not edge.is_reading
-            and len(edge.pending) < STREAM_CREDIT_ITEMS // 2
-            and edge.pending_size < STREAM_CREDIT_SIZE // 2
-        ):
+        elif not edge.is_reading and edge.pending_size < STREAM_CREDIT_SIZE // 2:
             edge.is_reading = True
             asked = ReadItems(edge.reader, speaker.name, edge.taken, speaker.last)
             self._actions.append(asked)
@@ -357,17 +365,18 @@ class Credit:
         return is_held or any(edge.is_starved for edge in self._edges.get(name, {}).values())
 
     def _is_awaited(self, speaker: _Speaker, by: Name) -> bool:
-        """Whether a reader waits, over whatever others, for what this speaker says next."""
+        """Whether a reader waits, over whatever others, for what this speaker does next."""
         pending, seen = [by], {by}
         for name in pending:  # grows while it is walked
             found = [
-                edge.speaker.name
-                for edge in self._edges.get(name, {}).values()
-                if edge.is_starved and edge.is_level
+                edge.speaker.name for edge in self._edges.get(name, {}).values() if edge.is_dry
             ]
-            held = self._speakers.get(name[0])
-            if held is not None and held.name == name and held.is_held and held is not speaker:
-                found += [edge.reader for edge in held.full_edges()]
+            known = self._speakers.get(name[0])
+            if known is not None and known.name == name:
+                if known.is_held and known is not speaker:
+                    found += [edge.reader for edge in known.full_edges()]
+                if not known.is_alive and not known.has_completed:
+                    found += [each.name for each in known.sources if not each.has_completed]
             if speaker.name in found:
                 return True
             pending += [each for each in found if each not in seen]
