@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +11,11 @@ from typing import Any
 
 import pytest
 from casemate.protocol.limits import STREAM_CREDIT_ITEMS
-from runs import Embedded, Place
+from casemate.supervisor.cursor import public
+from casemate.supervisor.journal import JournalReader
+from casemate.supervisor.state import StateDirectory
+from fakes import wait_until
+from runs import LAST, Embedded, Place, is_alive
 
 TASKS = """
 import asyncio, time
@@ -86,8 +92,20 @@ async def together(input, ctx):
         return sum([n async for n in ctx.stream(name)])
     return await asyncio.gather(one("few"), one("all"))
 
+def patient(input, ctx):
+    total = sum(ctx.stream("count"))
+    ctx.emit("has all")
+    if ctx.attempt == 1:
+        time.sleep(3600)
+    return total
+
 def size(input, ctx):
     return sum(len(item["pad"]) for item in ctx.stream("many"))
+
+def paced(input, ctx):
+    for n in range(1500):
+        ctx.emit(n)
+        time.sleep(0.001)
 
 def slowly(input, ctx):
     for n in range(3):
@@ -110,9 +128,10 @@ def place(place: Place) -> Place:
     return place
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[Embedded]:
-    with Embedded(tmp_path / "state", max_parallel=8) as house:
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    """One for all: no run of these leaves anything behind that another could meet."""
+    with Embedded(tmp_path_factory.mktemp("house") / "state", max_parallel=8) as house:
         yield house
 
 
@@ -161,7 +180,7 @@ def test_a_slow_reader_holds_its_producer_and_nothing_else(house: Embedded, plac
 
 
 def test_readers_of_one_producer_go_at_their_own_speeds(house: Embedded, place: Place) -> None:
-    tasks = {"count": {}, "lazy": {}, "add": {}}
+    tasks: dict[str, Any] = {"count": {}, "lazy": {}, "add": {}}
     history = house.run(place.spec(tasks=tasks, edges=streams("count lazy", "count add")))
     assert history.output("lazy") == history.output("add") == sum(range(1000))
 
@@ -242,9 +261,6 @@ def test_items_that_nobody_reads_yet_are_kept_up_to_the_backlog(
 
 
 def test_large_items_come_whole(house: Embedded, place: Place) -> None:
-    place.write(
-        "large.py", "def size(input, ctx): return sum(len(i['pad']) for i in ctx.stream('many'))"
-    )
     history = house.run(
         place.spec(
             tasks={"many": {"spec": {"to": 12, "pad": 900_000}}, "size": {}},
@@ -291,8 +307,95 @@ def test_an_idle_clock_stands_still_while_a_task_waits_for_another(
 def test_a_guest_that_credits_what_it_was_not_sent_is_killed(
     house: Embedded, place: Place, guest: str, message: str
 ) -> None:
-    tasks = {"count": {}, guest: {}, "alone": {}}
+    tasks: dict[str, Any] = {"count": {}, guest: {}, "alone": {}}
     history = house.run(place.spec(tasks=tasks, edges=streams(f"count {guest}")))
     assert history.errors() == {guest: "protocol"}
     assert message in history.error(guest)["message"]
     assert history.output("count") == "counted"
+
+
+# --- coming back ---------------------------------------------------------------------------------
+
+PACED: dict[str, Any] = {
+    "tasks": {"paced": {}, "double": {"spec": {"of": "paced"}}, "add": {"spec": {"of": "double"}}},
+    "edges": streams("paced double", "double add"),
+}
+TOTAL = 2 * sum(range(1500))
+
+
+def ends(state: Path, run: str) -> list[Any]:
+    """What each ending of the run gave, once it has ended and not begun again."""
+    with JournalReader(StateDirectory(state).run(run)) as reader:
+        found = [public(event) for event in reader.events(0, 100_000)]
+    assert [event.seq for event in found] == list(range(1, len(found) + 1))
+    return [event.data.get("outputs", event.kind) for event in found if event.kind in LAST]
+
+
+def test_a_run_that_was_killed_in_mid_stream_ends_as_if_it_had_not_been(
+    tmp_path: Path, place: Place
+) -> None:
+    state = tmp_path / "state"
+    with Embedded(state, max_parallel=8) as house:
+        live = house.start(place.spec(**PACED))
+        live.wait("task.emitted", "double", 300)
+        pid = live.wait("task.started", "add").data["pid"]
+        os.kill(house.engine, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid))
+    with Embedded(state, max_parallel=8) as house:
+        house.call(house.supervisor.resume(live.run))
+        wait_until(lambda: ends(state, live.run))
+    assert ends(state, live.run) == [{"add": TOTAL}]
+
+
+def test_what_had_been_streamed_to_its_end_is_read_from_the_journal_by_the_next_supervisor(
+    tmp_path: Path, place: Place
+) -> None:
+    state = tmp_path / "state"
+    tasks = {"count": {}, "later": {"execute": "tasks.py:patient"}}
+    with Embedded(state) as house:
+        live = house.start(place.spec(tasks=tasks, edges=streams("count later")))
+        live.wait("task.emitted", "later")  # it has read everything
+        live.wait("task.completed", "count")
+        os.kill(house.engine, signal.SIGKILL)
+    with Embedded(state) as house:
+        house.call(house.supervisor.resume(live.run))
+        wait_until(lambda: ends(state, live.run))
+    assert ends(state, live.run) == [{"later": sum(range(1000))}]
+    with JournalReader(StateDirectory(state).run(live.run)) as reader:
+        started = [each.task for each in reader.events(0, 10_000) if each.kind == "task.started"]
+    assert started == ["count", "later", "later"]
+
+
+@pytest.mark.parametrize("drain", [False, True])
+def test_a_pause_in_mid_stream_changes_nothing(house: Embedded, place: Place, drain: bool) -> None:
+    live = house.start(place.spec(**PACED))
+    live.wait("task.emitted", "double", 300)
+    house.call(house.supervisor.pause(live.run, drain=drain))
+    house.call(house.supervisor.resume(live.run))
+    assert live.finish().output("add") == TOTAL
+
+
+def test_a_rollback_in_mid_stream_begins_the_stream_anew(house: Embedded, place: Place) -> None:
+    live = house.start(place.spec(**PACED))
+    live.wait("task.emitted", "double", 300)
+    house.call(house.supervisor.rollback(live.run, "c0"))
+    history = live.finish()
+    assert history.output("add") == TOTAL
+    assert len(history.of("task.started", "paced")) == 2
+
+
+@pytest.mark.parametrize("undone", ["paced", "double", "add"])
+def test_a_run_that_has_ended_is_done_again_from_any_of_its_streams(
+    house: Embedded, place: Place, undone: str
+) -> None:
+    run = house.run(place.spec(**PACED)).run
+    house.call(house.supervisor.rollback(run, before=undone))
+    wait_until(lambda: len(ends(house.state, run)) == 2)
+    assert ends(house.state, run) == [{"add": TOTAL}] * 2
+
+
+def test_a_fork_reads_the_streams_of_what_it_was_copied_from(house: Embedded, place: Place) -> None:
+    run = house.run(place.spec(**PACED)).run
+    copy = house.call(house.supervisor.fork(run, "c1"))  # where the producer had completed
+    wait_until(lambda: ends(house.state, copy))
+    assert ends(house.state, copy) == [{"add": TOTAL}]
