@@ -680,9 +680,9 @@ class Engine:
             self._in_background(self._prepare(key, run, value, is_small, given))
 
     def _input(self, command: Spawn) -> bytes:
-        """msgpack of what the task sees: its upstreams' outputs by id, or the run's input. Put
-        together from closed values; nothing is decoded."""
-        if not command.upstream:
+        """msgpack of what the task sees: its upstreams' outputs by id, or, where no edge leads to
+        it, the run's input. Put together from closed values; nothing is decoded."""
+        if not command.upstream and not command.streams:
             return bytes(self._runs[command.run].input)
         return msgspec.msgpack.encode(
             {task: self._core.output(command.run, task) for task in command.upstream}

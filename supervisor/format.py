@@ -28,7 +28,7 @@ from pydantic import (
 
 from ..protocol import codec
 from ..protocol.events import ErrorKind
-from ..protocol.limits import KIB, MIB, STREAM_BACKLOG
+from ..protocol.limits import KIB, MIB, STREAM_BACKLOG, STREAM_CREDIT_SIZE
 from ..protocol.pipeline import (
     TASK_ID_PATTERN,
     Checkpoints,
@@ -122,6 +122,9 @@ _Limit = Annotated[
 _Memory = Annotated[_Size, _at_least(8 * MIB, "the sandbox's own Python needs that")]
 _Tmpfs = Annotated[_Size, _at_least(MIB, "large outputs leave through it")]
 _Disk = Annotated[_Size, _at_least(KIB, "programs write small files to work at all")]
+_Backlog = Annotated[
+    _Size, _at_least(STREAM_CREDIT_SIZE, "so much is on its way to a task that runs")
+]
 _Output = Annotated[_Size, _at_least(KIB, "an error message has to fit")]
 
 
@@ -440,7 +443,7 @@ class Pipeline(Model):
         description="[{from: a, to: b}], [[a, b]] or {a: [b, c]}; stream: true gives items while "
         "from runs",
     )
-    stream_backlog: _Size = Field(
+    stream_backlog: _Backlog = Field(
         default=STREAM_BACKLOG,
         description="bytes of items that may wait for a task that has not started",
     )

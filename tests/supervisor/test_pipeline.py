@@ -400,10 +400,10 @@ BAD = [
           review.yaml:7: edges[3]: expected {from: a, to: b} or [a, b], got a map with "a\"""",
     ),
     (
-        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls]}}\nstream_backlog: much\nedges:\n  - {from: a, to: b, stream: soon}\n  - {from: a, to: b, stream: true, steam: 1}\n  - [a, b]",
+        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls]}}\nstream_backlog: 1KiB\nedges:\n  - {from: a, to: b, stream: soon}\n  - {from: a, to: b, stream: true, steam: 1}\n  - [a, b]",
         """\
         review.yaml: 4 problems
-          review.yaml:3: stream_backlog: 'much' is not a size; write a number of bytes or a text such as 64KiB, 256MiB, 1.5GiB
+          review.yaml:3: stream_backlog: 1KiB is too little; at least 1MiB: so much is on its way to a task that runs
           review.yaml:5: edges[0].stream: expected true or false, got "soon"
           review.yaml:6: edges[1].steam: unknown key; did you mean stream?
           review.yaml:7: edges[2]: the edge from a to b is given both with and without stream: true; take one out""",

@@ -53,6 +53,15 @@ def stuck(input, ctx):
 def alone(input, ctx):
     return "done"
 
+def given(input, ctx):
+    return input
+
+def orderly(input, ctx):
+    try:
+        endless(input, ctx)
+    finally:
+        ctx.save("the last")
+
 def first_three(input, ctx):
     stream = ctx.stream("count")
     return [next(stream) for _ in range(3)]
@@ -247,15 +256,18 @@ def test_items_that_nobody_reads_yet_are_kept_up_to_the_backlog(
     tmp_path: Path, place: Place
 ) -> None:
     spec = place.spec(
-        tasks={"many": {"spec": {"to": 100, "pad": 10_000}}, "reader": {"execute": "tasks.py:add"}},
+        tasks={
+            "many": {"spec": {"to": 1000, "pad": 10_000}},
+            "reader": {"execute": "tasks.py:add"},
+        },
         edges=streams("many reader"),
-        stream_backlog="200KiB",
+        stream_backlog="1MiB",
     )
     with Embedded(tmp_path / "state", max_parallel=1) as house:
         history = house.run(spec)
     assert history.errors() == {"many": "output_limit", "reader": "upstream_failed"}
     assert (
-        "wait for reader, which does not run yet, and stream_backlog is 200KiB"
+        "wait for reader, which does not run yet, and stream_backlog is 1MiB"
         in (history.error("many")["message"])
     )
 
@@ -295,6 +307,24 @@ def test_an_idle_clock_stands_still_while_a_task_waits_for_another(
     tasks = {"slowly": {}, "add": {"spec": {"of": "slowly"}, "timeouts": {"idle": "400ms"}}}
     history = house.run(place.spec(tasks=tasks, edges=streams("slowly add")))
     assert history.output("add") == 3
+
+
+def test_a_task_that_only_reads_streams_has_an_empty_input(house: Embedded, place: Place) -> None:
+    tasks = {"alone": {}, "given": {}, "both": {"execute": "tasks.py:given"}}
+    edges = [*streams("alone given", "alone both"), ["given", "both"]]
+    history = house.run(place.spec(tasks=tasks, edges=edges), {"the run's": "own"})
+    assert history.output("given") == {}
+    assert history.output("both") == {"given": {}}
+
+
+def test_a_producer_that_is_held_can_save_when_it_is_asked_to_end(
+    house: Embedded, place: Place
+) -> None:
+    timeouts = {"wall": "3s", "grace": "60s"}
+    tasks = {"orderly": {"timeouts": timeouts}, "stuck": {"spec": {"of": "orderly"}}}
+    history = house.run(place.spec(tasks=tasks, edges=streams("orderly stuck")))
+    assert history.one("task.saved", "orderly").data["state"] == "the last"
+    assert history.error("orderly")["kind"] == "timeout.wall"
 
 
 @pytest.mark.parametrize(
