@@ -406,7 +406,7 @@ class Engine:
         )
         if any(edge.stream for edge in state.spec.edges):
             completed = [
-                (name, task.attempt)
+                (name, task.done)
                 for name, task in state.tasks.items()
                 if task.standing is Standing.COMPLETED
             ]
