@@ -285,7 +285,7 @@ def test_the_journal_cut_anywhere_gives_the_state_of_that_moment(seed: int) -> N
         step[record.run].apply(record)
 
 
-# The last two: cut between a speaker's failure and what follows of it for a reader between attempts.
+# The last two: cut between the end of a speaker and what follows of it for readers.
 @pytest.mark.parametrize("seed", [*range(100), 100450, 103345])
 def test_a_run_is_taken_over_from_any_place_of_its_journal_and_ends(seed: int) -> None:
     random = Random(seed)
