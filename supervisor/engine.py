@@ -79,7 +79,7 @@ from .core.events import (
 from .core.scheduler import Scheduler
 from .core.task import Standing
 from .core.verdict import Seen, judge
-from .files import ClashError, Files, Given, Overlays, layer_name, layer_spec
+from .files import ClashError, Files, Given, Overlays, begin_files, layer_name, layer_spec
 from .front import Frames, FrontProcess, encode_frames
 from .hostpipe import Settings
 from .journal import Commit, Journal
@@ -87,7 +87,7 @@ from .links import Attempt, Key, Lines
 from .recovery import Recovered, fork, read_outputs, read_run
 from .sandboxes import Sandboxes
 from .sources import snapshot
-from .state import OwnedRun, StateDirectory
+from .state import OwnedRun, RunDirectory, StateDirectory
 from .streams import Streams
 from .values import ValueStore
 from .workspace import Prepared
@@ -249,18 +249,21 @@ class Engine:
 
     async def submit(self, spec: PipelineSpec, value: Raw) -> str:
         """Start a run; its id. Raises UsageError for a pipeline that cannot run."""
-        owned = await asyncio.to_thread(self.state.create_run)
+
+        def fill(building: RunDirectory) -> None:
+            snapshot(spec, building.sources)
+            begin_files(building, spec, self.state.path)
+
+        owned = await asyncio.to_thread(self.state.create_run, fill)
         run = owned.directory.id
         try:
-            taken = await asyncio.to_thread(snapshot, spec, owned.directory.sources)
             files = await asyncio.to_thread(
-                Files.begin_run, owned.directory, spec, self._overlays, self.state.path
+                Files.of_run, owned.directory, spec, self._overlays, self.state.path
             )
             self._journal.open(owned.directory)
             tasks = {task.id: task for task in spec.tasks}
-            self._runs[run] = _Run(
-                owned, spec, tasks, value, has_sources=taken.files > 0, files=files
-            )
+            has_sources = any(owned.directory.sources.iterdir())
+            self._runs[run] = _Run(owned, spec, tasks, value, has_sources, files)
             if any(edge.stream for edge in spec.edges):
                 self._runs[run].streams = Streams(self, owned.directory, spec)
             self._feed(

@@ -35,6 +35,7 @@ __all__ = [
     "Files",
     "Given",
     "Overlays",
+    "begin_files",
     "check_base",
     "fork_files",
     "kept_layers",
@@ -110,14 +111,16 @@ class Files:
         self._given: dict[str, Given] = {}
 
     @classmethod
-    def begin_run(
+    def of_run(
         cls, run: RunDirectory, spec: PipelineSpec, overlays: Overlays, state: Path
     ) -> Files | None:
-        """None: the run has no workspace. UsageError where it is not to be had."""
+        """Of a run whose files are begun; None: it has no workspace. UsageError where that is
+        gone."""
         if spec.workspace is None:
             return None
         workspace = Workspace(run, spec, owner=layer_owner(), state=state)
-        workspace.begin_run()
+        if not workspace.base.is_dir():
+            raise UsageError(f"run {run.id}: its workspace {workspace.base} is gone")
         workspace.overlay = overlays.work(run.path, workspace.base)
         return cls(workspace)
 
@@ -149,10 +152,7 @@ class Files:
             )
         if not workspace.is_begun():
             workspace.begin_run()
-        if not workspace.base.is_dir():
-            raise UsageError(f"run {run.id}: its workspace {workspace.base} is gone")
-        workspace.overlay = overlays.work(run.path, workspace.base)
-        return cls(workspace)
+        return cls.of_run(run, state.spec, overlays, state_directory)
 
     # --- one attempt ---------------------------------------------------------------------------
 
@@ -227,6 +227,15 @@ def _check_base(workspace: Workspace, accept: bool) -> None:
             + (f" and {more} more" if more else "")
             + "; what is returned to lies upon it. --accept-base goes on with it as it is now"
         )
+
+
+def begin_files(run: RunDirectory, spec: PipelineSpec, state: Path) -> None:
+    """What a new run needs of its workspace, durable. UsageError where it is not to be had."""
+    if spec.workspace is not None:
+        try:
+            Workspace(run, spec, owner=layer_owner(), state=state).begin_run()
+        except OSError as error:
+            raise UsageError(f"workspace {spec.workspace} cannot be taken in: {error}") from error
 
 
 def layer_spec(prepared: Prepared) -> LayerSpec:

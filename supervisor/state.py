@@ -23,6 +23,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 import struct
 import tempfile
@@ -334,6 +335,7 @@ class StateDirectory:
                 os.rename(building.path, final.path)
                 fsync_directory(self.runs)
             except BaseException:
+                shutil.rmtree(building.path, ignore_errors=True)  # what that leaves, gc takes
                 ownership.release()
                 raise
         except OSError as error:

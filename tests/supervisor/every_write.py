@@ -43,7 +43,7 @@ from casemate.supervisor.core.events import (
 )
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.state import RunStanding, RunState
-from casemate.supervisor.files import Files, Overlays, present_layers
+from casemate.supervisor.files import Files, Overlays, begin_files, present_layers
 from casemate.supervisor.gc import collect_garbage
 from casemate.supervisor.journal import Commit, Journal, JournalReader, NotBegunError
 from casemate.supervisor.overview import describe
@@ -156,8 +156,8 @@ def begin(folder: Path, tell: Callable[[int], None]) -> int:
         (base / "given").write_text("before")
         state = StateDirectory.open(folder / "state")
         spec = msgspec.structs.replace(SPEC, workspace=str(base))
-        owned = state.create_run()
-        files = Files.begin_run(owned.directory, spec, AlwaysOverlays(), state.path)
+        owned = state.create_run(lambda run: begin_files(run, spec, state.path))
+        files = Files.of_run(owned.directory, spec, AlwaysOverlays(), state.path)
         assert files is not None
         run = owned.directory.id
         Supervisor(owned, files, tell).go(Submit(run, spec, Raw(b"\xc0"), raw(spec), 7))

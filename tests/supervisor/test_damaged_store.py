@@ -19,7 +19,7 @@ from casemate.protocol.errors import CasemateError
 from casemate.supervisor import offline
 from casemate.supervisor.core.events import Submit
 from casemate.supervisor.cursor import public
-from casemate.supervisor.files import Files
+from casemate.supervisor.files import Files, begin_files
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.overview import describe, read_story, summarise
 from casemate.supervisor.recovery import read_run
@@ -40,9 +40,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("whole")
     (folder / "base").mkdir()
     closed, living = StateDirectory.open(folder / "closed"), folder / "living"
-    owned = closed.create_run()
     spec = structs.replace(SPEC, workspace=str(folder / "base"))
-    files = Files.begin_run(owned.directory, spec, AlwaysOverlays(), closed.path)
+    owned = closed.create_run(lambda run: begin_files(run, spec, closed.path))
+    files = Files.of_run(owned.directory, spec, AlwaysOverlays(), closed.path)
     assert files is not None
 
     def copy(_: int) -> None:

@@ -15,7 +15,7 @@ from casemate.protocol.events import RunStarted
 from casemate.supervisor.core.commands import Record
 from casemate.supervisor.core.events import Submit
 from casemate.supervisor.core.scheduler import Scheduler
-from casemate.supervisor.files import Files
+from casemate.supervisor.files import Files, begin_files
 from casemate.supervisor.journal import Entry, Journal
 from casemate.supervisor.state import StateDirectory
 from core.simulated import NIL, raw
@@ -48,10 +48,10 @@ def test_an_attempt_that_had_its_layer_before_its_number_was_durable_begins_agai
     """The engine makes an attempt's layer while the journal still writes: neither waits."""
     (tmp_path / "base").mkdir()
     state = StateDirectory.open(tmp_path / "state")
-    owned = state.create_run()
-    run = owned.directory.id
     spec = structs.replace(SPEC, workspace=str(tmp_path / "base"))
-    files = Files.begin_run(owned.directory, spec, AlwaysOverlays(), state.path)
+    owned = state.create_run(lambda run: begin_files(run, spec, state.path))
+    run = owned.directory.id
+    files = Files.of_run(owned.directory, spec, AlwaysOverlays(), state.path)
     assert files is not None
     records = Scheduler(2, 1000).step(0.0, Submit(run, spec, NIL, raw(spec), 7))
     durable: list[Entry] = [

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from casemate import PipelineEvent, UsageError
 from casemate.protocol.pipeline import PipelineSpec
@@ -159,6 +160,13 @@ def test_branches_that_changed_the_same_file_are_in_conflict_where_they_meet(
     )
     history = house.run(place.spec(workspace="repo", conflict="last", tasks=tasks))
     assert history.output("read")["kept"] == "right"
+
+
+def test_a_run_whose_workspace_is_gone_never_is(house: Embedded, place: Place, state: Path) -> None:
+    what = msgspec.structs.replace(spec(place, step={}), workspace=str(place.path / "nowhere"))
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        house.start(what).finish()
+    assert os.listdir(state / "runs") == []
 
 
 def test_what_a_failed_attempt_wrote_joins_nothing_and_is_kept(

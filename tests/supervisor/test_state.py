@@ -38,9 +38,6 @@ def test_there_is_no_run_that_could_not_be_filled(state: StateDirectory) -> None
 
     with pytest.raises(UsageError, match="No space left"):
         state.create_run(full)
-    assert state.run_ids() == []
-    [dropped] = collect_garbage(state)
-    assert (dropped.run, dropped.problem) == (None, None)
     assert os.listdir(state.runs) == []
 
 
