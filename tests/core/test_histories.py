@@ -18,7 +18,7 @@ from random import Random
 import msgspec
 import pytest
 from casemate.protocol.errors import LocalViolation, UsageError
-from casemate.protocol.events import DATA, KIND_OF, ErrorKind, RunStarted, TaskError
+from casemate.protocol.events import DATA, KIND_OF, ErrorKind, RunRolledBack, RunStarted, TaskError
 from casemate.protocol.pipeline import Checkpoints, PipelineSpec
 from casemate.supervisor.core.commands import Fetch, Kill, Record, Spawn
 from casemate.supervisor.core.events import (
@@ -146,6 +146,12 @@ class Host:
         with contextlib.suppress(UsageError):
             self.tell(random.choice(wishes))
 
+    def go_back(self) -> None:
+        state = self.world.folded["run0"]
+        if state.checkpoints:
+            with contextlib.suppress(UsageError):
+                self.tell(Rollback("run0", self.random.choice(sorted(state.checkpoints)), None))
+
     def fetch(self) -> None:
         run = self.asked.pop(0)
         self.tell(Fetched(run, self.world.outputs(run)))
@@ -232,10 +238,13 @@ class Host:
         raise AssertionError("a run does not end")
 
 
-def play(random: Random) -> Host:
+def play(random: Random, restless: bool = False) -> Host:
+    """`restless`: its operator goes back to one checkpoint after the other."""
     host = Host(random)
     host.tell(submit("run0", host.pipeline()))
     for _ in range(STEPS):
+        if restless and random.random() < 0.2:
+            host.go_back()
         host.move()
     host.finish()
     host.world.judge.check_every_attempt_ended()
@@ -260,6 +269,18 @@ def rebuilt(journal: list[Record]) -> dict[str, RunState]:
 def test_whatever_the_host_does_the_promises_hold_and_every_run_ends(random: Random) -> None:
     host = play(random)
     assert host.world.scheduler.deadline() == math.inf
+
+
+def test_a_run_has_what_the_checkpoint_holds_that_it_was_rolled_back_to() -> None:
+    restored = 0
+    for seed in range(100):
+        world = play(Random(seed), restless=True).world  # the judge knows what each holds
+        for name, state in rebuilt(world.journal).items():
+            state.give(world.outputs(name))
+            assert state == world.folded[name]
+        rollbacks = [r.data for r in world.journal if isinstance(r.data, RunRolledBack)]
+        restored += sum(bool(each.restored) for each in rollbacks)
+    assert restored
 
 
 @pytest.mark.parametrize("seed", range(60))
