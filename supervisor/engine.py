@@ -139,7 +139,7 @@ class _Run:
     input: Raw
     has_sources: bool
     files: Files | None  # None: no workspace
-    streams: Streams | None = None  # None: no stream edges
+    streams: Streams | None  # None: no stream edges
     appended: int = 0
     committed: int = 0
     has_ended: bool = False  # its last event is durable, or never will be
@@ -263,9 +263,8 @@ class Engine:
             self._journal.open(owned.directory)
             tasks = {task.id: task for task in spec.tasks}
             has_sources = any(owned.directory.sources.iterdir())
-            self._runs[run] = _Run(owned, spec, tasks, value, has_sources, files)
-            if any(edge.stream for edge in spec.edges):
-                self._runs[run].streams = Streams(self, owned.directory, spec)
+            streams = Streams.begin_run(self, owned.directory, spec)
+            self._runs[run] = _Run(owned, spec, tasks, value, has_sources, files, streams)
             self._feed(
                 Submit(
                     run=run,
@@ -404,18 +403,10 @@ class Engine:
             state.input,
             has_sources=any(owned.directory.sources.iterdir()),
             files=files,
+            streams=Streams.recover(self, owned.directory, state, found.last_seq),
             appended=found.last_seq,
             committed=found.last_seq,
         )
-        if any(edge.stream for edge in state.spec.edges):
-            completed = [
-                (name, task.done)
-                for name, task in state.tasks.items()
-                if task.standing is Standing.COMPLETED
-            ]
-            self._runs[run].streams = Streams(
-                self, owned.directory, state.spec, completed, found.last_seq
-            )
 
     async def _durable(self, run: str) -> None:
         """Wait until all that is recorded of a run so far is on disk."""

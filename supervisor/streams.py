@@ -26,6 +26,7 @@ from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import format_size
 from .core.credit import Action, Credit, Give, GiveEnd, Hold, Name, ReadItems, Unheard, Wait
 from .core.events import FailRun, Input, Waits
+from .core.state import RunState
 from .core.task import Standing
 from .journal import JournalReader
 from .links import Attempt, Key
@@ -47,15 +48,7 @@ class Owner(Protocol):
 
 
 class Streams:
-    def __init__(
-        self,
-        owner: Owner,
-        directory: RunDirectory,
-        spec: PipelineSpec,
-        completed: Iterable[Name] = (),
-        durable: int = 0,
-    ) -> None:
-        """`completed`: tasks that had when the run was taken over, at event `durable`."""
+    def __init__(self, owner: Owner, directory: RunDirectory, spec: PipelineSpec) -> None:
         self._owner = owner
         self._directory = directory
         self._run = directory.id
@@ -64,9 +57,26 @@ class Streams:
         for edge in sorted(spec.edges):
             if edge.stream:
                 self._readers.setdefault(edge.source, []).append(edge.to)
-        spoken = [name for name in completed if name[0] in self._readers]
-        self._credit = Credit(self._readers, spec.stream_backlog, spoken, durable)
+        self._credit = Credit(self._readers, spec.stream_backlog)
         self._sources: dict[Name, tuple[Name, ...]] = {}  # of those who have not begun
+
+    @classmethod
+    def begin_run(cls, owner: Owner, directory: RunDirectory, spec: PipelineSpec) -> Streams | None:
+        """None: the run has no stream edges."""
+        return cls(owner, directory, spec) if any(edge.stream for edge in spec.edges) else None
+
+    @classmethod
+    def recover(
+        cls, owner: Owner, directory: RunDirectory, state: RunState, durable: int
+    ) -> Streams | None:
+        """Of a run that is taken over; `durable`: its last event."""
+        streams = cls.begin_run(owner, directory, state.spec)
+        if streams is not None:
+            for name, task in state.tasks.items():
+                if task.standing is Standing.COMPLETED:
+                    streams.completed((name, task.attempt), durable)
+            streams.durable(durable)
+        return streams
 
     def expects(self, reader: Name, sources: tuple[Name, ...]) -> None:
         """An attempt that reads is on its way."""
@@ -146,7 +156,7 @@ class Streams:
     async def _read(self, asked: ReadItems) -> None:
         try:
             items, is_all = await asyncio.to_thread(self._read_page, asked)
-        except (OSError, CasemateError) as error:
+        except (OSError, ValueError, CasemateError) as error:
             message = f"items of {asked.speaker[0]} cannot be read again: {error}"
             failure = TaskError(kind=ErrorKind.DISK, message=message)
             self._owner.tell_core(FailRun(self._run, failure))

@@ -191,22 +191,12 @@ class _Edge:
 
 
 class Credit:
-    """The streams of one run. `readers`: of each task's stream. `backlog`: bytes. `completed`:
-    attempts that had completed in an earlier life of the supervisor, by event `durable`."""
+    """The streams of one run. `readers`: of each task's stream. `backlog`: bytes."""
 
-    def __init__(
-        self,
-        readers: Mapping[str, Sequence[str]],
-        backlog: int,
-        completed: Iterable[Name] = (),
-        durable: int = 0,
-    ) -> None:
+    def __init__(self, readers: Mapping[str, Sequence[str]], backlog: int) -> None:
         self._readers = readers
         self._backlog = backlog
-        self._speakers: dict[str, _Speaker] = {  # the latest attempt of each task
-            name[0]: _Speaker(name, last=durable, has_completed=True, is_alive=False)
-            for name in completed
-        }
+        self._speakers: dict[str, _Speaker] = {}  # the latest attempt of each task
         self._edges: dict[Name, dict[str, _Edge]] = {}  # of a reader, by upstream
         # What is not durable yet: the event's number, an item or (None) that there are no more.
         self._coming: deque[tuple[int, _Speaker, Raw | None]] = deque()
@@ -243,19 +233,20 @@ class Credit:
         return self._settled()
 
     def completed(self, name: Name, seq: int) -> None:
-        """A speaker has completed, as the event of that number will tell: it says no more."""
+        """A speaker has completed, as an event up to that number tells: it says no more. It may
+        have been in an earlier life of the supervisor."""
         self._coming.append((seq, self._speaks(name), None))
 
     def durable(self, until: int) -> list[Action]:
         """All events up to this number are."""
         news: dict[_Speaker, list[tuple[int, Raw]]] = {}
-        ended: list[_Speaker] = []
+        completed: list[tuple[int, _Speaker]] = []
         while self._coming and self._coming[0][0] <= until:
             seq, speaker, item = self._coming.popleft()
             if item is not None:
                 news.setdefault(speaker, []).append((seq, item))
             else:
-                ended.append(speaker)
+                completed.append((seq, speaker))
         for speaker, items in news.items():
             level = [edge for edge in speaker.edges.values() if edge.is_level]
             speaker.coming -= len(items)
@@ -263,8 +254,12 @@ class Credit:
             for edge in level:
                 edge.take(items)
                 self._pump(edge)
-        for speaker in ended:
-            speaker.has_completed = True
+        for seq, speaker in completed:
+            speaker.has_completed, speaker.is_alive = True, False
+            for edge in speaker.edges.values():
+                if edge.is_level:
+                    edge.taken = seq
+            speaker.last = seq
             for edge in speaker.edges.values():
                 self._pump(edge)
         return self._settled()
