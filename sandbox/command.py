@@ -13,8 +13,8 @@ The items of a stream edge come through a FIFO, one line of JSON each, named by
 the program opens it, then moves items from the link into it. A thread, because only a blocking open
 says when there is a reader: a descriptor opened early (O_RDWR) would not block, but could never be
 closed without losing what lies in the FIFO or the end of file of a program that opens it late. It
-is read once: when the program has closed it, the FIFO is gone. A program that never opens it keeps
-a thread waiting, which dies with the process.
+is read once: when the program has closed it, the FIFO is gone, and what still comes of the stream
+is thrown away. A program that never opens it keeps a thread waiting, which dies with the process.
 
 The end is the process's end, never the pipe's: a background child that holds the pipe open is
 not waited for. What lies in the pipe at that moment still counts; the rest dies with the sandbox.
@@ -211,9 +211,13 @@ class _Feeder:
         except RuntimeError:
             return  # the task has ended
         except OSError:
-            # The program has closed the FIFO before its end, or removed it: it wants no more.
+            # The program has closed the FIFO before its end, or removed it: it wants no more. What
+            # it left unread would hold up who speaks.
             with contextlib.suppress(OSError):
                 self._path.unlink()
+            with contextlib.suppress(RuntimeError, CasemateError):
+                for _ in self._stream:
+                    pass
         except CasemateError as error:
             name = _variable(self._stream.upstream)
             self.failure = CommandError("error", f"${name}: {error}")

@@ -301,6 +301,25 @@ def test_a_command_reads_a_stream_as_lines_of_a_fifo(house: Embedded, place: Pla
     assert history.output("sum") == sum(range(1000))
 
 
+def test_a_command_need_not_read_its_stream(house: Embedded, place: Place) -> None:
+    tasks: dict[str, Any] = {"count": {"spec": {"to": 3000}}, "deaf": {"command": ["true"]}}
+    history = house.run(place.spec(tasks=tasks, edges=streams("count deaf")))
+    assert history.output("deaf") is None
+    assert len(history.items("count")) == 3000
+
+
+def test_a_command_that_has_closed_its_stream_holds_nobody(house: Embedded, place: Place) -> None:
+    full = "head -n 1 $CASEMATE_STREAM_COUNT; sleep 3600"
+    tasks: dict[str, Any] = {
+        "count": {"spec": {"to": 3000}},
+        "full": {"command": ["sh", "-c", full]},
+    }
+    live = house.start(place.spec(tasks=tasks, edges=streams("count full")))
+    live.wait("task.completed", "count")
+    live.cancel()
+    assert live.finish().outcome == "run.cancelled"
+
+
 def test_an_idle_clock_stands_still_while_a_task_waits_for_another(
     house: Embedded, place: Place
 ) -> None:
