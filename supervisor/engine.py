@@ -44,6 +44,7 @@ from ..protocol.events import (
     ErrorKind,
     EventData,
     Layer,
+    RunRolledBack,
     TaskCompleted,
     TaskError,
     TaskUsage,
@@ -477,9 +478,12 @@ class Engine:
         match command:
             case Record(run=run, task=task, attempt=number, data=data):
                 seqs = self._record(run, task, number, [data])
-                if seqs and type(data) is TaskCompleted and (streams := self._streams(run)):
-                    assert task is not None and number is not None
-                    streams.completed((task, number), seqs.start)
+                if seqs and (streams := self._streams(run)):
+                    if type(data) is TaskCompleted:
+                        assert task is not None and number is not None
+                        streams.completed((task, number), seqs.start)
+                    elif type(data) is RunRolledBack and self._core.knows(run):
+                        streams.restored(self._core.state(run), data.restored, seqs.start)
             case Spawn():
                 self._spawn(command)
             case CancelAttempt(run=run, task=task, attempt=number):

@@ -72,9 +72,8 @@ class Streams:
         """Of a run that is taken over; `durable`: its last event."""
         streams = cls.begin_run(owner, directory, state.spec)
         if streams is not None:
-            for name, task in state.tasks.items():
-                if task.standing is Standing.COMPLETED:
-                    streams.completed((name, task.attempt), durable)
+            completed = [n for n, t in state.tasks.items() if t.standing is Standing.COMPLETED]
+            streams.restored(state, completed, durable)
             streams.durable(durable)
         return streams
 
@@ -106,6 +105,11 @@ class Streams:
     def completed(self, speaker: Name, seq: int) -> None:
         if speaker[0] in self._readers:
             self._credit.completed(speaker, seq)
+
+    def restored(self, state: RunState, tasks: Iterable[str], seq: int) -> None:
+        """These have completed, as the run's events up to that number tell."""
+        for name in tasks:
+            self.completed((name, state.tasks[name].done), seq)
 
     def durable(self, until: int) -> None:
         self._act(self._credit.durable(until))

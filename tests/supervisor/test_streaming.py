@@ -16,6 +16,7 @@ from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.state import StateDirectory
 from fakes import wait_until
 from runs import LAST, Embedded, Place, is_alive
+from verifier import assert_true_story
 
 TASKS = """
 import asyncio, time
@@ -448,3 +449,15 @@ def test_a_fork_reads_the_streams_of_what_it_was_copied_from(house: Embedded, pl
     copy = house.call(house.supervisor.fork(run, "c1"))  # where the producer had completed
     wait_until(lambda: ends(house.state, copy))
     assert ends(house.state, copy) == [{"add": TOTAL}]
+
+
+def test_a_producer_that_is_given_back_as_it_was_is_read_from_the_journal(
+    house: Embedded, place: Place
+) -> None:
+    run = house.run(place.spec(**PACED)).run
+    house.call(house.supervisor.rollback(run, before="paced"))
+    wait_until(lambda: len(ends(house.state, run)) == 2)
+    house.call(house.supervisor.rollback(run, "c1"))  # which holds its first attempt
+    wait_until(lambda: len(ends(house.state, run)) == 3)
+    assert ends(house.state, run) == [{"add": TOTAL}] * 3
+    assert_true_story(house.state, run, has_ended=True)
