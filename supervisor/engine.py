@@ -44,7 +44,6 @@ from ..protocol.events import (
     ErrorKind,
     EventData,
     Layer,
-    RunRolledBack,
     TaskCompleted,
     TaskError,
     TaskUsage,
@@ -264,7 +263,7 @@ class Engine:
             self._journal.open(owned.directory)
             tasks = {task.id: task for task in spec.tasks}
             has_sources = any(owned.directory.sources.iterdir())
-            streams = Streams.begin_run(self, owned.directory, spec)
+            streams = Streams.of_run(self, owned.directory, spec)
             self._runs[run] = _Run(owned, spec, tasks, value, has_sources, files, streams)
             self._feed(
                 Submit(
@@ -404,7 +403,7 @@ class Engine:
             state.input,
             has_sources=any(owned.directory.sources.iterdir()),
             files=files,
-            streams=Streams.recover(self, owned.directory, state, found.last_seq),
+            streams=Streams.of_run(self, owned.directory, state.spec, found.last_seq),
             appended=found.last_seq,
             committed=found.last_seq,
         )
@@ -478,12 +477,9 @@ class Engine:
         match command:
             case Record(run=run, task=task, attempt=number, data=data):
                 seqs = self._record(run, task, number, [data])
-                if seqs and (streams := self._streams(run)):
-                    if type(data) is TaskCompleted:
-                        assert task is not None and number is not None
-                        streams.completed((task, number), seqs.start)
-                    elif type(data) is RunRolledBack and self._core.knows(run):
-                        streams.restored(self._core.state(run), data.restored, seqs.start)
+                if seqs and type(data) is TaskCompleted and (streams := self._streams(run)):
+                    assert task is not None and number is not None
+                    streams.completed((task, number), seqs.start)
             case Spawn():
                 self._spawn(command)
             case CancelAttempt(run=run, task=task, attempt=number):

@@ -26,7 +26,6 @@ from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import format_size
 from .core.credit import Action, Credit, Give, GiveEnd, Hold, Name, ReadItems, Unheard, Wait
 from .core.events import FailRun, Input, Waits
-from .core.state import RunState
 from .core.task import Standing
 from .journal import JournalReader
 from .links import Attempt, Key
@@ -48,7 +47,9 @@ class Owner(Protocol):
 
 
 class Streams:
-    def __init__(self, owner: Owner, directory: RunDirectory, spec: PipelineSpec) -> None:
+    def __init__(
+        self, owner: Owner, directory: RunDirectory, spec: PipelineSpec, durable: int
+    ) -> None:
         self._owner = owner
         self._directory = directory
         self._run = directory.id
@@ -57,25 +58,16 @@ class Streams:
         for edge in sorted(spec.edges):
             if edge.stream:
                 self._readers.setdefault(edge.source, []).append(edge.to)
-        self._credit = Credit(self._readers, spec.stream_backlog)
+        self._credit = Credit(self._readers, spec.stream_backlog, durable)
         self._sources: dict[Name, tuple[Name, ...]] = {}  # of those who have not begun
 
     @classmethod
-    def begin_run(cls, owner: Owner, directory: RunDirectory, spec: PipelineSpec) -> Streams | None:
-        """None: the run has no stream edges."""
-        return cls(owner, directory, spec) if any(edge.stream for edge in spec.edges) else None
-
-    @classmethod
-    def recover(
-        cls, owner: Owner, directory: RunDirectory, state: RunState, durable: int
+    def of_run(
+        cls, owner: Owner, directory: RunDirectory, spec: PipelineSpec, durable: int = 0
     ) -> Streams | None:
-        """Of a run that is taken over; `durable`: its last event."""
-        streams = cls.begin_run(owner, directory, state.spec)
-        if streams is not None:
-            completed = [n for n, t in state.tasks.items() if t.standing is Standing.COMPLETED]
-            streams.restored(state, completed, durable)
-            streams.durable(durable)
-        return streams
+        """None: the run has no stream edges. `durable`: its last event, where it is taken over."""
+        has_streams = any(edge.stream for edge in spec.edges)
+        return cls(owner, directory, spec, durable) if has_streams else None
 
     def expects(self, reader: Name, sources: tuple[Name, ...]) -> None:
         """An attempt that reads is on its way."""
@@ -88,7 +80,12 @@ class Streams:
     def begins(self, reader: Name) -> None:
         """It has its job, and may be sent items."""
         if sources := self._sources.pop(reader, None):
-            self._act(self._credit.begins(reader, sources))
+            completed = {
+                task
+                for task, _ in sources
+                if self._owner.standing_of(self._run, task) is Standing.COMPLETED
+            }
+            self._act(self._credit.begins(reader, sources, completed))
 
     def said(self, speaker: Name, said: Sequence[EventData], seqs: range) -> None:
         """What goes into the journal under these numbers."""
@@ -105,11 +102,6 @@ class Streams:
     def completed(self, speaker: Name, seq: int) -> None:
         if speaker[0] in self._readers:
             self._credit.completed(speaker, seq)
-
-    def restored(self, state: RunState, tasks: Iterable[str], seq: int) -> None:
-        """These have completed, as the run's events up to that number tell."""
-        for name in tasks:
-            self.completed((name, state.tasks[name].done), seq)
 
     def durable(self, until: int) -> None:
         self._act(self._credit.durable(until))

@@ -27,7 +27,7 @@ Nothing here has a clock, a socket or a thread. Each method returns what is to b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import Raw
@@ -191,12 +191,16 @@ class _Edge:
 
 
 class Credit:
-    """The streams of one run. `readers`: of each task's stream. `backlog`: bytes."""
+    """The streams of one run. `readers`: of each task's stream. `backlog`: bytes. `durable`: the
+    last event, where the run is taken over."""
 
-    def __init__(self, readers: Mapping[str, Sequence[str]], backlog: int) -> None:
+    def __init__(
+        self, readers: Mapping[str, Sequence[str]], backlog: int, durable: int = 0
+    ) -> None:
         self._readers = readers
         self._backlog = backlog
-        self._speakers: dict[str, _Speaker] = {}  # the latest attempt of each task
+        self._durable = durable
+        self._speakers: dict[str, _Speaker] = {}  # of each task the attempt that counts
         self._edges: dict[Name, dict[str, _Edge]] = {}  # of a reader, by upstream
         # What is not durable yet: the event's number, an item or (None) that there are no more.
         self._coming: deque[tuple[int, _Speaker, Raw | None]] = deque()
@@ -206,11 +210,19 @@ class Credit:
         self._may_wait: set[Name] = set()
         self._actions: list[Action] = []
 
-    def begins(self, reader: Name, sources: Iterable[Name]) -> list[Action]:
-        """A reader has its job."""
+    def begins(
+        self, reader: Name, sources: Iterable[Name], completed: Collection[str] = ()
+    ) -> list[Action]:
+        """A reader has its job. `completed`: those of its sources that have. Such a one that is not
+        known here did so in an earlier life of the supervisor, or a rollback has restored it: all
+        that it said is durable."""
         edges = self._edges[reader] = {}
         for source in sources:
+            known = self._speakers.get(source[0])
             speaker = self._speaks(source)
+            if speaker is not known and source[0] in completed:
+                speaker.has_completed, speaker.is_alive = True, False
+                speaker.last = self._durable
             edge = edges[source[0]] = speaker.edges[reader[0]] = _Edge(speaker, reader)
             self._pump(edge)
         if self._readers.get(reader[0]):
@@ -233,20 +245,20 @@ class Credit:
         return self._settled()
 
     def completed(self, name: Name, seq: int) -> None:
-        """A speaker has completed, as an event up to that number tells: it says no more. It may
-        have been in an earlier life of the supervisor."""
+        """A speaker has completed, as the event of that number will tell: it says no more."""
         self._coming.append((seq, self._speaks(name), None))
 
     def durable(self, until: int) -> list[Action]:
         """All events up to this number are."""
+        self._durable = until
         news: dict[_Speaker, list[tuple[int, Raw]]] = {}
-        completed: list[tuple[int, _Speaker]] = []
+        completed: list[_Speaker] = []
         while self._coming and self._coming[0][0] <= until:
             seq, speaker, item = self._coming.popleft()
             if item is not None:
                 news.setdefault(speaker, []).append((seq, item))
             else:
-                completed.append((seq, speaker))
+                completed.append(speaker)
         for speaker, items in news.items():
             level = [edge for edge in speaker.edges.values() if edge.is_level]
             speaker.coming -= len(items)
@@ -254,12 +266,8 @@ class Credit:
             for edge in level:
                 edge.take(items)
                 self._pump(edge)
-        for seq, speaker in completed:
-            speaker.has_completed, speaker.is_alive = True, False
-            for edge in speaker.edges.values():
-                if edge.is_level:
-                    edge.taken = seq
-            speaker.last = seq
+        for speaker in completed:
+            speaker.has_completed = True
             for edge in speaker.edges.values():
                 self._pump(edge)
         return self._settled()

@@ -157,19 +157,28 @@ def test_a_restarted_reader_gets_everything_from_the_first_item() -> None:
     credit.credited(B, "a", 5)
     credit.ended(B)
     again = ("b", 2)
-    assert of(credit.begins(again, [A]), ReadItems) == [ReadItems(again, A, 0, 6)]
-    last = credit.read(ReadItems(again, A, 0, 6), items(1, 5), True)
+    assert of(credit.begins(again, [A]), ReadItems) == [ReadItems(again, A, 0, 5)]
+    last = credit.read(ReadItems(again, A, 0, 5), items(1, 5), True)
     assert numbers(last, again) == [1, 2, 3, 4, 5]
     assert of(last, GiveEnd) == [GiveEnd(again, "a")]
 
 
 def test_what_completed_in_an_earlier_life_is_read_from_the_journal() -> None:
-    credit = Credit(ONE, MIB)
-    credit.completed(("a", 3), 40)
-    credit.durable(40)
-    assert of(credit.begins(B, [("a", 3)]), ReadItems) == [ReadItems(B, ("a", 3), 0, 40)]
+    credit = Credit(ONE, MIB, durable=40)
+    started = credit.begins(B, [("a", 3)], {"a"})
+    assert of(started, ReadItems) == [ReadItems(B, ("a", 3), 0, 40)]
     last = credit.read(ReadItems(B, ("a", 3), 0, 40), [], True)
     assert of(last, GiveEnd) == [GiveEnd(B, "a")]
+
+
+def test_a_completed_attempt_that_a_rollback_has_restored_is_read_from_the_journal() -> None:
+    credit = Credit(ONE, MIB)
+    credit.said(("a", 1), items(1, 2))
+    credit.completed(("a", 1), 3)
+    credit.said(("a", 2), items(10, 1))  # undone before it had completed
+    credit.durable(20)
+    credit.ended(("a", 2))
+    assert of(credit.begins(B, [("a", 1)], {"a"}), ReadItems) == [ReadItems(B, ("a", 1), 0, 20)]
 
 
 def test_a_page_for_a_reader_that_has_ended_is_dropped() -> None:

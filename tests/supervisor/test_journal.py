@@ -41,7 +41,7 @@ from casemate.protocol.events import (
     TaskStarted,
     TaskUsage,
 )
-from casemate.protocol.limits import INLINE_VALUE_SIZE
+from casemate.protocol.limits import EVENT_SIZE, INLINE_VALUE_SIZE
 from casemate.supervisor import journal as journal_module
 from casemate.supervisor import state as state_module
 from casemate.supervisor.journal import (
@@ -68,6 +68,7 @@ from hypothesis import strategies as st
 from msgspec import Raw, msgpack
 
 LARGE = Raw(msgpack.encode(b"large " * INLINE_VALUE_SIZE))
+LARGE_SIZE = len(LARGE)
 SMALL = Raw(msgpack.encode("small"))
 ERROR = TaskError(kind=ErrorKind.ERROR, message="no", type="ValueError", traceback="...")
 SPEC = Raw(msgpack.encode({"name": "p", "tasks": [{"id": "a"}, {"id": "b"}, {"id": "c"}]}))
@@ -637,6 +638,27 @@ def test_pages_are_bounded_by_number_and_by_size(owned: OwnedRun) -> None:
         assert [event.seq for event in reader.events(10)] == []
         assert len(reader.outlines(0, 10, 2 * len(LARGE))) == 10
         assert len(reader.outlines(0, 10, 1)) == 1
+
+
+def test_the_items_of_one_attempt_are_read_in_pages_of_a_size(owned: OwnedRun) -> None:
+    both = [TaskEmitted(Raw(msgpack.encode(n))) for n in range(600)]
+    mixed: list[Entry] = [(task, 1, 0.0, item) for item in both for task in "ab"]
+    mixed += [("a", 1, 0.0, TaskEmitted(LARGE)), ("a", 2, 0.0, TaskEmitted(SMALL))]
+    write(owned.directory, mixed)
+    with JournalReader(owned.directory) as reader:
+        found, is_all = reader.items("a", 1, since=0, until=10_000, size=LARGE_SIZE)
+        assert ([msgpack.decode(item) for _, item in found], is_all) == (
+            list(range(600)), False,
+        )  # fmt: skip
+        # What is larger than a page comes alone.
+        rest, is_all = reader.items("a", 1, since=found[-1][0], until=10_000, size=1)
+        assert ([item for _, item in rest], is_all) == ([LARGE], True)
+        few, is_all = reader.items("b", 1, since=found[9][0], until=found[19][0], size=LARGE_SIZE)
+        assert ([msgpack.decode(item) for _, item in few], is_all) == (
+            list(range(9, 19)), True,
+        )  # fmt: skip
+        counted, is_all = reader.items("a", 1, since=0, until=10_000, size=10 * EVENT_SIZE)
+        assert (len(counted), is_all) == (10, False)
 
 
 def test_decisions_leave_out_what_a_task_sends_in_bulk(owned: OwnedRun) -> None:

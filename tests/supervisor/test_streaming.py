@@ -103,11 +103,11 @@ async def together(input, ctx):
     return await asyncio.gather(one("few"), one("all"))
 
 def patient(input, ctx):
-    total = sum(ctx.stream("count"))
+    got = list(ctx.stream(ctx.spec["of"]))
     ctx.emit("has all")
     if ctx.attempt == 1:
         time.sleep(3600)
-    return total
+    return len(got)
 
 def size(input, ctx):
     return sum(len(item["pad"]) for item in ctx.stream("many"))
@@ -376,7 +376,7 @@ TOTAL = 2 * sum(range(1500))
 def ends(state: Path, run: str) -> list[Any]:
     """What each ending of the run gave, once it has ended and not begun again."""
     with JournalReader(StateDirectory(state).run(run)) as reader:
-        found = [public(event) for event in reader.events(0, 100_000)]
+        found = [public(event) for event, _ in reader.outlines(0, 100_000)]
     assert [event.seq for event in found] == list(range(1, len(found) + 1))
     return [event.data.get("outputs", event.kind) for event in found if event.kind in LAST]
 
@@ -401,19 +401,39 @@ def test_what_had_been_streamed_to_its_end_is_read_from_the_journal_by_the_next_
     tmp_path: Path, place: Place
 ) -> None:
     state = tmp_path / "state"
-    tasks = {"count": {}, "later": {"execute": "tasks.py:patient"}}
+    tasks: dict[str, Any] = {"count": {}, "patient": {"spec": {"of": "count"}}}
     with Embedded(state) as house:
-        live = house.start(place.spec(tasks=tasks, edges=streams("count later")))
-        live.wait("task.emitted", "later")  # it has read everything
+        live = house.start(place.spec(tasks=tasks, edges=streams("count patient")))
+        live.wait("task.emitted", "patient")  # it has read everything
         live.wait("task.completed", "count")
         os.kill(house.engine, signal.SIGKILL)
     with Embedded(state) as house:
         house.call(house.supervisor.resume(live.run))
         wait_until(lambda: ends(state, live.run))
-    assert ends(state, live.run) == [{"later": sum(range(1000))}]
+    assert ends(state, live.run) == [{"patient": 1000}]
     with JournalReader(StateDirectory(state).run(live.run)) as reader:
         started = [each.task for each in reader.events(0, 10_000) if each.kind == "task.started"]
-    assert started == ["count", "later", "later"]
+    assert started == ["count", "patient", "patient"]
+
+
+def test_items_that_cannot_be_read_again_fail_the_run(tmp_path: Path, place: Place) -> None:
+    state = tmp_path / "state"
+    spec = place.spec(
+        tasks={"many": {"spec": {"to": 3, "pad": 20_000}}, "patient": {"spec": {"of": "many"}}},
+        edges=streams("many patient"),
+    )
+    with Embedded(state) as house:
+        live = house.start(spec)
+        live.wait("task.emitted", "patient")
+        live.wait("task.completed", "many")
+        os.kill(house.engine, signal.SIGKILL)
+    for value in StateDirectory(state).run(live.run).values.rglob("*"):
+        if value.is_file():
+            value.unlink()
+    with Embedded(state) as house:
+        house.call(house.supervisor.resume(live.run))
+        wait_until(lambda: ends(state, live.run))
+    assert ends(state, live.run) == ["run.failed"]
 
 
 @pytest.mark.parametrize("drain", [False, True])
