@@ -677,6 +677,17 @@ class View:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         return os.open(path, flags, dir_fd=self._base)
 
+    def attributes(self, path: str, layers: Sequence[str]) -> dict[str, bytes]:
+        """A task's own, of a folder: as the first of `layers` has it, or the base. None where that
+        is closed to us."""
+        if layers:
+            with opened(self.store.root / layers[0] / UPPER) as upper:
+                return with_access(upper, f"{path}/.", _attributes_of_folder)
+        try:
+            return _attributes_of_folder(self._base, path)
+        except PermissionError:
+            return {}
+
     def _look_in_base(self, path: str) -> Place | None:
         status = self.base_status(path)
         if status is None or is_whiteout(status):
@@ -759,7 +770,9 @@ class _Tidying:
             kind = Kind.FOLDER
         elif below.kind not in FOLDERS:
             kind = Kind.OPAQUE
-        elif below.mode == mode and not user_attributes(step.inside):
+        elif below.mode == mode and user_attributes(step.inside) == self._below.attributes(
+            step.path, below.layers
+        ):
             kind = Kind.PASSAGE
         else:
             kind = Kind.FOLDER
@@ -992,7 +1005,12 @@ def resolve(store: LayerStore, base: Path, stack: Sequence[str]) -> list[Resolve
             elif place.kind not in FOLDERS:
                 kind, target = place.kind.value, place.change.target
                 found[path] = Resolved(path, kind, place.mode, place.layers[0], target)
-            elif not was_folder or status is None or stat.S_IMODE(status.st_mode) != place.mode:
+            elif (
+                not was_folder
+                or status is None
+                or stat.S_IMODE(status.st_mode) != place.mode
+                or view.attributes(path, place.layers) != view.attributes(path, ())
+            ):
                 found[path] = Resolved(path, "folder", place.mode, place.layers[0], None)
             if place.is_hiding and was_folder:
                 for below in view.beneath(path):
@@ -1002,6 +1020,11 @@ def resolve(store: LayerStore, base: Path, stack: Sequence[str]) -> list[Resolve
 
 
 # --- small pieces --------------------------------------------------------------------------------
+
+
+def _attributes_of_folder(at: int, name: str) -> dict[str, bytes]:
+    with opened(name, at) as folder:
+        return user_attributes(folder)
 
 
 def is_whiteout(status: os.stat_result) -> bool:

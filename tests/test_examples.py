@@ -178,7 +178,8 @@ def test_the_readmes_python_runs(number: int, environment: dict[str, str], tmp_p
 def test_the_readmes_pipeline_is_sound(environment: dict[str, str], tmp_path: Path) -> None:
     [text] = blocks("yaml")
     (tmp_path / "repo").mkdir()
-    (tmp_path / "agents.py").write_text("def analyze(): ...\ndef summary(): ...\n")
+    names = ("analyze", "summary", "refactor")
+    (tmp_path / "agents.py").write_text("".join(f"def {name}(): ...\n" for name in names))
     (tmp_path / "review.yaml").write_text(text, encoding="utf-8")
     done = run(*CASEMATE, "validate", tmp_path / "review.yaml", env=environment)
     assert done.returncode == 0, done.stderr
