@@ -152,6 +152,12 @@ class Supervisor:
         await self._ask(hostpipe.Resume(run))
         self._known.add(run)
 
+    async def take_up(self, run: str) -> None:
+        """The same for a run whose supervisor is gone, as it was left: one that was paused stays
+        paused."""
+        await self._ask(hostpipe.TakeUp(run))
+        self._known.add(run)
+
     async def checkpoint(self, run: str) -> str:
         """Make a checkpoint now, if anything has completed since the latest one; its id."""
         answer = await self._ask(hostpipe.CheckpointRun(run))
@@ -178,6 +184,11 @@ class Supervisor:
         assert answer.run is not None
         self._known.add(answer.run)
         return answer.run
+
+    async def wait_closed(self) -> None:
+        """Until the engine is gone: it has died, or the `async with` has ended."""
+        if self._listening is not None:
+            await asyncio.shield(self._listening)
 
     # --- the engine's side -----------------------------------------------------------------
 

@@ -116,6 +116,8 @@ async def _answer(
                         await engine.pause(paused, drain)
                     case hostpipe.Resume(run=resumed):
                         await engine.resume(resumed)
+                    case hostpipe.TakeUp(run=left):
+                        await engine.take_up(left)
                     case hostpipe.CheckpointRun(run=kept):
                         checkpoint = await engine.checkpoint(kept)
                     case hostpipe.Rollback() as back:

@@ -293,6 +293,14 @@ class Engine:
 
     async def resume(self, run: str) -> None:
         """Go on with a run that is paused, or that nobody owns any more."""
+        await self.take_up(run)
+        if self._core.knows(run):
+            self._feed(ResumeRun(run))
+        await self._durable(run)
+
+    async def take_up(self, run: str) -> None:
+        """Go on with a run that nobody owns any more; one that is paused stays so. Nothing happens
+        to one that is under way here."""
         found = await self._take_over(run)
         if found is not None:
             if found.state.has_ended:
@@ -302,8 +310,6 @@ class Engine:
                     "go on from a checkpoint"
                 )
             self._feed(Adopt(run, found.state))
-        if self._core.knows(run):
-            self._feed(ResumeRun(run))
         await self._durable(run)
 
     async def checkpoint(self, run: str) -> str:

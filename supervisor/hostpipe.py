@@ -62,6 +62,10 @@ class Resume(Struct, frozen=True, tag="resume"):
     run: str
 
 
+class TakeUp(Struct, frozen=True, tag="take_up"):
+    run: str
+
+
 class CheckpointRun(Struct, frozen=True, tag="checkpoint"):
     run: str
 
@@ -78,7 +82,7 @@ class Fork(Struct, frozen=True, tag="fork"):
     checkpoint: str
 
 
-Verb = Submit | CancelRun | Pause | Resume | CheckpointRun | Rollback | Fork
+Verb = Submit | CancelRun | Pause | Resume | TakeUp | CheckpointRun | Rollback | Fork
 
 
 class Ask(Struct, frozen=True):

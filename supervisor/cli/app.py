@@ -130,6 +130,18 @@ def exec(
     )
 
 
+@app.command(epilog="Example: casemate serve")
+def serve(json: Json = False, state: State = None) -> None:
+    """Go on with every run that a dead supervisor left, and stay.
+
+    Paused runs stay paused. Other terminals steer and watch what runs here. SIGTERM or ^C ends it,
+    exit 0: what still runs is cut off, and goes on with the next `serve` or `resume`.
+    """
+    from .serve import serve_runs
+
+    sys.exit(serve_runs(as_json=json, state=state))
+
+
 @app.command(epilog="Example: casemate validate review.yaml")
 def validate(
     file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],

@@ -1,0 +1,114 @@
+"""`casemate serve` goes on with what dead supervisors left, and stays until it is told to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from casemate.protocol.control import RunState
+from casemate.supervisor.overview import summarise
+from casemate.supervisor.state import StateDirectory
+from fakes import PATIENCE, wait_until
+from runs import Embedded, Place, descendants, is_alive
+from verifier import assert_true_story
+
+TASKS = """
+import time
+def once(input):
+    return "done"
+def cut(input, ctx):
+    ctx.emit("here")
+    time.sleep(3600 if ctx.attempt == 1 else 0)
+    return "done again"
+"""
+CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
+CHAIN = {"once": {}, "cut": {"needs": ["once"]}}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path / "place")
+    place.tasks(TASKS)
+    return place
+
+
+@contextmanager
+def serving(state: Path, *arguments: str) -> Iterator[list[str]]:
+    """The command, told to end in the end; what it said then is in the list."""
+    said: list[str] = []
+    server = subprocess.Popen(
+        [*CASEMATE, "serve", "--state", str(state), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield said
+        below = descendants(server.pid)
+        assert below  # its engine at least
+        server.send_signal(signal.SIGTERM)
+        out, err = server.communicate(timeout=PATIENCE)
+        assert (server.returncode, err) == (0, "")
+        said += out.splitlines()
+        wait_until(lambda: not any(map(is_alive, below)))
+    finally:
+        if server.returncode is None:
+            server.kill()
+            server.communicate()
+
+
+def stands(state: Path, run: str) -> RunState:
+    return summarise(StateDirectory(state).run(run)).state
+
+
+def left_behind(state: Path, place: Place) -> list[str]:
+    """One that was cut off, one that was paused before, one that had completed."""
+    with Embedded(state) as house:
+        ended = house.run(place.spec(tasks={"once": {}}))
+        lives = [house.start(place.spec(tasks=CHAIN)) for _ in range(2)]
+        for live in lives:
+            live.wait("task.emitted", "cut")
+        house.call(house.supervisor.pause(lives[1].run))
+        os.kill(house.engine, signal.SIGKILL)
+    return [*(live.run for live in lives), ended.run]
+
+
+def test_what_was_cut_off_goes_on_at_once_and_what_was_paused_stays_so(
+    tmp_path: Path, place: Place
+) -> None:
+    state = tmp_path / "state"
+    cut, paused, ended = left_behind(state, place)
+    with serving(state, "--json") as said:
+        wait_until(lambda: stands(state, cut) is RunState.COMPLETED)
+        wait_until(lambda: stands(state, paused) is RunState.PAUSED)
+    events = [json.loads(line) for line in said]
+    told = [event["kind"] for event in events if event["run"] == cut]
+    assert (told[0], told[-1]) == ("run.recovered", "run.completed")
+    assert [e["task"] for e in events if e["kind"] == "task.started"] == ["cut"]
+    assert not any(event["run"] == ended for event in events)
+    assert stands(state, paused) is RunState.INTERRUPTED
+    for run in (cut, paused, ended):
+        assert_true_story(state, run)
+
+
+def test_what_it_was_doing_when_it_ended_goes_on_with_the_next(
+    tmp_path: Path, place: Place
+) -> None:
+    state = tmp_path / "state"
+    _, paused, _ = left_behind(state, place)
+    for _ in range(2):
+        with serving(state) as said:
+            wait_until(lambda: stands(state, paused) is RunState.PAUSED)
+        assert said[0].startswith(f"serving {state} · ipc://")
+    with serving(state):
+        wait_until(lambda: stands(state, paused) is RunState.PAUSED)
+        subprocess.run([*CASEMATE, "resume", paused, "--state", str(state)], check=True)
+        wait_until(lambda: stands(state, paused) is RunState.COMPLETED)
+    assert_true_story(state, paused, has_ended=True)
