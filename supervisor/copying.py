@@ -49,7 +49,7 @@ _CHUNK = 1 << 20
 
 
 class _Seen(NamedTuple):
-    """What the copy had when the task was given it. Of a folder only kind and mode count."""
+    """What the copy had when the task was given it. Of a folder kind, mode and attributes count."""
 
     kind: int
     mode: int
@@ -58,6 +58,7 @@ class _Seen(NamedTuple):
     changed: int = 0
     inode: int = 0
     target: str | None = None
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
 
 def copy_view(
@@ -346,7 +347,7 @@ class _Gathering:
 
     def _enter(self, step: Step) -> None:
         had = self._seen.get(step.path)
-        if had is None or had.kind != stat.S_IFDIR or had.mode != stat.S_IMODE(step.status.st_mode):
+        if _see(step) != had:
             self._lead_to(step.path)
             self._make(step.path)
         if had is not None and had.kind == stat.S_IFDIR:
@@ -428,7 +429,7 @@ def _see(step: Step) -> _Seen:
     status = step.status
     kind, mode = stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode)
     if kind == stat.S_IFDIR:
-        return _Seen(kind, mode)
+        return _Seen(kind, mode, attributes=tuple(sorted(user_attributes(step.inside).items())))
     target = os.readlink(step.name, dir_fd=step.at) if kind == stat.S_IFLNK else None
     return _Seen(
         kind,

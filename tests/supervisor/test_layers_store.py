@@ -175,6 +175,17 @@ def test_what_replaces_a_folder_hides_what_was_in_it(house: House) -> None:
         assert found is not None and found.kind is Kind.FILE
 
 
+def test_attributes_of_a_folder_are_a_change_and_those_it_came_with_are_none(house: House) -> None:
+    (house.base / "kept").mkdir()
+    (house.base / "bare").mkdir()
+    os.setxattr(house.base / "kept", "user.note", b"from the base")
+    layer = house.layer(["write", "kept/new", "x"], ["attribute", "bare", "of a task"])
+    assert house.kinds(layer)["kept"] is Kind.PASSAGE
+    assert house.kinds(layer)["bare"] is Kind.FOLDER
+    told = {each.path: each.kind for each in resolve(house.store, house.base, house.stack)}
+    assert told == {"bare": "folder", "kept/new": "file"}
+
+
 def test_attributes_modes_links_and_sparse_files_survive(house: House) -> None:
     operations: list[Operation] = [
         ["attribute", "src/a", "of a file"],
