@@ -593,13 +593,15 @@ class JournalReader:
     """Reads one run's journal, in this process or another, while it is written or long after.
 
     Every call is one short statement: a snapshot that stays open would keep the writer from
-    folding the WAL back. One thread at a time.
+    folding the WAL back. For any thread: closing waits for a read under way, since it frees what
+    SQLite is in the middle of.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self._directory = run
         self._values = ValueStore(run.values)
         self._db = self._connect(run)
+        self._using = threading.Lock()
         self._ready = False
         self.run = run.id  # as the journal says: a directory can be copied under another name
 
@@ -625,7 +627,8 @@ class JournalReader:
         return db
 
     def close(self) -> None:
-        self._db.close()
+        with self._using:
+            self._db.close()
 
     def __enter__(self) -> JournalReader:
         return self
@@ -634,14 +637,15 @@ class JournalReader:
         self.close()
 
     def _select(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-        try:
-            if not self._ready:
-                _check_version(self._db, self._directory.journal)
-                (self.run,) = self._db.execute("SELECT id FROM run").fetchone()
-                self._ready = True
-            return self._db.execute(sql, parameters).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise JournalError(f"{self._directory.journal}: {error}") from error
+        with self._using:
+            try:
+                if not self._ready:
+                    _check_version(self._db, self._directory.journal)
+                    (self.run,) = self._db.execute("SELECT id FROM run").fetchone()
+                    self._ready = True
+                return self._db.execute(sql, parameters).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise JournalError(f"{self._directory.journal}: {error}") from error
 
     def last_seq(self) -> int:
         [(last,)] = self._select("SELECT coalesce(max(seq), 0) FROM events", ())

@@ -675,6 +675,33 @@ def test_decisions_leave_out_what_a_task_sends_in_bulk(owned: OwnedRun) -> None:
     assert "decisions" in str(plan)
 
 
+def test_a_reader_may_be_closed_under_a_thread_that_reads(owned: OwnedRun) -> None:
+    """In a process of its own, which a mistake would kill."""
+    script = """
+        import random, sys, time
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from casemate.supervisor.journal import JournalError, JournalReader
+        from casemate.supervisor.state import RunDirectory
+        path = Path(sys.argv[1])
+        chance = random.Random(5)
+        def read_on(reader):
+            while reader.events(chance.randrange(9)):
+                pass
+        with ThreadPoolExecutor() as threads:
+            for _ in range(300):
+                reader = JournalReader(RunDirectory(path.name, path))
+                reading = threads.submit(read_on, reader)
+                time.sleep(chance.random() / 200)
+                reader.close()
+                assert isinstance(reading.exception(), JournalError)
+    """
+    write(owned.directory, entries(*[TaskEmitted(SMALL)] * 300))
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(owned.directory.path)], check=True
+    )
+
+
 def test_reading_a_journal_that_is_not_there_makes_none(owned: OwnedRun) -> None:
     with pytest.raises(NotBegunError):
         JournalReader(owned.directory)
