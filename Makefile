@@ -24,9 +24,9 @@ $(VENV)/.ready: pyproject.toml $(FOLDERS)
 demo: $(VENV)/.ready
 	@$(BIN)/casemate run examples/review/pipeline.yaml $(ARGS)
 
-# What a change must pass: style, types, tests.
+# What a change must pass: style, types, tests (on all cores; `ARGS="-n 0"` is one after another).
 test: check
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 check: $(VENV)/.ready
 	@$(BIN)/ruff check .
