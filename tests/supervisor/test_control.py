@@ -68,6 +68,9 @@ class FakeEngine:
         self.told.append(("fork", run, checkpoint))
         return "the new run"
 
+    def why(self, run: str, task: str) -> tuple[str, ...]:
+        return (f"{task} waits for a slot.",)
+
 
 class Bench:
     def __init__(self, state: StateDirectory, front: FrontProcess, owned: OwnedRun) -> None:
