@@ -608,7 +608,7 @@ def _used(usage: Usage) -> Iterator[str]:
 
 
 def _policy(retry: Retry) -> str:
-    wait = f"waits {_seconds(retry.delay)}"
+    wait = f"waits {_seconds(min(retry.delay, retry.max_delay))}"
     if retry.backoff != 1 and retry.attempts > 2:
         wait += f", then {retry.backoff:g} times the last, at most {_seconds(retry.max_delay)}"
     if retry.jitter:
