@@ -15,6 +15,7 @@ from .limits import STREAM_BACKLOG
 __all__ = [
     "TASK_ID_PATTERN",
     "Base",
+    "Bulkhead",
     "Checkpoints",
     "CommandEntry",
     "Conflict",
@@ -26,6 +27,7 @@ __all__ = [
     "Network",
     "PickleEntry",
     "PipelineSpec",
+    "Rate",
     "Retry",
     "TaskSpec",
     "Timeouts",
@@ -95,6 +97,22 @@ class Retry(Struct, frozen=True, kw_only=True):
     on: tuple[str, ...]  # error kinds; a prefix counts: "timeout" is every timeout.*
 
 
+class Bulkhead(Struct, frozen=True, kw_only=True):
+    """At most `max_parallel` attempts at a time of all tasks that name the key, in all runs."""
+
+    key: str
+    max_parallel: int
+
+
+class Rate(Struct, frozen=True, kw_only=True):
+    """At most `limit` attempts start within any `period` (seconds): of this task, or of all tasks
+    that name the key, in all runs."""
+
+    limit: int
+    period: float
+    key: str | None = None
+
+
 class FileEntry(Struct, frozen=True, tag="file"):
     """`agents.py:analyze`: a qualified name in a file of the snapshotted sources."""
 
@@ -138,6 +156,10 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     network: Network = Network.NONE
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()
+    max_parallel: int | None = None  # attempts of this task, in all runs of this pipeline
+    bulkhead: Bulkhead | None = None
+    rate: Rate | None = None
+    priority: int = 0  # among the ready tasks of its run: the highest first
 
 
 class Edge(Struct, frozen=True, order=True):
@@ -158,6 +180,7 @@ class PipelineSpec(Struct, frozen=True, kw_only=True):
     fail_fast: bool = False
     timeout: float | None = None  # the whole run
     max_parallel: int | None = None  # of this run
+    priority: int = 0  # among runs: the highest first, and nobody waits for ever
     checkpoints: Checkpoints = Checkpoints()
     base: Base = Base.LIVE
     conflict: Conflict = Conflict.FAIL

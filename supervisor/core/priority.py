@@ -26,7 +26,7 @@ class Queued:
         self.ticket = 0
 
 
-Key = TypeVar("Key", float, tuple[int, int])
+Key = TypeVar("Key", float, tuple[int, int, int])
 Item = TypeVar("Item", bound=Queued)
 
 
