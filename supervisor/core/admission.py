@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.pipeline import PipelineSpec, TaskSpec
 from .attempt import Clock
-from .gates import Bulkhead, Count, Gate, Hold, Party, RateLimit
+from .gates import Bulkhead, Count, Gate, Hold, Name, Party, RateLimit
 from .graph import Graph
 from .priority import PriorityQueue, Queued
 from .turns import Turns
@@ -44,6 +44,14 @@ from .turns import Turns
 __all__ = ["Admission", "Grant", "Lane", "Line", "Waiter", "check"]
 
 _MIB = 1024 * 1024
+
+_KINDS: dict[str, type[Gate]] = {
+    "task.max_parallel": Bulkhead,
+    "task.rate": RateLimit,
+    "bulkhead": Bulkhead,
+    "rate": RateLimit,
+    "hold": Hold,
+}
 
 # Below this a rebuild of a lane costs more thought than the memory is worth.
 _SLACK = 64
@@ -209,7 +217,7 @@ class Admission:
         self._changed: dict[Line, None] = {}
         self._opened: dict[Gate, None] = {}
         self._counts: dict[tuple[str, str], Count] = {}
-        self._gates: dict[tuple[str, str, float, float], Gate] = {}
+        self._gates: dict[Name, Gate] = {}
         self._unused: dict[Count, float] = {}  # rates without a run, and until when they matter
 
     # Runs.
@@ -548,21 +556,14 @@ class Admission:
         return tuple(own), tuple(shared)
 
     def _gate(self, kind: str, key: str, limit: int = 0, period: float = 0.0) -> Gate:
-        found = self._gates.get((kind, key, limit, period))
-        if found is not None:
-            return found
-        count = self._counts.get((kind, key))
-        if count is None:
-            count = self._counts[kind, key] = Count((kind, key))
-        self._unused.pop(count, None)
-        gate: Gate
-        if kind == "hold":
-            gate = Hold(count)
-        elif kind in ("rate", "task.rate"):
-            gate = RateLimit(count, limit, period)
-        else:
-            gate = Bulkhead(count, limit)
-        self._gates[kind, key, limit, period] = gate
+        name: Name = (kind, key, limit, period)
+        gate = self._gates.get(name)
+        if gate is None:
+            count = self._counts.get((kind, key))
+            if count is None:
+                count = self._counts[kind, key] = Count((kind, key))
+            self._unused.pop(count, None)
+            gate = self._gates[name] = _KINDS[kind](name, count)
         return gate
 
     def _retire(self, gate: Gate) -> None:
@@ -573,7 +574,7 @@ class Admission:
         self._clocks.discard(gate)
         self._opened.pop(gate, None)
         count.gates.remove(gate)
-        self._gates = {name: each for name, each in self._gates.items() if each is not gate}
+        del self._gates[gate.name]
         if not count.gates and count.starts:
             self._unused[count] = count.starts[-1] + count.period
         elif not count.gates:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
@@ -18,6 +19,9 @@ from .commands import CancelAttempt, Kill
 from .events import Ended, Started, Told
 from .lifecycle import Lifecycle
 from .priority import Queued
+
+if TYPE_CHECKING:
+    from .admission import Grant
 
 __all__ = ["LIFECYCLE", "TRANSITIONS", "Attempt", "Clock", "Phase"]
 
@@ -61,6 +65,7 @@ class Attempt(Clock):
         "_wall",
         "active",
         "asked",
+        "grant",
         "is_waiting",
         "message",
         "number",
@@ -74,8 +79,9 @@ class Attempt(Clock):
         "told",
     )
 
-    def __init__(self, run: str, spec: TaskSpec, number: int, now: float) -> None:
+    def __init__(self, run: str, spec: TaskSpec, number: int, now: float, grant: Grant) -> None:
         super().__init__()
+        self.grant = grant  # what it takes from the host
         self.run = run
         self.spec = spec
         self.number = number

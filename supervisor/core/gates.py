@@ -25,13 +25,15 @@ from .turns import Turns
 if TYPE_CHECKING:
     from .admission import Line, Waiter
 
-__all__ = ["Bulkhead", "Count", "Gate", "Hold", "Party", "RateLimit"]
+__all__ = ["Bulkhead", "Count", "Gate", "Hold", "Name", "Party", "RateLimit"]
+
+Name = tuple[str, str, int, float]  # of a gate: what it counts, the key, the limit, the period
 
 
 class Count:
     """What is counted under one key."""
 
-    __slots__ = ("gates", "key", "kept", "period", "starts", "taken")
+    __slots__ = ("gates", "kept", "key", "period", "starts", "taken")
 
     def __init__(self, key: tuple[str, str]) -> None:
         self.key = key
@@ -58,10 +60,11 @@ class Party(Queued):
 class Gate(Clock):
     """As a clock: when it opens by itself, where somebody waits."""
 
-    __slots__ = ("arrivals", "count", "parties", "turns", "users")
+    __slots__ = ("arrivals", "count", "name", "parties", "turns", "users")
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self, name: Name, count: Count) -> None:
         super().__init__()
+        self.name = name
         self.count = count
         count.gates.append(self)
         self.arrivals = 0  # of parties, and of those that were served and queue up again
@@ -98,9 +101,9 @@ class Bulkhead(Gate):
 
     __slots__ = ("limit",)
 
-    def __init__(self, count: Count, limit: int) -> None:
-        super().__init__(count)
-        self.limit = limit
+    def __init__(self, name: Name, count: Count) -> None:
+        super().__init__(name, count)
+        self.limit = name[2]
 
     def has_room(self, now: float) -> bool:
         return self.count.taken < self.limit
@@ -115,12 +118,11 @@ class RateLimit(Gate):
 
     __slots__ = ("limit", "period")
 
-    def __init__(self, count: Count, limit: int, period: float) -> None:
-        super().__init__(count)
-        self.limit = limit
-        self.period = period
-        count.kept = max(count.kept, limit)
-        count.period = max(count.period, period)
+    def __init__(self, name: Name, count: Count) -> None:
+        super().__init__(name, count)
+        self.limit, self.period = name[2], name[3]
+        count.kept = max(count.kept, self.limit)
+        count.period = max(count.period, self.period)
 
     def has_room(self, now: float) -> bool:
         return self.due() <= now
@@ -145,8 +147,8 @@ class Hold(Gate):
 
     __slots__ = ("room",)
 
-    def __init__(self, count: Count) -> None:
-        super().__init__(count)
+    def __init__(self, name: Name, count: Count) -> None:
+        super().__init__(name, count)
         self.room = math.inf
 
     def has_room(self, now: float) -> bool:

@@ -18,16 +18,14 @@ its stream has failed, takes the same road. Nothing is started for them meanwhil
 The reader of a stream may finish before who speaks on it. Its result is provisional then: not
 recorded until every such task has completed, and dropped if one of them begins again.
 
-No step walks over all tasks. A run's ready tasks stand in a heap by topological, then id order.
-Runs with something to start stand in a queue by how many attempts they have alive, then by who was
-served longest ago. Clocks stand in a queue by time; an attempt has one entry, and activity only
+No step walks over all tasks. What starts when, of all that is ready, is in `admission.py`. Clocks
+stand in a queue by time; an attempt has one entry, and activity only
 writes down the time: the idle clock moves when its old time comes. Only submitting and stopping a
 run are linear in its tasks, and a failure in the dependants it takes along; each happens once.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +56,7 @@ from ...protocol.events import (
     TaskSaved,
     TaskStarted,
 )
-from ...protocol.pipeline import TaskSpec
+from .admission import Admission, Grant, Line, check
 from .attempt import Attempt, Clock, Phase
 from .commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
 from .events import (
@@ -81,20 +79,17 @@ from .events import (
     Used,
     Waits,
 )
+from .gates import Gate
 from .look import Look
-from .priority import PriorityQueue, Queued
+from .priority import PriorityQueue
 from .retry import retry_delay
 from .state import RunStanding, RunState
 from .task import Standing
 
 __all__ = ["Scheduler"]
 
-_MIB = 1024 * 1024
 
-
-class _Run(Queued):
-    """Queued where a run with something to start waits for its turn."""
-
+class _Run:
     __slots__ = (
         "backoffs",
         "deadline",
@@ -102,43 +97,29 @@ class _Run(Queued):
         "frozen",
         "is_fetching",
         "is_held",
+        "line",
         "live",
         "provisional",
-        "ready",
         "rolling",
-        "served",
         "state",
         "stop",
         "stopped",
     )
 
-    def __init__(self, state: RunState) -> None:
-        super().__init__()
+    def __init__(self, state: RunState, line: Line) -> None:
         self.state = state
+        self.line = line  # its tasks that are ready
         self.live: dict[str, Attempt] = {}
         self.provisional: dict[str, TaskCompleted] = {}  # of the task's latest attempt
-        self.ready: list[int] = []  # a heap of positions in the graph's order
         self.backoffs: dict[str, _Backoff] = {}
         self.deadline: _Deadline | None = None
         self.every: _Every | None = None
-        self.served = 0  # the number of the admission that last served it
         self.stop: TaskError | None = None  # why it is being ended; the first cause wins
         self.stopped: float | None = None  # since when its clocks stand still
         self.frozen = False  # its attempts do, too
         self.is_fetching = False  # outputs that its tasks need
         self.is_held = False
         self.rolling: _Rolling | None = None
-
-    def has_nothing_to_start(self) -> bool:
-        """Also where it may not, or has as much running as it allows itself."""
-        most = self.state.spec.max_parallel
-        return (
-            not self.ready
-            or self.is_fetching
-            or self.is_held
-            or self.stopped is not None
-            or (most is not None and len(self.live) >= most)
-        )
 
     def clocks(self) -> list[_Alarm]:
         alarms: list[_Alarm] = list(self.backoffs.values())
@@ -212,17 +193,10 @@ def _stopped(cause: TaskError) -> TaskError:
 
 
 class Scheduler:
-    def __init__(self, max_parallel: int, memory_budget: int) -> None:
-        if max_parallel < 1:
-            raise LocalViolation(f"scheduler: max_parallel is {max_parallel}, expected at least 1")
-        self._max_parallel = max_parallel
-        self._memory_budget = memory_budget
+    def __init__(self, max_parallel: int, memory_budget: int, cpu_budget: float = math.inf) -> None:
         self._runs: dict[str, _Run] = {}
-        self._live = 0
-        self._memory = 0  # the sum of limits of what lives
-        self._admissions = 0
-        self._turns: PriorityQueue[tuple[int, int], _Run] = PriorityQueue()
         self._clocks: PriorityQueue[float, Clock] = PriorityQueue()
+        self._admission = Admission(max_parallel, memory_budget, cpu_budget, self._clocks)
         self._commands: list[Command] = []
         # Any: each function takes the one type it is listed under.
         self._take: dict[type[Input], Callable[[float, Any], None]] = {
@@ -323,11 +297,8 @@ class Scheduler:
         spec = submit.spec
         if submit.run in self._runs:
             raise LocalViolation(f"run {submit.run}: submitted twice")
-        if spec.max_parallel is not None and spec.max_parallel < 1:
-            raise UsageError(
-                f"pipeline {spec.name}: max_parallel is {spec.max_parallel}, expected at least 1"
-            )
-        run = self._runs[submit.run] = _Run(RunState(submit.run, spec))
+        check(spec)
+        run = self._run(now, RunState(submit.run, spec))
         self._record(
             run,
             None,
@@ -341,7 +312,7 @@ class Scheduler:
     def _adopt(self, now: float, adopt: Adopt) -> None:
         if adopt.run in self._runs:
             raise LocalViolation(f"run {adopt.run}: adopted, and is under way here")
-        run = self._runs[adopt.run] = _Run(adopt.state)
+        run = self._run(now, adopt.state)
         run.is_held = adopt.held
         state = run.state
         if adopt.fork is not None:
@@ -366,6 +337,11 @@ class Scheduler:
         if state.standing is RunStanding.PAUSED:
             run.stopped = now
         self._catch_up(now, run)
+
+    def _run(self, now: float, state: RunState) -> _Run:
+        line = self._admission.line(now, state.run, state.spec, state.graph, state.specs)
+        run = self._runs[state.run] = _Run(state, line)
+        return run
 
     def _restart_lost(self, run: _Run, reason: str) -> None:
         """Attempts that the journal tells of and that nobody has."""
@@ -398,8 +374,8 @@ class Scheduler:
             standing = state.tasks[task].standing
             if standing is Standing.FAILED and task in state.failures:
                 self._fail_dependants(now, run, task, state.failures[task].error)
-            elif state.specs[task].limits.memory > self._memory_budget:
-                self._refuse(now, run, task)
+            elif (why := self._admission.refusal(state.specs[task])) is not None:
+                self._refuse(now, run, task, why)
         if state.cancelled is not None:
             self._stop(now, run, state.cancelled)
         elif state.failures and spec.fail_fast:
@@ -412,18 +388,11 @@ class Scheduler:
             self._make_ready_if_due(run, task)
         self._settle(now, run)
 
-    def _refuse(self, now: float, run: _Run, task: str) -> None:
+    def _refuse(self, now: float, run: _Run, task: str, why: str) -> None:
         """A task that the whole budget could not hold. Told at once rather than when its turn
         comes: not run alone, for then the host is in danger, and not left to wait for ever."""
-        if run.state.tasks[task].standing is not Standing.WAITING:
-            return  # it has ended, or its upstream was refused before
-        needed = run.state.specs[task].limits.memory / _MIB
-        error = TaskError(
-            kind=ErrorKind.SETUP,
-            message=f"limits.memory is {needed:g} MiB, and the host's memory budget for all tasks "
-            f"is {self._memory_budget / _MIB:g} MiB: lower the limit or raise the budget",
-        )
-        self._fail(now, run, task, None, error)
+        if run.state.tasks[task].standing is Standing.WAITING:  # else it has ended already
+            self._fail(now, run, task, None, TaskError(kind=ErrorKind.SETUP, message=why))
 
     def _started(self, now: float, started: Started) -> None:
         attempt = self._find(started)
@@ -487,8 +456,7 @@ class Scheduler:
         attempt.move(Ended)
         run = self._runs[ended.run]
         del run.live[ended.task]
-        self._live -= 1
-        self._memory -= attempt.spec.limits.memory
+        self._admission.leave(attempt.grant)
         self._clocks.discard(attempt)
 
         error = attempt.verdict(ended.output, ended.error)
@@ -584,6 +552,8 @@ class Scheduler:
                     self._checkpoint(clock.run)
                 clock.until = now + (clock.run.state.spec.checkpoints.every or math.inf)
                 self._clocks.put(clock.until, clock)
+            elif isinstance(clock, Gate):
+                self._admission.opened(clock)
         return is_any
 
     def _arm(self, now: float, run: _Run, alarm: _Alarm) -> None:
@@ -603,30 +573,14 @@ class Scheduler:
     # Attempts.
 
     def _admit(self, now: float) -> None:
-        """Start what may be started. A task that does not fit into what is left of the memory
-        holds back all behind it: were smaller ones let past, it could wait for ever."""
-        while self._live < self._max_parallel:
-            turn = self._turns.first()
-            if turn is None:
-                return
-            run = turn[1]
-            task = run.state.graph.order[run.ready[0]]
-            spec = run.state.specs[task]
-            if self._memory + spec.limits.memory > self._memory_budget:
-                return
-            heapq.heappop(run.ready)
-            self._spawn(now, run, spec)
+        while (grant := self._admission.next(now)) is not None:
+            self._spawn(now, self._runs[grant.line.run], grant)
 
-    def _spawn(self, now: float, run: _Run, spec: TaskSpec) -> None:
-        state = run.state
-        attempt = Attempt(state.run, spec, state.tasks[spec.id].attempt, now)
+    def _spawn(self, now: float, run: _Run, grant: Grant) -> None:
+        state, spec = run.state, run.state.specs[grant.task]
+        attempt = Attempt(state.run, spec, state.tasks[spec.id].attempt, now, grant)
         run.live[spec.id] = attempt
-        self._live += 1
-        self._memory += spec.limits.memory
-        self._admissions += 1
-        run.served = self._admissions
         self._reset(attempt)
-        self._queue(run)
         speakers = ((each, state.tasks[each]) for each in state.graph.streams[spec.id])
         streams = tuple((each, speaker.done or speaker.attempt) for each, speaker in speakers)
         self._commands.append(
@@ -670,7 +624,7 @@ class Scheduler:
 
     def _make_ready(self, run: _Run, task: str) -> None:
         self._record(run, task, run.state.tasks[task].attempt + 1, TaskReady())
-        heapq.heappush(run.ready, run.state.graph.position[task])
+        self._admission.enter(run.line, task)
 
     def _make_ready_if_due(self, run: _Run, task: str) -> None:
         if run.stop is not None or not run.state.is_due(task):
@@ -732,10 +686,7 @@ class Scheduler:
     def _withdraw(self, run: _Run, task: str) -> None:
         """Take a task that has no live attempt out of every line."""
         run.provisional.pop(task, None)
-        position = run.state.graph.position[task]
-        if position in run.ready:
-            run.ready.remove(position)
-            heapq.heapify(run.ready)
+        self._admission.withdraw(run.line, task)
 
     def _retry_or_fail(self, now: float, run: _Run, attempt: Attempt, error: TaskError) -> None:
         task = attempt.spec.id
@@ -820,7 +771,7 @@ class Scheduler:
         for backoff in run.backoffs.values():
             self._clocks.discard(backoff)
         run.backoffs.clear()
-        run.ready.clear()
+        self._admission.clear(run.line)
         run.provisional.clear()
         for name in run.state.graph.order:
             task = run.state.tasks[name]
@@ -843,7 +794,7 @@ class Scheduler:
             self._queue(run)
             return
         self._record(run, None, None, self._outcome(run))
-        self._turns.discard(run)
+        self._admission.forget(run.line)
         for clock in run.clocks():
             self._clocks.discard(clock)
         del self._runs[state.run]
@@ -983,10 +934,10 @@ class Scheduler:
         return found
 
     def _queue(self, run: _Run) -> None:
-        if run.has_nothing_to_start():
-            self._turns.discard(run)
-        else:
-            self._turns.put((len(run.live), run.served), run)
+        """After anything that may have changed whether its tasks may start."""
+        is_shut = run.is_fetching or run.is_held or run.stopped is not None
+        if is_shut is not run.line.is_shut:
+            self._admission.shut(run.line, is_shut)
 
     def _record(self, run: _Run, task: str | None, attempt: int | None, data: EventData) -> None:
         record = Record(run.state.run, task, attempt, data)
