@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: `256MiB`, `64k`, `1m30s`, `500ms`, or plain numbers.
+"""Sizes, durations and rates as people write them: `256MiB`, `64k`, `1m30s`, `500ms`, `10/min`.
 
 Reading is exact (no floats on the way) and total: a text is a size, or an error that says what one
 looks like. What `format_…` writes, `parse_…` reads back as the same number.
@@ -19,8 +19,10 @@ __all__ = [
     "DURATION_LIMIT",
     "SIZE_LIMIT",
     "format_duration",
+    "format_rate",
     "format_size",
     "parse_duration",
+    "parse_rate",
     "parse_size",
 ]
 
@@ -56,8 +58,20 @@ _SECONDS = {
 # Longer texts cannot be a number we accept; int() and Fraction() are quadratic in their digits.
 _TEXT_SIZE = 64
 
+# The units of a rate are those that people say: "ten a minute".
+_PERIODS = {
+    1.0: ("s", "sec", "second"),
+    60.0: ("min", "m", "minute"),
+    3600.0: ("h", "hour"),
+    86400.0: ("d", "day"),
+}
+_PERIOD_OF = {name: seconds for seconds, names in _PERIODS.items() for name in names}
+_RATE = re.compile(r"([0-9]{1,9})\s*/\s*(\S.*)", re.ASCII)
+
 _SIZE_HELP = "write a number of bytes or a text such as 64KiB, 256MiB, 1.5GiB"
 _DURATION_HELP = "write a number of seconds or a text such as 500ms, 30s, 1m30s, 2h"
+
+_RATE_HELP = "write how many within which time, such as 10/min, 2/s, 100/h, 5/30s"
 
 
 def parse_size(value: int | str) -> int:
@@ -127,6 +141,25 @@ def format_duration(seconds: float) -> str:
         digits = f"{rest:f}"
         text += (digits.rstrip("0").rstrip(".") if "." in digits else digits) + "s"
     return text
+
+
+def parse_rate(value: str) -> tuple[int, float]:
+    """How many, within how many seconds. Raises ValueError with a message for people."""
+    text = value.strip() if isinstance(value, str) else ""
+    match = _RATE.fullmatch(text) if len(text) <= _TEXT_SIZE else None
+    seconds = None
+    if match is not None:
+        seconds = _PERIOD_OF.get(match[2]) or _seconds(match[2])
+    if match is None or not seconds or int(match[1]) == 0:
+        raise ValueError(f"{_shown(value)} is not a rate; {_RATE_HELP}")
+    if seconds > DURATION_LIMIT:
+        raise ValueError(f"{_shown(value)}: more than a year; {_RATE_HELP}")
+    return int(match[1]), float(seconds)
+
+
+def format_rate(limit: int, period: float) -> str:
+    """Exact: `10/min`, `3/1m30s`."""
+    return f"{limit}/{_PERIODS[period][0] if period in _PERIODS else format_duration(period)}"
 
 
 def _seconds(text: str) -> Fraction | None:

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentSpec",
+    "Bulkhead",
     "Limits",
     "Pipeline",
+    "Rate",
     "Retry",
     "Task",
     "Timeouts",
@@ -112,12 +114,31 @@ class Retry(_Options):
 
 
 @dataclass(frozen=True, slots=True)
+class Bulkhead(_Options):
+    """At most `max_parallel` attempts at a time, of all tasks in all runs that name the key:
+    `Bulkhead("model-api", 4)`."""
+
+    key: str
+    max_parallel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(_Options):
+    """At most so many starts within the time: `Rate("10/min")` of the task in all runs, and
+    `Rate("10/min", key="model-api")` of all tasks that name the key."""
+
+    limit: str
+    key: str = UNSET
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One node: `Task("analyze", analyze, limits=Limits(memory="256MiB"))`.
 
     `execute` is a function, or the text `file.py:name` or `package.module:name`; `command` is a
     program in any language. `needs` names the tasks whose outputs it gets. `env` gives literal
     values; None passes on the host's variable of that name, if the operator allows it.
+    `max_parallel` bounds the attempts of this task in all runs; the highest `priority` goes first.
     """
 
     id: str
@@ -131,6 +152,10 @@ class Task:
     sources: Sequence[str | os.PathLike[str]] = ()
     env: Mapping[str, str | None] | None = None
     network: str | None = None
+    max_parallel: int | None = None
+    bulkhead: Bulkhead | None = None
+    rate: Rate | str | None = None
+    priority: int = 0
 
     def document(self, root: Path) -> dict[str, object]:
         """This task as a file would say it."""
@@ -156,6 +181,14 @@ class Task:
             given["env"] = _plain(self.env)
         if self.network is not None:
             given["network"] = str(self.network)
+        if self.max_parallel is not None:
+            given["max_parallel"] = self.max_parallel
+        if self.bulkhead is not None:
+            given["bulkhead"] = self.bulkhead.document()
+        if self.rate is not None:
+            given["rate"] = self.rate.document() if isinstance(self.rate, Rate) else self.rate
+        if self.priority:
+            given["priority"] = self.priority
         return given
 
 
@@ -185,6 +218,7 @@ class Pipeline:
         fail_fast: bool = False,
         timeout: float | str | None = None,
         max_parallel: int | None = None,
+        priority: int = 0,
         stream_backlog: int | str | None = None,
     ) -> None:
         self.name = name
@@ -202,6 +236,7 @@ class Pipeline:
         self.fail_fast = fail_fast
         self.timeout = timeout
         self.max_parallel = max_parallel
+        self.priority = priority
         self.stream_backlog = stream_backlog
         self._tasks: dict[str, Task] = {}
         self._edges: list[tuple[str, str, bool]] = []
@@ -232,6 +267,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        max_parallel: int | None = None,
+        bulkhead: Bulkhead | None = None,
+        rate: Rate | str | None = None,
+        priority: int = 0,
     ) -> F: ...
 
     @overload
@@ -249,6 +288,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        max_parallel: int | None = None,
+        bulkhead: Bulkhead | None = None,
+        rate: Rate | str | None = None,
+        priority: int = 0,
     ) -> Callable[[F], F]: ...
 
     def task(
@@ -265,6 +308,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        max_parallel: int | None = None,
+        bulkhead: Bulkhead | None = None,
+        rate: Rate | str | None = None,
+        priority: int = 0,
     ) -> Any:  # the overloads say it better than F | Callable[[F], F] can
         """Decorator: this function is a task, called by its name unless `id` says otherwise.
 
@@ -284,6 +331,10 @@ class Pipeline:
                     sources=sources,
                     env=env,
                     network=network,
+                    max_parallel=max_parallel,
+                    bulkhead=bulkhead,
+                    rate=rate,
+                    priority=priority,
                 )
             )
             return function
@@ -348,6 +399,8 @@ class Pipeline:
             document["timeout"] = self.timeout
         if self.max_parallel is not None:
             document["max_parallel"] = self.max_parallel
+        if self.priority:
+            document["priority"] = self.priority
         if self.stream_backlog is not None:
             document["stream_backlog"] = self.stream_backlog
         return document

@@ -37,16 +37,18 @@ from ..protocol.pipeline import (
     ModuleEntry,
     PickleEntry,
 )
-from ..protocol.units import format_size, parse_duration, parse_size
+from ..protocol.units import format_size, parse_duration, parse_rate, parse_size
 from .core import retry
 from .reading import KeyPath, shown
 
 __all__ = [
     "ENV_NAME",
+    "Bulkhead",
     "Defaults",
     "Limits",
     "Model",
     "Pipeline",
+    "Rate",
     "Retry",
     "Task",
     "Timeouts",
@@ -62,6 +64,12 @@ GIB = 1024 * MIB
 PICKLE_SIZE = 512 * KIB
 SPEC_SIZE = 256 * KIB
 COMMAND_SIZE = 128 * KIB  # beside a spec; the kernel takes no longer word either
+
+# As many start times as a rate remembers, 8 bytes each; who asks for more means no limit.
+RATE_LIMIT = 100_000
+
+# Enough to tell urgent from idle with room between; a number beyond is a slip.
+PRIORITY = 100
 
 # Nobody waits for a hundredth try; a retry storm of one task stays below this.
 ATTEMPTS = 100
@@ -231,6 +239,48 @@ class Retry(Model):
     )
 
 
+# A resource outside: it is not a task's id, and may say what it is called elsewhere.
+_KEY_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,99}$"
+_Key = Annotated[str, Field(pattern=_KEY_PATTERN)]
+_PARALLEL = "attempts of this task at a time, in all runs"
+
+
+class Bulkhead(Model):
+    """At most so many attempts at a time, of all tasks in all runs that name the key."""
+
+    key: _Key = Field(description="what they share, such as model-api")
+    max_parallel: int = Field(ge=1, description="attempts at a time")
+
+
+_RATE_SCHEMA = {"type": "string", "examples": ["10/min", "2/s", "100/h", "5/30s"]}
+
+
+def _limit(value: Any) -> tuple[int, float]:
+    limit, period = parse_rate(value)
+    if limit > RATE_LIMIT:
+        raise ValueError(f"{limit} is too much; at most {RATE_LIMIT}")
+    return limit, period
+
+
+class Rate(Model):
+    """At most so many attempts start within the time: of the task, or of all that name the key, in
+    all runs. A plain text stands for its limit."""
+
+    limit: Annotated[tuple[int, float], PlainValidator(_limit), WithJsonSchema(_RATE_SCHEMA)] = (
+        Field(description="how many within which time")
+    )
+    key: _Key | None = Field(default=None, description="what tasks share, such as model-api")
+
+
+def _rate(value: Any) -> Any:
+    return value if value is None or isinstance(value, dict) else {"limit": value}
+
+
+_RateText = Annotated[str, WithJsonSchema(_RATE_SCHEMA)]
+_Rate = Annotated[Rate, BeforeValidator(_rate, json_schema_input_type=_RateText | Rate)]
+_Priority = Annotated[int, Field(ge=-PRIORITY, le=PRIORITY)]
+
+
 _FILE_ENTRY = re.compile(r"(?P<file>[^:\0]{1,1000}\.py):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 _MODULE_ENTRY = re.compile(
     r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"
@@ -363,6 +413,16 @@ class Task(Defaults):
         default_factory=lambda: Raw(b"\x80"),
         description="the agent's own data: role, model, anything",
     )
+    max_parallel: int | None = Field(default=None, ge=1, description=_PARALLEL)
+    bulkhead: Bulkhead | None = Field(
+        default=None, description="{key: model-api, max_parallel: 4}: shared with who names the key"
+    )
+    rate: _Rate | None = Field(
+        default=None, description="10/min, or {limit: 10/min, key: model-api}: shared likewise"
+    )
+    priority: _Priority = Field(
+        default=0, description="among the ready tasks of a run: the highest first"
+    )
     # `Any`: needs and edges are judged by `_edges`, which can say where in a list the fault is.
     needs: Annotated[Any, WithJsonSchema(_NAMES_SCHEMA)] = Field(
         default=(), description="tasks whose outputs this one gets"
@@ -470,6 +530,9 @@ class Pipeline(Model):
     max_parallel: int | None = Field(
         default=None, ge=1, description="attempts of this run at a time"
     )
+    priority: _Priority = Field(
+        default=0, description="among runs: the highest first, and nobody waits for ever"
+    )
     # For editors; says nothing to us.
     json_schema_location: str | None = Field(default=None, alias="$schema")
 
@@ -509,6 +572,9 @@ _EXPECTED = {
 _MISSING = {
     "name": "is missing; every pipeline has a name",
     "tasks": "is missing; write tasks: and below it one key for each task",
+    "key": "is missing; name what the tasks share, such as model-api",
+    "max_parallel": "is missing; write how many attempts at a time",
+    "limit": "is missing; write how many within which time, such as 10/min",
 }
 
 
@@ -517,7 +583,13 @@ def _model_at(path: KeyPath) -> type[Model]:
     around = path[:-1]
     if not around:
         return Pipeline
-    nested: dict[str | int, type[Model]] = {"limits": Limits, "timeouts": Timeouts, "retry": Retry}
+    nested: dict[str | int, type[Model]] = {
+        "limits": Limits,
+        "timeouts": Timeouts,
+        "retry": Retry,
+        "bulkhead": Bulkhead,
+        "rate": Rate,
+    }
     if around[0] == "defaults":
         return nested[around[1]] if len(around) > 1 else Defaults
     return nested[around[2]] if len(around) > 2 else Task
@@ -542,6 +614,8 @@ def explain(path: KeyPath, error: Any, model: type[BaseModel] | None = None) -> 
     if kind == "string_pattern_mismatch":
         if path == ("name",):
             return f"{shown(value)}: a name is up to 100 letters, digits, spaces, . _ or -"
+        if path[-1] == "key":
+            return f"{shown(value)}: a key is 1 to 100 letters, digits, _ . : / @ or -"
         return f"{shown(value)}: a task's id is 1 to 64 letters, digits, _ or -"
     if kind == "greater_than_equal":
         return f"{shown(value)} is too little; at least {context['ge']:g}"

@@ -40,6 +40,7 @@ from ..protocol.pipeline import (
     PipelineSpec,
     TaskSpec,
 )
+from ..protocol.units import format_rate
 from .core import graph
 from .format import (
     ENV_NAME,
@@ -163,6 +164,7 @@ class _Compiler:
         self._workspace = workspace
         self._problems: list[Problem] = []
         self._bad: set[KeyPath] = set()  # keys that do not hold what they should
+        self._keys: dict[tuple[str, str], str] = {}  # what was said of each
         self._sound_files: set[str] = set()  # most tasks of a large pipeline share one
 
     def compile(self) -> PipelineSpec:
@@ -192,6 +194,7 @@ class _Compiler:
             fail_fast=model.fail_fast,
             timeout=model.timeout,
             max_parallel=model.max_parallel,
+            priority=model.priority,
             stream_backlog=model.stream_backlog,
         )
 
@@ -342,8 +345,33 @@ class _Compiler:
             limits=pipeline.Limits(**_merged(defaults.limits, task.limits)),
             timeouts=pipeline.Timeouts(**_merged(defaults.timeouts, task.timeouts)),
             retry=pipeline.Retry(**_merged(defaults.retry, task.retry)),
+            max_parallel=task.max_parallel,
+            bulkhead=self._bulkhead(task, path),
+            rate=self._rate(task, path),
+            priority=task.priority,
             network=Network(network),
         )
+
+    def _bulkhead(self, task: Task, path: KeyPath) -> pipeline.Bulkhead | None:
+        if (given := task.bulkhead) is None:
+            return None
+        said = f"max_parallel: {given.max_parallel}"
+        self._agree("bulkhead", given.key, said, (*path, "bulkhead", "max_parallel"))
+        return pipeline.Bulkhead(key=given.key, max_parallel=given.max_parallel)
+
+    def _rate(self, task: Task, path: KeyPath) -> pipeline.Rate | None:
+        if (given := task.rate) is None:
+            return None
+        limit, period = given.limit
+        if given.key is not None:
+            self._agree("rate", given.key, format_rate(limit, period), (*path, "rate", "limit"))
+        return pipeline.Rate(limit=limit, period=period, key=given.key)
+
+    def _agree(self, kind: str, key: str, said: str, path: KeyPath) -> None:
+        """Two limits for one key in one file are a slip of one of them."""
+        before = self._keys.setdefault((kind, key), said)
+        if before != said:
+            self._wrong(f"{said} for the key {key}, which has {before} further up", path)
 
     def _entry(self, task: Task, path: KeyPath) -> Entry:
         if task.execute is not None and task.command is not None:

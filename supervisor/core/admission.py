@@ -31,7 +31,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.pipeline import PipelineSpec, TaskSpec
@@ -85,6 +84,10 @@ class Lane(Waiter):
         self.line.standing[rank] = self
         self.alive += 1
         heapq.heappush(self.heap, rank)
+
+    def remove_one(self) -> None:
+        """One of its tasks stands here no more."""
+        self.alive -= 1
         if len(self.heap) > 2 * self.alive + _SLACK:
             self.heap = sorted({each for each in self.heap if self.line.standing.get(each) is self})
 
@@ -158,7 +161,10 @@ class Line(Queued):
 
     def first(self) -> Lane | None:
         """The lane of the next task that no gate holds back, as far as is known."""
-        free, gated = self.free.head(), self.queue.first()
+        free = self.free.head()
+        if len(self.lanes) == 1:
+            return None if free is None else self.free
+        gated = self.queue.first()
         if gated is None or (free is not None and free < gated[0]):
             return None if free is None else self.free
         return gated[1]
@@ -168,15 +174,20 @@ class Line(Queued):
         yield from self.singles.values()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Grant:
     """A task may start, and this is what it takes."""
 
-    line: Line
-    task: str
-    memory: int
-    cpu: int
-    gates: tuple[Gate, ...]
+    # no frozen dataclass: it would cost three times as much, once an attempt
+    __slots__ = ("cpu", "gates", "line", "memory", "task")
+
+    def __init__(
+        self, line: Line, task: str, memory: int, cpu: int, gates: tuple[Gate, ...]
+    ) -> None:
+        self.line = line
+        self.task = task
+        self.memory = memory
+        self.cpu = cpu
+        self.gates = gates
 
 
 def check(spec: PipelineSpec) -> None:
@@ -278,7 +289,8 @@ class Admission:
             if own:
                 line.singles[rank] = Single(lane, own, rank)
         lane.push(rank)
-        self._place(lane)
+        if lane is not line.free:
+            self._place(lane)
         self._changed[line] = None
 
     def withdraw(self, line: Line, task: str) -> None:
@@ -291,7 +303,7 @@ class Admission:
             if single.party is not None:
                 self._quit(single, single.party)
         if isinstance(standing, Lane):
-            standing.alive -= 1
+            standing.remove_one()
             self._place(standing)
         self._changed[line] = None
 
@@ -305,8 +317,9 @@ class Admission:
         )
 
     def next(self, now: float) -> Grant | None:
-        """The task that starts now, if one may."""
-        while self._live < self._slots:
+        """The task that starts now, if one may. Where none did and nothing has changed since, none
+        does: that is most steps."""
+        while (self._changed or self._opened) and self._live < self._slots:
             self._catch_up(now)
             line = self._turns.first()
             if line is None:
@@ -399,8 +412,8 @@ class Admission:
         heapq.heappop(lane.heap)
         lane.alive -= 1
         del line.standing[rank]
-        lane.has_places = False
         if gates:
+            lane.has_places = False
             line.places.pop(lane, None)
             if single is not None:
                 del line.singles[rank]
@@ -473,7 +486,7 @@ class Admission:
         waiter.party = party
         if isinstance(waiter, Single):
             line.standing[waiter.rank] = waiter
-            waiter.lane.alive -= 1
+            waiter.lane.remove_one()
             self._place(waiter.lane)
             party.waiters.put(waiter.rank, waiter)
         elif isinstance(waiter, Lane):

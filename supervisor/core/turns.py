@@ -34,9 +34,9 @@ class Turns(Generic[Waiting]):
 
     def put(self, key: tuple[int, int, int], waiting: Waiting) -> None:
         """Enter, or change the key; the age stays."""
-        self._by_key.put(key, waiting)
-        if waiting not in self._by_age:
+        if not waiting.ticket:
             self._by_age[waiting] = None
+        self._by_key.put(key, waiting)
 
     def discard(self, waiting: Waiting) -> None:
         """Take it out, if it is in."""
