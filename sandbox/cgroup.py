@@ -37,12 +37,13 @@ import re
 import select
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from ..protocol.errors import LocalViolation
 from ..protocol.pipeline import Limits
@@ -60,6 +61,8 @@ __all__ = [
     "Swept",
     "engine_name",
     "locate",
+    "own_cpu_quota",
+    "own_memory_limit",
     "own_memory_room",
     "parse_membership",
     "parse_mountinfo",
@@ -402,43 +405,74 @@ def settle(facts: CgroupFacts, root: Path = Path("/")) -> CgroupFacts:
 def own_memory_room(root: Path = Path("/")) -> int | None:
     """Bytes that our own group, and those above it that we can see, still let us use; None: none
     of them sets a limit. Page cache that the kernel would give up counts as free."""
+    return min(_asked("memory", _memory_room, root), default=None)
+
+
+def own_memory_limit(root: Path = Path("/")) -> int | None:
+    """The lowest limit of our own group and those above it, whatever is used of it."""
+    return min(_asked("memory", _memory_limit, root), default=None)
+
+
+def own_cpu_quota(root: Path = Path("/")) -> float | None:
+    """Cores that our own group, and those above it that we can see, may keep busy; None: none of
+    them sets a quota. Which cores (cpuset) is not asked here: affinity tells that."""
+    return min(_asked("cpu", _cpu_quota, root), default=None)
+
+
+Answer = TypeVar("Answer", int, float)
+
+
+def _asked(
+    controller: str, question: Callable[[int, bool], Answer | None], root: Path
+) -> list[Answer]:
+    """What our own group and all above it that we can see answer, wherever they say anything."""
     try:
         mounts = parse_mountinfo((root / "proc/self/mountinfo").read_text(errors="surrogateescape"))
         membership = parse_membership((root / "proc/self/cgroup").read_text())
     except OSError:
-        return None
-    rooms: list[int] = []
+        return []
+    answers: list[Answer] = []
     for mount in mounts:
-        if not mount.unified and "memory" not in mount.controllers:
-            continue
         own = locate(mount, membership)
-        if own is None:
+        if own is None or not (mount.unified or controller in mount.controllers):
             continue
         point, folder = root / mount.point.lstrip("/"), root / own.lstrip("/")
         while folder.is_relative_to(point):
-            room = _memory_room(folder, mount.unified)
-            if room is not None:
-                rooms.append(room)
+            with suppress(OSError):
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    answer = question(fd, mount.unified)
+                finally:
+                    os.close(fd)
+                if answer is not None:
+                    answers.append(answer)
             folder = folder.parent
-    return min(rooms, default=None)
+    return answers
 
 
-def _memory_room(folder: Path, unified: bool) -> int | None:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+def _memory_limit(fd: int, unified: bool) -> int | None:
+    limit = _number(_read("memory.max" if unified else "memory.limit_in_bytes", fd))
+    # v1 says "no limit" as the largest whole page below 2**63.
+    return None if limit is None or limit >= 2**62 else limit
+
+
+def _memory_room(fd: int, unified: bool) -> int | None:
+    limit = _memory_limit(fd, unified)
+    if limit is None:
         return None
-    try:
-        limit = _number(_read("memory.max" if unified else "memory.limit_in_bytes", fd))
-        # v1 says "no limit" as the largest whole page below 2**63.
-        if limit is None or limit >= 2**62:
-            return None
-        used = _number(_read("memory.current" if unified else "memory.usage_in_bytes", fd)) or 0
-        cache = _table(_read("memory.stat", fd))
-        spare = cache.get("inactive_file" if unified else "total_inactive_file", 0)
-        return max(0, limit - max(0, used - spare))
-    finally:
-        os.close(fd)
+    used = _number(_read("memory.current" if unified else "memory.usage_in_bytes", fd)) or 0
+    cache = _table(_read("memory.stat", fd))
+    spare = cache.get("inactive_file" if unified else "total_inactive_file", 0)
+    return max(0, limit - max(0, used - spare))
+
+
+def _cpu_quota(fd: int, unified: bool) -> float | None:
+    if unified:  # "max 100000", "50000 100000"
+        words = (_read("cpu.max", fd) or b"").split()
+        quota, period = (_number(word) for word in words) if len(words) == 2 else (None, None)
+    else:
+        quota, period = (_number(_read(f"cpu.cfs_{each}_us", fd)) for each in ("quota", "period"))
+    return quota / period if quota is not None and quota > 0 and period else None  # -1: none
 
 
 # --- one engine's folders ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ same things in the same words:
     state = "/var/lib/casemate"      CASEMATE_STATE=…          --state …
     max_parallel = 8                 CASEMATE_MAX_PARALLEL=8
     memory = "8GiB"                  CASEMATE_MEMORY=8GiB
+    cpu = 4                          CASEMATE_CPU=4
     allow = ["env:API_KEY"]          CASEMATE_ALLOW=env:API_KEY,path:/srv/data
     degrade = ["landlock"]           CASEMATE_DEGRADE=landlock
     strict = ["cgroup"]              CASEMATE_STRICT=cgroup
@@ -18,7 +19,7 @@ a file lies about, `Config.notes` says that it was not read.
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -41,12 +42,9 @@ from .format import explain
 from .hostpipe import Settings
 from .pipeline import Allow
 from .reading import shown
+from .usage import cpu_budget, memory_budget
 
 __all__ = ["Config", "default_state", "load_config"]
-
-# Of the memory this host (or container) has, the share that running attempts' limits may sum to:
-# the rest is the kernel's, the page cache's, ours and the embedding program's.
-MEMORY_SHARE = 0.75
 
 # Agents mostly wait for somebody else, so more of them than processors is right; their memory is
 # what is bounded. Below four a single slow task would make a wide graph look serial.
@@ -79,6 +77,7 @@ class _Operator(BaseSettings):
     state: Path | None = None
     max_parallel: int | None = Field(default=None, ge=1)
     memory: Annotated[int | None, NoDecode, BeforeValidator(parse_size)] = None
+    cpu: float | None = Field(default=None, ge=0.01, allow_inf_nan=False)
     allow: _Words = ()
     degrade: _Words = ()
     strict: _Words = ()
@@ -91,6 +90,7 @@ class Config:
     state: Path
     max_parallel: int
     memory_budget: int
+    cpu_budget: float
     allow: Allow
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
@@ -102,6 +102,7 @@ class Config:
             state=str(self.state),
             max_parallel=self.max_parallel,
             memory_budget=self.memory_budget,
+            cpu_budget=self.cpu_budget,
             degrade=self.degrade,
             strict=self.strict,
         )
@@ -113,6 +114,7 @@ def load_config(
     state: str | os.PathLike[str] | None = None,
     max_parallel: int | None = None,
     memory: int | str | None = None,
+    cpu: float | None = None,
     allow: Sequence[str] | None = None,
     degrade: Sequence[str] | None = None,
     strict: Sequence[str] | None = None,
@@ -122,6 +124,7 @@ def load_config(
         "state": None if state is None else os.fspath(state),
         "max_parallel": max_parallel,
         "memory": memory,
+        "cpu": cpu,
         "allow": allow,
         "degrade": degrade,
         "strict": strict,
@@ -131,10 +134,12 @@ def load_config(
     written = _read_file(path) if path is not None else {}
     said = _merged(flags, written, path)
     decided = _absolute(said.state) if said.state is not None else default_state()
+    cores = cpu_budget()
     return Config(
         state=decided,
-        max_parallel=said.max_parallel or max(LEAST_PARALLEL, len(os.sched_getaffinity(0))),
-        memory_budget=said.memory or int(_host_memory() * MEMORY_SHARE),
+        max_parallel=said.max_parallel or max(LEAST_PARALLEL, math.ceil(cores)),
+        memory_budget=said.memory or memory_budget(),
+        cpu_budget=said.cpu or cores,
         allow=Allow.parse(said.allow, state=decided),
         degrade=said.degrade,
         strict=said.strict,
@@ -216,14 +221,3 @@ def _xdg(variable: str, default: str) -> Path:
     # The specification: what is not absolute is to be ignored.
     named = Path(os.environ.get(variable, ""))
     return named if named.is_absolute() else Path.home() / default
-
-
-def _host_memory() -> int:
-    """Physical memory, or the container's limit where that is less."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # As a container sees its own cgroup, v2 and v1. A limit on some folder further down (a systemd
-    # unit's) is not looked for: the budget is a default, and the kernel still holds the limit.
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
-            memory = min(memory, int(Path(file).read_text(encoding="ascii")))
-    return memory

@@ -187,7 +187,11 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._core = Scheduler(min(settings.max_parallel, _most_attempts()), settings.memory_budget)
+        self._core = Scheduler(
+            min(settings.max_parallel, _most_attempts()),
+            settings.memory_budget,
+            settings.cpu_budget,
+        )
         self._runs: dict[str, _Run] = {}
         self._over: dict[str, _Over] = {}
         self._attempts: dict[Key, Attempt] = {}

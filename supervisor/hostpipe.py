@@ -39,6 +39,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     state: str
     max_parallel: int
     memory_budget: int
+    cpu_budget: float
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
 

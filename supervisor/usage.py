@@ -30,9 +30,16 @@ import psutil
 
 from ..protocol.events import ErrorKind
 from ..protocol.pipeline import Limits
-from ..sandbox.cgroup import Backing, Cgroup, Measured, own_memory_room
+from ..sandbox.cgroup import (
+    Backing,
+    Cgroup,
+    Measured,
+    own_cpu_quota,
+    own_memory_limit,
+    own_memory_room,
+)
 
-__all__ = ["Meter", "exceeded", "memory_budget"]
+__all__ = ["Meter", "cpu_budget", "exceeded", "memory_budget"]
 
 # A sampled tree is walked no further: beyond it, it is over any sane ceiling, and the walk would
 # take longer than a tenth of a second.
@@ -42,6 +49,10 @@ WALK_SIZE = 4096
 # processes, and what the rest of the host asks for after we looked.
 RESERVE_SHARE = 0.1
 
+# A host whose memory is taken when we look is not so for ever, and limits are ceilings that tasks
+# seldom reach: so much of all it has may be claimed in any case.
+LEAST_SHARE = 0.25
+
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 HAS_CHILDREN_FILES = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
@@ -49,9 +60,17 @@ HAS_CHILDREN_FILES = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 def memory_budget() -> int:
     """Bytes that limits may add up to: what is available on this host, or in the cgroups that this
     process lives in, whichever is less; less a reserve."""
-    free = psutil.virtual_memory().available
-    room = own_memory_room()
-    return int((free if room is None else min(free, room)) * (1 - RESERVE_SHARE))
+    host, limit, room = psutil.virtual_memory(), own_memory_limit(), own_memory_room()
+    free = host.available if room is None else min(host.available, room)
+    whole = host.total if limit is None else min(host.total, limit)
+    return int(max(free * (1 - RESERVE_SHARE), whole * LEAST_SHARE))
+
+
+def cpu_budget() -> float:
+    """Cores that ceilings may add up to: those this process may run on, or the quota of the cgroups
+    that it lives in, whichever is less."""
+    cores, quota = len(psutil.Process().cpu_affinity()), own_cpu_quota()
+    return cores if quota is None else min(cores, quota)
 
 
 def exceeded(measured: Measured, limits: Limits, backing: Mapping[str, str]) -> ErrorKind | None:

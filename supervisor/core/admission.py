@@ -224,6 +224,7 @@ class Admission:
         self._memory = 0
         self._cpu = 0  # thousandths, for sums of 0.1 are never quite 1
         self._grants = 0
+        self._has_left = False  # something, since `next` looked: its run may be gone as well
         self._turns: Turns[Line] = Turns()
         self._changed: dict[Line, None] = {}
         self._opened: dict[Gate, None] = {}
@@ -264,6 +265,7 @@ class Admission:
         self.clear(line)
         self._turns.discard(line)
         del self._changed[line]
+        self._has_left = True
         for gate in line.uses:
             gate.users -= 1
             self._retire(gate)
@@ -319,7 +321,8 @@ class Admission:
     def next(self, now: float) -> Grant | None:
         """The task that starts now, if one may. Where none did and nothing has changed since, none
         does: that is most steps."""
-        while (self._changed or self._opened) and self._live < self._slots:
+        while (self._changed or self._opened or self._has_left) and self._live < self._slots:
+            self._has_left = False
             self._catch_up(now)
             line = self._turns.first()
             if line is None:

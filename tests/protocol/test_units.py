@@ -7,8 +7,10 @@ from casemate.protocol.units import (
     DURATION_LIMIT,
     SIZE_LIMIT,
     format_duration,
+    format_rate,
     format_size,
     parse_duration,
+    parse_rate,
     parse_size,
 )
 from hypothesis import example, given
@@ -173,3 +175,30 @@ def test_a_duration_is_written_as_a_person_would(seconds: float, written: str) -
 )
 def test_a_size_is_written_as_a_person_would(size: int, written: str) -> None:
     assert format_size(size) == written
+
+
+@pytest.mark.parametrize(
+    ("written", "rate"),
+    [
+        ("10/min", (10, 60)),
+        ("10 / m", (10, 60)),
+        ("2/s", (2, 1)),
+        ("100/hour", (100, 3600)),
+        ("1/day", (1, 86400)),
+        ("5/30s", (5, 30)),
+        ("3/1m30s", (3, 90)),
+        ("7/500ms", (7, 0.5)),
+    ],
+)
+def test_a_rate_is_how_many_within_which_time(written: str, rate: tuple[int, float]) -> None:
+    assert parse_rate(written) == rate
+    assert parse_rate(format_rate(*rate)) == rate
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "10", "10/", "/min", "0/min", "1/0s", "-1/s", "1.5/s", "10/fortnight", "1/367d", "9" * 70],
+)
+def test_what_is_no_rate_is_told_what_one_looks_like(written: str) -> None:
+    with pytest.raises(ValueError, match=r"write how many within which time, such as 10/min"):
+        parse_rate(written)

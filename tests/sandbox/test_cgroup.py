@@ -30,6 +30,8 @@ from casemate.sandbox.cgroup import (
     CgroupManager,
     Hierarchy,
     locate,
+    own_cpu_quota,
+    own_memory_limit,
     own_memory_room,
     parse_membership,
     parse_mountinfo,
@@ -521,6 +523,35 @@ def test_the_room_left_is_that_of_the_tightest_group_above_us(host: FakeHost) ->
     (slice_ / "user-0.slice/memory.max").write_text("900000\n")
     (slice_ / "user-0.slice/memory.current").write_text("1000000\n")
     assert own_memory_room(host.root) == 0
+    assert own_memory_limit(host.root) == 900_000
+
+
+def test_the_cpu_quota_is_that_of_the_tightest_group_above_us(host: FakeHost) -> None:
+    systemd_host(host)
+    assert own_cpu_quota(host.root) is None
+    slice_ = host.root / "sys/fs/cgroup/user.slice"
+    (slice_ / "cpu.max").write_text("150000 100000\n")
+    assert own_cpu_quota(host.root) == 1.5
+    (slice_ / "user-0.slice/cpu.max").write_text("max 100000\n")
+    assert own_cpu_quota(host.root) == 1.5
+    (slice_ / "user-0.slice/cpu.max").write_text("25000 50000\n")
+    assert own_cpu_quota(host.root) == 0.5
+
+
+def test_version_1_says_its_limits_in_its_own_files(host: FakeHost) -> None:
+    host.lay(HYBRID, V1_MEMBERSHIP + "0::/\n")
+    facts = host.probe()
+    folder = {"memory": Path(), "cpu": Path()}
+    for branch in facts.branches:
+        for controller in folder.keys() & branch.controllers:
+            folder[controller] = branch.base
+    (folder["memory"] / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (folder["cpu"] / "cpu.cfs_quota_us").write_text("-1\n")
+    (folder["cpu"] / "cpu.cfs_period_us").write_text("100000\n")
+    assert (own_memory_limit(host.root), own_cpu_quota(host.root)) == (None, None)
+    (folder["memory"] / "memory.limit_in_bytes").write_text("4096\n")
+    (folder["cpu"] / "cpu.cfs_quota_us").write_text("250000\n")
+    assert (own_memory_limit(host.root), own_cpu_quota(host.root)) == (4096, 2.5)
 
 
 def test_a_sweep_tells_what_it_removed_and_what_it_could_not(

@@ -17,8 +17,9 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
-from casemate import Limits, Pipeline, Retry, Task, Timeouts
+from casemate import Bulkhead, Limits, Pipeline, Rate, Retry, Task, Timeouts
 from casemate.protocol import codec
+from casemate.protocol import pipeline as protocol
 from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import (
     CommandEntry,
@@ -142,6 +143,7 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
         fail_fast=True,
         timeout="1h",
         max_parallel=2,
+        priority=3,
         stream_backlog="2MiB",
     )
     pipeline.add_task(Task("list", command=("ls", "-l")))
@@ -158,11 +160,20 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
             retry=Retry(attempts=2, delay=0, backoff=1, max_delay="5s", jitter=0),
             sources=[Path("lib")],
             env={"B": "2"},
+            max_parallel=4,
+            bulkhead=Bulkhead("api", 5),
+            rate=Rate("10/min", key="api"),
+            priority=-1,
         )
     )
+    pipeline.task(lambda: None, id="often", rate="2/s")
     spec = compiled(pipeline)
-    first, _, second = spec.tasks
+    first, _, second, often = spec.tasks
     assert (spec.fail_fast, spec.timeout, spec.max_parallel) == (True, 3600, 2)
+    assert (spec.priority, second.priority, second.max_parallel) == (3, -1, 4)
+    assert second.bulkhead == protocol.Bulkhead(key="api", max_parallel=5)
+    assert second.rate == protocol.Rate(limit=10, period=60, key="api")
+    assert often.rate == protocol.Rate(limit=2, period=1)
     assert spec.stream_backlog == 2**21
     assert first.execute == CommandEntry(("ls", "-l"))
     assert first.timeouts.wall is None

@@ -30,6 +30,7 @@ def test_without_a_word_every_value_is_decided(tmp_path: Path) -> None:
     assert config.state == tmp_path / "home/.local/state/casemate"
     assert config.max_parallel >= 4
     assert 0 < config.memory_budget < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < config.cpu_budget <= len(os.sched_getaffinity(0))
     assert (config.degrade, config.strict, config.notes) == ((), (), ())
     assert not config.allow.network
     assert config.allow.env == frozenset()
@@ -54,6 +55,7 @@ def test_the_engine_gets_what_was_decided(tmp_path: Path) -> None:
     settings = load_config(state="s", max_parallel=3, memory="2GiB", degrade=["net"]).settings()
     assert settings.state == str(tmp_path / "s")
     assert (settings.max_parallel, settings.memory_budget) == (3, 2**31)
+    assert load_config(cpu=0.5).settings().cpu_budget == 0.5
     assert (settings.degrade, settings.strict) == (("net",), ())
 
 
@@ -112,6 +114,7 @@ def test_the_operator_may_name_a_file_anywhere(
         ('memory = "lots"', "{file}: memory: 'lots' is not a size; write a number of bytes or a"),
         ("max_parallel = 0", "{file}: max_parallel: 0 is too little; at least 1"),
         ('state = "runs"', '{file}: state: "runs" would be another folder wherever casemate is'),
+        ("cpu = 0.0", "{file}: cpu: 0.0 is too little; at least 0.01"),
         ("max_parallel", "{file}: is not TOML:"),
         ('allow = ["all"]', 'allow: "all" means nothing; expected network, env:NAME or'),
         ('allow = ["path:data"]', 'allow: "path:data" means nothing; expected network'),

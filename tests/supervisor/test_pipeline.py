@@ -17,6 +17,7 @@ from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import (
     TASK_ID_PATTERN,
     Base,
+    Bulkhead,
     Checkpoints,
     CommandEntry,
     Conflict,
@@ -27,6 +28,7 @@ from casemate.protocol.pipeline import (
     Network,
     PickleEntry,
     PipelineSpec,
+    Rate,
     Retry,
     TaskSpec,
     Timeouts,
@@ -301,8 +303,8 @@ BAD = [
         "name: x\nqqq: 3\ntasks: {a: {command: [ls], zzz: 1}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are command, env, execute, limits, needs, network, retry, sources, spec, timeouts""",
+          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, stream_backlog, tasks, timeout, workspace
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are bulkhead, command, env, execute, limits, max_parallel, needs, network, priority, rate, retry, sources, spec, timeouts""",
     ),
     (
         "name: x\ntasks: {a: {command: [ls], output_schema: {}, breaker: {failures: 5}}}",
@@ -797,12 +799,12 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     assert schema["required"] == ["name", "tasks"]
     assert set(schema["properties"]) == {
         "$schema", "name", "tasks", "edges", "workspace", "defaults", "fail_fast", "timeout",
-        "max_parallel", "base", "conflict", "checkpoints", "stream_backlog",
+        "max_parallel", "base", "conflict", "checkpoints", "stream_backlog", "priority",
     }  # fmt: skip
     models = schema["$defs"]
     assert set(models["Task"]["properties"]) == {
         "execute", "command", "spec", "needs", "limits", "timeouts", "retry", "sources", "env",
-        "network",
+        "network", "max_parallel", "bulkhead", "rate", "priority",
     }  # fmt: skip
     assert set(models["Limits"]["properties"]) == set(Limits.__struct_fields__)
     assert set(models["Timeouts"]["properties"]) == set(Timeouts.__struct_fields__)
@@ -821,6 +823,64 @@ def test_the_schemas_defaults_are_the_ones_a_run_gets(folder: Path) -> None:
     for key, each in models["Retry"]["properties"].items():
         default = getattr(only.retry, key)
         assert each["default"] == (list(default) if isinstance(default, tuple) else default)
+
+
+LIMITED = """\
+name: x
+tasks:
+  a: {command: [ls], KEY}
+  b: {command: [ls], bulkhead: {key: api, max_parallel: 2}, rate: {limit: 5/s, key: api}}
+"""
+
+
+def test_limits_by_key_and_priorities_are_read(folder: Path) -> None:
+    keys = "max_parallel: 3, priority: -2, rate: 10/min, bulkhead: {key: api, max_parallel: 2}"
+    first, second = load_pipeline(write(folder, LIMITED.replace("KEY", keys))).tasks
+    assert (first.max_parallel, first.priority) == (3, -2)
+    assert first.rate == Rate(limit=10, period=60)
+    assert first.bulkhead == second.bulkhead == Bulkhead(key="api", max_parallel=2)
+    assert second.rate == Rate(limit=5, period=1, key="api")
+    assert (second.max_parallel, second.priority) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("rate: ten", "rate.limit: 'ten' is not a rate; write how many within which time, such as"),
+        ("rate: 10", "rate.limit: 10 is not a rate; write how many within which time"),
+        ("rate: 0/min", "rate.limit: '0/min' is not a rate"),
+        ("rate: 1000000/s", "rate.limit: 1000000 is too much; at most 100000"),
+        ("rate: {key: k}", "rate.limit: is missing; write how many within which time"),
+        ("rate: {limit: 1/s, kye: k}", "rate.kye: unknown key; did you mean key?"),
+        ("bulkhead: api", "bulkhead: expected a map, got"),
+        ("bulkhead: {key: api}", "bulkhead.max_parallel: is missing; write how many attempts at"),
+        ("bulkhead: {max_parallel: 1}", "bulkhead.key: is missing; name what the tasks share"),
+        ("bulkhead: {key: a b, max_parallel: 1}", 'bulkhead.key: "a b": a key is 1 to 100 letters'),
+        ("max_parallel: 0", "max_parallel: 0 is too little; at least 1"),
+        ("priority: 101", "priority: 101 is too much; at most 100"),
+        ("priority: high", 'priority: expected a whole number, got "high"'),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(folder: Path, keys: str, message: str) -> None:
+    assert refusal(folder, LIMITED.replace("KEY", keys)).startswith(
+        f"review.yaml:3: tasks.a.{message}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("rate: {limit: 4/s, key: api}", "rate.limit: 5/s for the key api, which has 4/s"),
+        (
+            "bulkhead: {key: api, max_parallel: 1}",
+            "bulkhead.max_parallel: max_parallel: 2 for the key api, which has max_parallel: 1",
+        ),
+    ],
+)
+def test_two_limits_for_one_key_are_a_slip(folder: Path, keys: str, message: str) -> None:
+    assert refusal(folder, LIMITED.replace("KEY", keys)) == (
+        f"review.yaml:4: tasks.b.{message} further up"
+    )
 
 
 @pytest.mark.parametrize(

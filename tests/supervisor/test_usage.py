@@ -25,7 +25,7 @@ from casemate.sandbox.cgroup import (
     probe,
 )
 from casemate.supervisor import usage
-from casemate.supervisor.usage import Meter, exceeded, memory_budget
+from casemate.supervisor.usage import Meter, cpu_budget, exceeded, memory_budget
 
 MIB = 1024 * 1024
 WITHOUT = CgroupFacts(Hierarchy.NONE, ())
@@ -304,12 +304,27 @@ def test_the_budget_is_the_lesser_of_the_hosts_and_the_cgroups(
 ) -> None:
     free = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(usage, "own_memory_limit", lambda: None)
     monkeypatch.setattr(usage, "own_memory_room", lambda: None)
     assert memory_budget() == int(free.available * 0.9)
     monkeypatch.setattr(usage, "own_memory_room", lambda: 1000)
+    monkeypatch.setattr(usage, "own_memory_limit", lambda: 2000)
     assert memory_budget() == 900
+    monkeypatch.setattr(usage, "own_memory_room", lambda: 10)
+    assert memory_budget() == 500  # it will not be full for ever
+    monkeypatch.setattr(usage, "own_memory_limit", lambda: None)
     monkeypatch.setattr(usage, "own_memory_room", lambda: 1 << 60)
     assert memory_budget() == int(free.available * 0.9)
+
+
+def test_the_cores_are_those_we_may_run_on_or_the_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(usage, "own_cpu_quota", lambda: None)
+    assert cpu_budget() == cores
+    monkeypatch.setattr(usage, "own_cpu_quota", lambda: 0.5)
+    assert cpu_budget() == 0.5
+    monkeypatch.setattr(usage, "own_cpu_quota", lambda: cores + 3.0)
+    assert cpu_budget() == cores
 
 
 def test_a_processs_name_cannot_forge_its_numbers(
