@@ -452,7 +452,7 @@ class Admission:
     def _is_let_in(self, now: float, waiter: Waiter) -> bool:
         """Whether it has a place at each of its gates; else it waits at one that has none."""
         if waiter.has_places:
-            closed = next((gate for gate in waiter.gates if gate.is_overdrawn()), None)
+            closed = next((gate for gate in waiter.gates if gate.is_overdrawn(now)), None)
             if closed is None:
                 return True
             self._let_go(waiter)

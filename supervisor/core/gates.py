@@ -75,9 +75,13 @@ class Gate(Clock):
     def has_room(self, now: float) -> bool:
         raise NotImplementedError
 
-    def is_overdrawn(self) -> bool:
-        """Whether a place that was taken must not be used any more."""
-        return False
+    def is_overdrawn(self, now: float) -> bool:
+        """Whether a place that was taken may not be used now: the gate is held since, or others,
+        who may by their own word, took so many that it would be one too many by this one's."""
+        self.count.taken -= 1
+        has_room = self.has_room(now)
+        self.count.taken += 1
+        return not has_room
 
     def take(self) -> None:
         self.count.taken += 1
@@ -153,9 +157,6 @@ class Hold(Gate):
 
     def has_room(self, now: float) -> bool:
         return self.count.taken < self.room
-
-    def is_overdrawn(self) -> bool:
-        return self.count.taken > self.room
 
     def start(self, now: float) -> None:
         self.count.taken -= 1

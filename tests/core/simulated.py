@@ -2,9 +2,10 @@
 
 Tests and the transcripts in `scripts/` share one small language. Declarations:
 
-    host parallel=2 memory=100          the scheduler's own limits
-    run one fail_fast timeout=60 parallel=1 checkpoints=every-task
+    host parallel=2 memory=100 cores=2  the scheduler's own limits
+    run one fail_fast timeout=60 parallel=1 priority=5 checkpoints=every-task
     task a wall=10 retry=3              of the run declared last (`r` if none was)
+    task a parallel=1 bulkhead=api:2 rate=10/min rate=api:10/min priority=5 cores=0.5
     task b needs=a
     task c reads=a                      its stream
 
@@ -50,15 +51,18 @@ from casemate.protocol.events import (
     TaskStarted,
 )
 from casemate.protocol.pipeline import (
+    Bulkhead,
     Checkpoints,
     CommandEntry,
     Edge,
     Limits,
     PipelineSpec,
+    Rate,
     Retry,
     TaskSpec,
     Timeouts,
 )
+from casemate.protocol.units import parse_rate
 from casemate.supervisor.core.commands import (
     CancelAttempt,
     Command,
@@ -120,6 +124,11 @@ def make_task(
     cap: float = 60,
     jitter: float = 0,
     on: tuple[str, ...] = ("error", "crash", "timeout"),
+    cores: float | None = None,
+    parallel: int | None = None,
+    bulkhead: str | None = None,
+    rate: str | None = None,
+    priority: int = 0,
 ) -> TaskSpec:
     return TaskSpec(
         id=name,
@@ -127,12 +136,27 @@ def make_task(
         spec=NIL,
         sources=(),
         env={},
-        limits=Limits(memory=memory, cpu=None, pids=1, files=1, tmp=1, disk=1, output=1),
+        limits=Limits(memory=memory, cpu=cores, pids=1, files=1, tmp=1, disk=1, output=1),
         timeouts=Timeouts(start=start, wall=wall, idle=idle, cpu=cpu, grace=grace),
         retry=Retry(
             attempts=retry, delay=delay, backoff=backoff, max_delay=cap, jitter=jitter, on=on
         ),
+        max_parallel=parallel,
+        bulkhead=None if bulkhead is None else _bulkhead(bulkhead),
+        rate=None if rate is None else _rate(rate),
+        priority=priority,
     )
+
+
+def _bulkhead(text: str) -> Bulkhead:
+    key, _, limit = text.rpartition(":")
+    return Bulkhead(key=key, max_parallel=int(limit))
+
+
+def _rate(text: str) -> Rate:
+    key, _, written = text.rpartition(":")
+    limit, period = parse_rate(written)
+    return Rate(limit=limit, period=period, key=key or None)
 
 
 def make_pipeline(
@@ -144,6 +168,7 @@ def make_pipeline(
     fail_fast: bool = False,
     timeout: float | None = None,
     max_parallel: int | None = None,
+    priority: int = 0,
 ) -> PipelineSpec:
     return PipelineSpec(
         name="p",
@@ -157,6 +182,7 @@ def make_pipeline(
         fail_fast=fail_fast,
         timeout=timeout,
         max_parallel=max_parallel,
+        priority=priority,
     )
 
 
@@ -167,9 +193,11 @@ def submit(run: str, spec: PipelineSpec, seed: int = 1) -> Submit:
 class Judge:
     """What must never happen, seen from outside: from what the core is told and what it answers."""
 
-    def __init__(self, max_parallel: int, memory: int) -> None:
+    def __init__(self, max_parallel: int, memory: int, cores: float = math.inf) -> None:
         self.max_parallel = max_parallel
         self.memory = memory
+        self.cores = cores
+        self.starts: dict[str, list[float]] = {}  # by key of a rate
         self.specs: dict[str, PipelineSpec] = {}
         self.live: dict[tuple[str, str], int] = {}
         self.attempts: dict[tuple[str, str], int] = {}  # the latest made ready
@@ -188,6 +216,7 @@ class Judge:
         """All that lived is dead, and the scheduler that knew of it gone."""
         self.live.clear()
         self.frozen.clear()
+        self.starts.clear()
 
     def watch(self, now: float, input: Input, commands: list[Command]) -> None:
         if isinstance(input, Submit):
@@ -204,7 +233,7 @@ class Judge:
                 case Record():
                     self._record(command)
                 case Spawn():
-                    self._spawn(command)
+                    self._spawn(now, command)
                 case CancelAttempt():
                     key = self._live_key(command)
                     assert key not in self.asked and key not in self.killed
@@ -291,7 +320,7 @@ class Judge:
     def _spec(self, run: str, task: str) -> TaskSpec:
         return next(spec for spec in self.specs[run].tasks if spec.id == task)
 
-    def _spawn(self, spawn: Spawn) -> None:
+    def _spawn(self, now: float, spawn: Spawn) -> None:
         key = (spawn.run, spawn.task)
         spec = self.specs[spawn.run]
         assert spawn.run not in self.over
@@ -315,7 +344,27 @@ class Judge:
         assert len(self.live) <= self.max_parallel
         if spec.max_parallel is not None:
             assert sum(run == spawn.run for run, _ in self.live) <= spec.max_parallel
-        assert sum(self._spec(*each).limits.memory for each in self.live) <= self.memory
+        living = [self._spec(*each) for each in self.live]
+        assert sum(each.limits.memory for each in living) <= self.memory
+        cores = sum(min(each.limits.cpu or 0, self.cores) for each in living)
+        assert cores <= self.cores + 1e-9
+        self._check_keys(now, self._spec(*key), living)
+
+    def _check_keys(self, now: float, spec: TaskSpec, living: list[TaskSpec]) -> None:
+        """Of what has just been spawned, among all that is bound by the same key. All pipelines
+        here have one name, so that the id of a task is a key as well."""
+        if spec.max_parallel is not None:
+            names = [each.id for each in living if each.max_parallel is not None]
+            assert names.count(spec.id) <= spec.max_parallel
+        if spec.bulkhead is not None:
+            keys = [each.bulkhead.key for each in living if each.bulkhead is not None]
+            assert keys.count(spec.bulkhead.key) <= spec.bulkhead.max_parallel
+        if spec.rate is not None:
+            key = f"task {spec.id}" if spec.rate.key is None else f"key {spec.rate.key}"
+            starts = self.starts.setdefault(key, [])
+            starts.append(now)
+            recent = sum(start + spec.rate.period > now for start in starts)
+            assert recent <= spec.rate.limit, f"{key}: {starts}"
 
     def _record(self, record: Record) -> None:
         data = record.data
@@ -366,6 +415,7 @@ class Simulated:
         """Declarations; the runs in them are submitted at 0 by `start`, or by hand."""
         self.max_parallel = 8
         self.memory = 1000
+        self.cores = math.inf
         self.runs: dict[str, _Declared] = {}
         self.journal: list[Record] = []
         self.heard: list[tuple[float, Input]] = []
@@ -387,13 +437,13 @@ class Simulated:
     @property
     def scheduler(self) -> Scheduler:
         if self._scheduler is None:
-            self._scheduler = Scheduler(self.max_parallel, self.memory)
+            self._scheduler = Scheduler(self.max_parallel, self.memory, self.cores)
         return self._scheduler
 
     @property
     def judge(self) -> Judge:
         if self._judge is None:
-            self._judge = Judge(self.max_parallel, self.memory)
+            self._judge = Judge(self.max_parallel, self.memory, self.cores)
         return self._judge
 
     def declare(self, line: str) -> None:
@@ -403,11 +453,13 @@ class Simulated:
         if what == "host":
             self.max_parallel = int(options.get("parallel", self.max_parallel))
             self.memory = int(options.get("memory", self.memory))
+            self.cores = float(options.get("cores", self.cores))
         elif what == "run":
             self.runs[words[0]] = _Declared(
                 fail_fast="fail_fast" in flags,
                 timeout=float(options["timeout"]) if "timeout" in options else None,
                 max_parallel=int(options["parallel"]) if "parallel" in options else None,
+                priority=int(options.get("priority", 0)),
                 checkpoints=_strategy(options.get("checkpoints", "none")),
             )
         elif what == "task":
@@ -418,11 +470,16 @@ class Simulated:
                 run.edges.append((source, words[0]))
             for source in filter(None, options.pop("reads", "").split(",")):
                 run.streams.append((source, words[0]))
-            whole = {key: int(options.pop(key)) for key in ("memory", "retry") if key in options}
+            texts = {key: options.pop(key) for key in ("bulkhead", "rate") if key in options}
+            whole = {
+                key: int(options.pop(key))
+                for key in ("memory", "retry", "parallel", "priority")
+                if key in options
+            }
             on = tuple(filter(None, options.pop("on", "error,crash,timeout").split(",")))
             seconds = {key: float(value) for key, value in options.items()}
             # mypy cannot know the keys; a wrong one is a TypeError, which is what we want.
-            run.tasks.append(make_task(words[0], on=on, **whole, **seconds))  # type: ignore[arg-type]
+            run.tasks.append(make_task(words[0], on=on, **texts, **whole, **seconds))  # type: ignore[arg-type]
         else:
             raise ValueError(f"not a declaration: {line}")
 
@@ -433,7 +490,7 @@ class Simulated:
     def step(self, now: float, input: Input) -> list[Command]:
         if isinstance(input, Adopt):
             if input.fork is None:
-                self._scheduler = Scheduler(self.max_parallel, self.memory)
+                self._scheduler = Scheduler(self.max_parallel, self.memory, self.cores)
                 self.states.clear()
                 self.judge.crash()
             self.states[input.run] = input.state
@@ -563,6 +620,7 @@ class _Declared:
     fail_fast: bool = False
     timeout: float | None = None
     max_parallel: int | None = None
+    priority: int = 0
     tasks: list[TaskSpec] = field(default_factory=list)
     edges: list[tuple[str, str]] = field(default_factory=list)
     streams: list[tuple[str, str]] = field(default_factory=list)
@@ -577,6 +635,7 @@ class _Declared:
             fail_fast=self.fail_fast,
             timeout=self.timeout,
             max_parallel=self.max_parallel,
+            priority=self.priority,
         )
 
 

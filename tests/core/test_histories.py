@@ -53,6 +53,10 @@ FAULTS = sorted(
     set(ErrorKind) - {ErrorKind.UPSTREAM_FAILED, ErrorKind.TIMEOUT_RUN, ErrorKind.CANCELLED}
 )
 
+# Pipelines may disagree about a key.
+BULKHEADS = (None, "k:1", "k:2", "l:1")
+RATES = (None, "1/2s", "k:1/s", "k:2/s", "l:2/5s")
+
 
 class Host:
     """What lives, as the host knows it, and what it may truthfully say."""
@@ -60,7 +64,7 @@ class Host:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.now = 0.0
-        self.world = Simulated(f"host parallel={random.randint(1, 3)} memory=8")
+        self.world = Simulated(f"host parallel={random.randint(1, 3)} memory=8 cores=2")
         self.spawned: dict[Key, str] = {}  # spawned, started or told
         self.killed: set[Key] = set()
         self.over: list[Key] = []
@@ -82,6 +86,7 @@ class Host:
         def maybe(*values: int) -> int | None:
             return random.choice([None, *values])
 
+        is_limited = random.random() < 0.6
         tasks = [
             make_task(
                 name,
@@ -95,6 +100,11 @@ class Host:
                 delay=random.choice([0, 0.5, 3]),
                 jitter=random.choice([0, 0.3]),
                 on=random.choice([(), ("timeout",), ("error", "crash", "timeout", "lost")]),
+                cores=random.choice([None, None, 0.1, 1.5, 9]),
+                parallel=maybe(1) if is_limited else None,
+                bulkhead=random.choice(BULKHEADS) if is_limited else None,
+                rate=random.choice(RATES) if is_limited else None,
+                priority=random.choice([0, 0, 1, -1]),
             )
             for name in names
         ]
@@ -115,6 +125,7 @@ class Host:
             fail_fast=random.random() < 0.2,
             timeout=maybe(4, 30) if random.random() < 0.4 else None,
             max_parallel=maybe(1, 2),
+            priority=random.choice([0, 0, 2]),
         )
 
     def end(self, key: Key) -> None:
@@ -332,7 +343,7 @@ def test_a_run_is_taken_over_from_any_place_of_its_journal_and_ends(seed: int) -
 @pytest.mark.parametrize("seed", range(60))
 def test_the_same_inputs_give_the_same_commands(seed: int) -> None:
     world = play(Random(seed)).world
-    again = Scheduler(world.max_parallel, world.memory)
+    again = Scheduler(world.max_parallel, world.memory, world.cores)
     assert [again.step(now, input) for now, input in world.heard] == world.answered
 
 
@@ -340,7 +351,7 @@ def test_the_same_inputs_give_the_same_commands(seed: int) -> None:
 def test_what_is_refused_changes_nothing(seed: int) -> None:
     """The same story, with things that cannot be said in between, has the same answers."""
     world = play(Random(seed)).world
-    again = Scheduler(world.max_parallel, world.memory)
+    again = Scheduler(world.max_parallel, world.memory, world.cores)
     refused = 0
     known: list[Key] = []
     for (now, input), answer in zip(world.heard, world.answered, strict=True):

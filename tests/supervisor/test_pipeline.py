@@ -476,8 +476,7 @@ def test_problems_are_also_there_apart_for_programs(folder: Path) -> None:
         (
             "x.json",
             '{"name": "x",\n "tasks": {"a": {"command": ["ls"],\n "wall": 3}}}',
-            "x.json:3: tasks.a.wall: unknown key; the keys here are command, env, execute, limits, "
-            "needs, network, retry, sources, spec, timeouts",
+            "x.json:3: tasks.a.wall: unknown key; the keys here are bulkhead, command, env, execute, ",
         ),
         ("x.json", '{"name": "x",}', "x.json:1: is not JSON: "),
         ("x.json", '{"name": "x",\n"name": "y"}', 'x.json: the key "name" is given twice in one map'),
