@@ -115,6 +115,7 @@ class Line(Queued):
     __slots__ = (
         "free",
         "is_shut",
+        "lane",
         "lanes",
         "live",
         "max_parallel",
@@ -150,6 +151,7 @@ class Line(Queued):
         self.served = served  # the number of the grant that last served it, or found it new
         self.free = Lane(self, ())  # never waits, and is not in the queue
         self.lanes: dict[tuple[Gate, ...], Lane] = {(): self.free}
+        self.lane: Lane | None = None  # whose task is next, as it was when this got its turn
         self.queue: PriorityQueue[float, Lane] = PriorityQueue()  # of lanes that do not wait
         self.singles: dict[int, Single] = {}
         self.standing: dict[int, Lane | Single] = {}  # where each ready task does
@@ -327,7 +329,7 @@ class Admission:
             line = self._turns.first()
             if line is None:
                 return None
-            lane = line.first()
+            lane = line.lane
             assert lane is not None, "a line without a task has no turn"
             if lane.gates and not self._is_let_in(now, lane):
                 continue
@@ -383,6 +385,10 @@ class Admission:
         self._stir(gate.count)
         self._retire(gate)
 
+    def keys(self) -> set[tuple[str, str]]:
+        """What is counted at this moment: for who looks after what is remembered."""
+        return set(self._counts)
+
     def opened(self, gate: Gate) -> None:
         """The time of a gate has come."""
         self._clocks.discard(gate)
@@ -399,11 +405,13 @@ class Admission:
                 self._wake(now, self._opened.popitem()[0])
 
     def _queue(self, line: Line) -> None:
-        if not line.is_able():
+        if line.is_shut or line.live >= line.max_parallel:
             self._turns.discard(line)
             for waiter in list(line.places):
                 self._let_go(waiter)
-        elif line.first() is None:
+            return
+        line.lane = line.first()
+        if line.lane is None:
             self._turns.discard(line)
         else:
             self._turns.put((-line.priority, line.live, line.served), line)

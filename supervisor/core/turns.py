@@ -42,7 +42,7 @@ class Turns(Generic[Waiting]):
         """Take it out, if it is in."""
         if waiting.ticket:
             self._by_key.discard(waiting)
-            if next(iter(self._by_age)) is waiting:
+            if self._passed and next(iter(self._by_age)) is waiting:
                 self._passed = 0
             del self._by_age[waiting]
 
@@ -55,6 +55,8 @@ class Turns(Generic[Waiting]):
 
     def served(self, waiting: Waiting) -> None:
         """It had its turn, and is the youngest now."""
+        if len(self._by_age) == 1:
+            return
         if next(iter(self._by_age)) is waiting:
             self._passed = 0
         else:
