@@ -218,13 +218,14 @@ class Admission:
         """The host's budgets; `clocks`: where a rate's next opening is put."""
         if slots < 1:
             raise LocalViolation(f"scheduler: max_parallel is {slots}, expected at least 1")
-        self._slots = slots
-        self._memory_budget = memory
-        self._cpu_budget = cpu * 1000
+        # Public to be read: `look.py` tells of them.
+        self.slots = slots
+        self.memory_budget = memory
+        self.cpu_budget = cpu * 1000
         self._clocks = clocks
-        self._live = 0
-        self._memory = 0
-        self._cpu = 0  # thousandths, for sums of 0.1 are never quite 1
+        self.live = 0
+        self.memory = 0
+        self.cpu = 0  # thousandths, for sums of 0.1 are never quite 1
         self._grants = 0
         self._has_left = False  # something, since `next` looked: its run may be gone as well
         self._turns: Turns[Line] = Turns()
@@ -313,17 +314,32 @@ class Admission:
 
     def refusal(self, spec: TaskSpec) -> str | None:
         """Why a task can never start here."""
-        if spec.limits.memory <= self._memory_budget:
+        if spec.limits.memory <= self.memory_budget:
             return None
         return (
             f"limits.memory is {spec.limits.memory / _MIB:g} MiB, and the host's memory budget for "
-            f"all tasks is {self._memory_budget / _MIB:g} MiB: lower the limit or raise the budget"
+            f"all tasks is {self.memory_budget / _MIB:g} MiB: lower the limit or raise the budget"
         )
+
+    def before(self, line: Line, task: str) -> tuple[int, str | None] | None:
+        """How many of its run are before it, as far as no key holds them back, and the first of
+        them; None: it is not ready."""
+        rank, standing = line.rank[task], line.standing
+        if rank not in standing:
+            return None
+        ranks = sorted(each for each, at in standing.items() if each < rank and at.party is None)
+        return len(ranks), line.order[ranks[0]] if ranks else None
+
+    def held(self, line: Line, task: str) -> str | None:
+        """The limit under a key that a ready task waits for, in words."""
+        waiter = line.standing.get(line.rank[task])
+        party = None if waiter is None else waiter.party
+        return None if party is None else party.gate.words()
 
     def next(self, now: float) -> Grant | None:
         """The task that starts now, if one may. Where none did and nothing has changed since, none
         does: that is most steps."""
-        while (self._changed or self._opened or self._has_left) and self._live < self._slots:
+        while (self._changed or self._opened or self._has_left) and self.live < self.slots:
             self._has_left = False
             self._catch_up(now)
             line = self._turns.first()
@@ -343,14 +359,14 @@ class Admission:
             # A ceiling above what the host has is no wish for more: it takes all there is.
             cpu = 0
             if limits.cpu is not None:
-                cpu = math.ceil(min(limits.cpu * 1000, self._cpu_budget))
-            if self._memory + memory > self._memory_budget or self._cpu + cpu > self._cpu_budget:
+                cpu = math.ceil(min(limits.cpu * 1000, self.cpu_budget))
+            if self.memory + memory > self.memory_budget or self.cpu + cpu > self.cpu_budget:
                 return None
             gates = lane.gates if single is None else lane.gates + single.gates
             self._start(now, lane, rank, single, gates)
-            self._live += 1
-            self._memory += memory
-            self._cpu += cpu
+            self.live += 1
+            self.memory += memory
+            self.cpu += cpu
             return Grant(line, task, memory, cpu, gates)
         return None
 
@@ -358,9 +374,9 @@ class Admission:
         """What was started has ended."""
         line = grant.line
         line.live -= 1
-        self._live -= 1
-        self._memory -= grant.memory
-        self._cpu -= grant.cpu
+        self.live -= 1
+        self.memory -= grant.memory
+        self.cpu -= grant.cpu
         for gate in grant.gates:
             gate.end()
             self._stir(gate.count)

@@ -18,6 +18,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from ...protocol.units import format_rate
 from .attempt import Clock
 from .priority import PriorityQueue, Queued
 from .turns import Turns
@@ -96,6 +97,10 @@ class Gate(Clock):
     def end(self) -> None:
         """What used it has ended."""
 
+    def words(self) -> str:
+        """Why who waits here does."""
+        raise NotImplementedError
+
     def due(self) -> float:
         return math.inf
 
@@ -114,6 +119,12 @@ class Bulkhead(Gate):
 
     def end(self) -> None:
         self.count.taken -= 1
+
+    def words(self) -> str:
+        kind, key = self.count.key
+        if kind == "bulkhead":
+            return f"Under the bulkhead {key} {self.limit} may run at once, in all runs, and do."
+        return f"Its max_parallel is {self.limit}, in all runs, and so many of it are alive."
 
 
 class RateLimit(Gate):
@@ -138,6 +149,12 @@ class RateLimit(Gate):
         if len(count.starts) > count.kept:
             count.starts.popleft()
 
+    def words(self) -> str:
+        kind, key = self.count.key
+        rate = format_rate(self.limit, self.period)
+        where = f"Under the key {key}" if kind == "rate" else "Of it"
+        return f"{where} {rate} may start (rate), in all runs, and did."
+
     def due(self) -> float:
         left = self.limit - self.count.taken  # what is taken and not started has no time yet
         if left <= 0:
@@ -161,3 +178,6 @@ class Hold(Gate):
     def start(self, now: float) -> None:
         self.count.taken -= 1
         self.room -= 1
+
+    def words(self) -> str:
+        return f"Nothing under the key {self.count.key[1]} may start for now."

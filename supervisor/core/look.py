@@ -6,6 +6,7 @@ It fills in a `Look`, and `words` says what follows. Nothing is decided by it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,6 +38,10 @@ class Look:
     all_most: int = 0
     all_memory: int = 0
     memory_budget: int = 0
+    cpu: float = 0.0  # what the task's limits ask for
+    all_cpu: float = 0.0
+    cpu_budget: float = math.inf
+    held: str | None = None  # by a limit under a key, in words
 
 
 def words(look: Look) -> tuple[str, ...]:
@@ -84,6 +89,9 @@ def _of_attempt(attempt: Attempt) -> Iterator[str]:
 def _in_line(look: Look, before: int, first: str | None) -> Iterator[str]:
     if look.is_fetching:
         yield "Outputs that the run needs again are being read from its journal."
+    if look.held is not None:
+        yield look.held
+        return
     if look.most is not None and len(look.live) >= look.most:
         yield (
             f"The run may have {look.most} attempt{_s(look.most)} at once (max_parallel of the "
@@ -101,6 +109,11 @@ def _in_line(look: Look, before: int, first: str | None) -> Iterator[str]:
             f"It needs {format_size(look.memory)} (limits.memory); of the memory budget of "
             f"{format_size(look.memory_budget)} attempts that live have "
             f"{format_size(look.all_memory)}."
+        )
+    elif look.all_cpu + min(look.cpu, look.cpu_budget) > look.cpu_budget:
+        yield (
+            f"It needs {look.cpu:g} cores (limits.cpu); of the host's {look.cpu_budget:g} attempts "
+            f"that live have {look.all_cpu:g}."
         )
     if before:
         yield f"In its run {before} stand{'s' if before == 1 else ''} before it, {first} first."

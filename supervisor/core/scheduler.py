@@ -270,8 +270,7 @@ class Scheduler:
         sources = state.graph.streams[task]
         speakers = sources if task in found.provisional else ()
         doomed = {name for name, attempt in found.live.items() if attempt.is_doomed}
-        position = state.graph.position[task]
-        line = sorted(each for each in found.ready if each <= position)
+        admission = self._admission
         return Look(
             memory=state.specs[task].limits.memory,
             live=tuple(sorted(found.live)),
@@ -283,12 +282,16 @@ class Scheduler:
             ),
             restarting=tuple(each for each in sources if each in doomed),
             is_fetching=found.is_fetching,
-            in_line=(len(line) - 1, state.graph.order[line[0]]) if position in line else None,
+            in_line=admission.before(found.line, task),
+            held=admission.held(found.line, task),
             most=state.spec.max_parallel,
-            all_live=self._live,
-            all_most=self._max_parallel,
-            all_memory=self._memory,
-            memory_budget=self._memory_budget,
+            all_live=admission.live,
+            all_most=admission.slots,
+            all_memory=admission.memory,
+            memory_budget=admission.memory_budget,
+            all_cpu=admission.cpu / 1000,
+            cpu_budget=admission.cpu_budget / 1000,
+            cpu=state.specs[task].limits.cpu or 0.0,
         )
 
     # Inputs.

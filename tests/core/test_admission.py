@@ -14,6 +14,7 @@ from casemate.supervisor.core.attempt import Clock
 from casemate.supervisor.core.commands import Spawn
 from casemate.supervisor.core.events import Ended, Started
 from casemate.supervisor.core.graph import build
+from casemate.supervisor.core.look import words as look_words
 from casemate.supervisor.core.priority import PriorityQueue, Queued
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.turns import PATIENCE, Turns
@@ -193,6 +194,21 @@ def test_nothing_is_remembered_of_keys_that_nobody_names() -> None:
     world.declare("task x")
     world.at(100, "submit two")
     assert admission.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("bulkhead=api:1", "Under the bulkhead api 1 may run at once, in all runs, and do."),
+        ("rate=api:1/min", "Under the key api 1/min may start (rate), in all runs, and did."),
+        ("cores=2", "It needs 2 cores (limits.cpu); of the host's 2 attempts that live have 2."),
+    ],
+)
+def test_why_a_task_waits_is_told_in_words(keys: str, words: str) -> None:
+    run = Simulated.start("host cores=2", f"task a {keys}", f"task b {keys}")
+    look = run.scheduler.look("r", "b")
+    assert look is not None
+    assert look_words(look) == (words,)
 
 
 # --- held keys ------------------------------------------------------------------------------------
