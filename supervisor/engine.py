@@ -483,7 +483,8 @@ class Engine:
         match command:
             case Record(run=run, task=task, attempt=number, data=data):
                 seqs = self._record(run, task, number, [data])
-                if seqs and type(data) is TaskCompleted and (streams := self._streams(run)):
+                is_completed = type(data) in (TaskCompleted, TaskSkipped)
+                if seqs and is_completed and (streams := self._streams(run)):
                     assert task is not None and number is not None
                     streams.completed((task, number), seqs.start)
             case Spawn():
@@ -610,7 +611,7 @@ class Engine:
         run.problem = f"run {run_id}: its journal cannot be written: {error}"
         self._end_run(run)
         self._ease()
-        self._feed(CancelRun(run_id, run.problem))
+        self._feed(CancelRun(run_id, run.problem, at_once=True))
         self._tell(run_id, run)
 
     def _end_run(self, run: _Run) -> None:
@@ -653,6 +654,9 @@ class Engine:
 
     def _spawn(self, command: Spawn) -> None:
         key = Key(command.run, command.task, command.attempt)
+        if command.part is not Part.EXECUTE:
+            self._spawn_check(key, command)
+            return
         value = self._input(command)
         if len(value) > VALUE_SIZE:
             error = TaskError(
@@ -667,17 +671,48 @@ class Engine:
         if run.streams is not None:
             run.streams.expects((key.task, key.attempt), command.streams)
         saved = state.tasks[key.task].saved or b""
-        room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(run.tasks[key.task])
-        is_small = len(value) + len(saved) <= room
+        job = self._job(key, value, state.tasks[key.task].saved)
         given = None
         if run.files is not None:
             given = run.files.given(state, key.task, key.attempt)
+        self._lay_out(key, run, job, given)
+
+    def _spawn_check(self, key: Key, command: Spawn) -> None:
+        """The same author's code, on one value that a task gave or failed with."""
+        value = command.value
+        if isinstance(value, TaskError):
+            value = Raw(msgspec.msgpack.encode(value))
+        assert value is not None
+        run = self._runs[key.run]
+        task = run.tasks[key.task]
+        is_validation = command.part is Part.VALIDATE
+        job = Run(
+            run=key.run,
+            task=key.task,
+            attempt=key.attempt,
+            part=command.part,
+            entry=task.validate if is_validation else task.recover,
+            input=value,
+            input_file=None,
+            spec=Raw(_NIL),
+            idempotency_key="",
+            deadline=None,
+            workspace=None,
+            schema=(task.output_schema or Raw(_NIL)) if is_validation else Raw(_NIL),
+        )
+        self._lay_out(key, run, job, None)
+
+    def _lay_out(self, key: Key, run: _Run, job: Run, given: Given | None) -> None:
+        """Start it, when it has what has to lie on disk before."""
+        # What does not fit into RUN goes by a file that is bound read-only.
+        room = MESSAGE_SIZE - RUN_OVERHEAD - (len(msgspec.msgpack.encode(job)) - len(job.input))
+        is_small = len(job.input) <= room
         if is_small and given is None:
-            self._start(key, value)
+            self._start(key, job)
         else:
             self._preparing.add(key)
             run.busy += 1
-            self._in_background(self._prepare(key, run, value, is_small, given))
+            self._in_background(self._prepare(key, run, job, is_small, given))
 
     def _input(self, command: Spawn) -> bytes:
         """msgpack of what the task sees: its upstreams' outputs by id, or, where no edge leads to

@@ -185,6 +185,7 @@ class Attempt(Clock):
             traceback=error.traceback,
             refused=error.refused,
             usage=error.usage,
+            retry_after=error.retry_after,
         )
 
 
