@@ -1,5 +1,5 @@
-"""A value held against a JSON Schema, inside the sandbox: a schema's patterns and references come out
-of the pipeline's file and may be as hostile as the value.
+"""A value held against a JSON Schema, inside the sandbox: the schema's patterns and references may
+be as hostile as the value.
 
 JSON Schema 2020-12 where the schema does not name another draft. Bytes, datetimes and non-finite
 floats are looked at in the JSON shapes that they travel in (`{"$bytes": ...}`).

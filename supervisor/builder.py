@@ -118,6 +118,11 @@ class Task:
     `execute` is a function, or the text `file.py:name` or `package.module:name`; `command` is a
     program in any language. `needs` names the tasks whose outputs it gets. `env` gives literal
     values; None passes on the host's variable of that name, if the operator allows it.
+
+    `validate(output)` says whether an output is good, `recover(error)` what to do about a failure
+    (or rules do: `[{"on": ["timeout"], "do": "fallback", "fallback": "cheap"}]`): each in a fresh
+    sandbox that is given nothing else. `fallbacks` are functions or commands that may be called
+    in the place of `execute`. `always`: it runs when what it needs has ended, however that was.
     """
 
     id: str
@@ -131,6 +136,11 @@ class Task:
     sources: Sequence[str | os.PathLike[str]] = ()
     env: Mapping[str, str | None] | None = None
     network: str | None = None
+    validate: Function | str | None = None
+    output_schema: Mapping[str, object] | bool | None = None
+    recover: Function | str | Sequence[Mapping[str, object]] | None = None
+    fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None
+    always: bool = False
 
     def document(self, root: Path) -> dict[str, object]:
         """This task as a file would say it."""
@@ -156,7 +166,26 @@ class Task:
             given["env"] = _plain(self.env)
         if self.network is not None:
             given["network"] = str(self.network)
+        if self.validate is not None:
+            given["validate"] = _entry(self.id, self.validate, root)
+        if self.output_schema is not None:
+            given["output_schema"] = _plain(self.output_schema)
+        if self.recover is not None:
+            rules = not callable(self.recover) and not isinstance(self.recover, str)
+            given["recover"] = _plain(self.recover) if rules else self._named(self.recover, root)
+        if self.fallbacks is not None:
+            given["fallbacks"] = {
+                name: self._named(entry, root) for name, entry in self.fallbacks.items()
+            }
+        if self.always:
+            given["always"] = True
         return given
+
+    def _named(self, entry: object, root: Path) -> object:
+        """A function, by its name; a command as it is."""
+        if isinstance(entry, str) or callable(entry):
+            return _entry(self.id, entry, root)
+        return _plain(entry)
 
 
 class Pipeline:
@@ -186,6 +215,8 @@ class Pipeline:
         timeout: float | str | None = None,
         max_parallel: int | None = None,
         stream_backlog: int | str | None = None,
+        retry_budget: int | None = None,
+        rollback_budget: int | None = None,
     ) -> None:
         self.name = name
         self.workspace = workspace
@@ -203,6 +234,8 @@ class Pipeline:
         self.timeout = timeout
         self.max_parallel = max_parallel
         self.stream_backlog = stream_backlog
+        self.retry_budget = retry_budget
+        self.rollback_budget = rollback_budget
         self._tasks: dict[str, Task] = {}
         self._edges: list[tuple[str, str, bool]] = []
 
@@ -232,6 +265,11 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> F: ...
 
     @overload
@@ -249,6 +287,11 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> Callable[[F], F]: ...
 
     def task(
@@ -265,6 +308,11 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> Any:  # the overloads say it better than F | Callable[[F], F] can
         """Decorator: this function is a task, called by its name unless `id` says otherwise.
 
@@ -284,6 +332,11 @@ class Pipeline:
                     sources=sources,
                     env=env,
                     network=network,
+                    validate=validate,
+                    output_schema=output_schema,
+                    recover=recover,
+                    fallbacks=fallbacks,
+                    always=always,
                 )
             )
             return function
@@ -346,10 +399,14 @@ class Pipeline:
             document["fail_fast"] = True
         if self.timeout is not None:
             document["timeout"] = self.timeout
-        if self.max_parallel is not None:
-            document["max_parallel"] = self.max_parallel
-        if self.stream_backlog is not None:
-            document["stream_backlog"] = self.stream_backlog
+        for name, given in (
+            ("max_parallel", self.max_parallel),
+            ("stream_backlog", self.stream_backlog),
+            ("retry_budget", self.retry_budget),
+            ("rollback_budget", self.rollback_budget),
+        ):
+            if given is not None:
+                document[name] = given
         return document
 
     # `Any`: the options are those of `Supervisor`, and the input is whatever the first tasks take.

@@ -26,6 +26,7 @@ from msgspec import Raw
 from pydantic import ValidationError
 
 from ..protocol import codec, pipeline
+from ..protocol.answers import Action
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import (
     Base,
@@ -34,13 +35,12 @@ from ..protocol.pipeline import (
     Edge,
     Entry,
     FileEntry,
-    ModuleEntry,
     Network,
-    PickleEntry,
     PipelineSpec,
     TaskSpec,
 )
 from .core import graph
+from .core.graph import downstream
 from .format import (
     ENV_NAME,
     Defaults,
@@ -172,6 +172,7 @@ class _Compiler:
             raise self._error()
         model = self._validate(raw)
         edges = self._edges(raw)
+        self._check_answers(model, edges)
         tasks = [self._task(id, task, model.defaults) for id, task in model.tasks.items()]
         workspace = self._workspace_folder(model)
         for name in model.checkpoints.after:
@@ -193,6 +194,8 @@ class _Compiler:
             timeout=model.timeout,
             max_parallel=model.max_parallel,
             stream_backlog=model.stream_backlog,
+            retry_budget=model.retry_budget,
+            rollback_budget=model.rollback_budget,
         )
 
     def _wrong(self, message: str, path: KeyPath) -> None:
@@ -313,6 +316,41 @@ class _Compiler:
                 self._wrong(f"a cycle: {round_trip}; take one of these edges out", first)
         return tuple(sorted(edges_found))
 
+    # --- what is done about failures
+
+    def _check_answers(self, model: Pipeline, edges: tuple[Edge, ...]) -> None:
+        """What rules name, and what `always` needs."""
+        sources: dict[str, list[str]] = {id: [] for id in model.tasks}
+        for edge in edges:
+            sources.get(edge.to, []).append(edge.source)
+        for id, task in model.tasks.items():
+            path: KeyPath = ("tasks", id)
+            for number, rule in enumerate(task.recover if isinstance(task.recover, tuple) else ()):
+                where = (*path, "recover", number)
+                if rule.do is Action.FALLBACK and rule.to not in task.fallbacks:
+                    meant = did_you_mean(rule.to, task.fallbacks)
+                    self._wrong(f"{shown(rule.to)} is none of the task's fallbacks{meant}", where)
+                elif rule.do is Action.ROLLBACK and rule.to not in downstream(sources, [id]):
+                    self._wrong(
+                        f"to: {shown(rule.to)} is neither this task nor upstream of it; a rollback "
+                        "from here goes to one of those",
+                        where,
+                    )
+                elif rule.do is Action.ROLLBACK and task.always:
+                    self._wrong("an `always` task cannot ask for a rollback", where)
+            if not task.always:
+                continue
+            if not sources[id]:
+                self._wrong("needs nothing; name in `needs` what it cleans up after", path)
+            if any(edge.to == id and edge.stream for edge in edges):
+                self._wrong("reads a stream, and an `always` task cannot; use plain edges", path)
+            if _merged(model.defaults.timeouts, task.timeouts)["wall"] is None:
+                self._wrong(
+                    "has no wall limit; an `always` task is not under the run's deadline and needs "
+                    "its own",
+                    (*path, "timeouts"),
+                )
+
     # --- one task
 
     def _task(self, id: str, task: Task, defaults: Defaults) -> TaskSpec:
@@ -343,27 +381,42 @@ class _Compiler:
             timeouts=pipeline.Timeouts(**_merged(defaults.timeouts, task.timeouts)),
             retry=pipeline.Retry(**_merged(defaults.retry, task.retry)),
             network=Network(network),
+            validate=self._checked(task.validate_, (*path, "validate")),
+            output_schema=task.output_schema,
+            recover=(
+                None
+                if isinstance(task.recover, tuple)
+                else self._checked(task.recover, (*path, "recover"))
+            ),
+            rules=task.recover if isinstance(task.recover, tuple) else (),
+            fallbacks={
+                name: self._file_of(entry, (*path, "fallbacks", name))
+                for name, entry in task.fallbacks.items()
+            },
+            always=task.always,
         )
+
+    def _checked(self, entry: Entry | None, path: KeyPath) -> Entry | None:
+        return None if entry is None else self._file_of(entry, path)
+
+    def _file_of(self, entry: Entry, path: KeyPath) -> Entry:
+        if isinstance(entry, FileEntry):
+            self._file(entry.file, path)
+        return entry
 
     def _entry(self, task: Task, path: KeyPath) -> Entry:
         if task.execute is not None and task.command is not None:
             self._wrong("has both execute and command; take one out", path)
         if task.command is not None:
             return task.command
-        match task.execute:
-            case None:
-                if not self._bad & {(*path, "execute"), (*path, "command")}:
-                    self._wrong(
-                        "has neither execute nor command; add one, such as "
-                        "execute: agents.py:analyze",
-                        path,
-                    )
-                return CommandEntry(())
-            case FileEntry(file=file):
-                self._file(file, (*path, "execute"))
-            case ModuleEntry() | PickleEntry():
-                pass
-        return task.execute
+        if task.execute is None:
+            if not self._bad & {(*path, "execute"), (*path, "command")}:
+                self._wrong(
+                    "has neither execute nor command; add one, such as execute: agents.py:analyze",
+                    path,
+                )
+            return CommandEntry(())
+        return self._file_of(task.execute, (*path, "execute"))
 
     def _env_of(self, env: dict[str, str | None], path: KeyPath) -> dict[str, str | None]:
         for name, text in env.items():

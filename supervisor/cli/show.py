@@ -309,15 +309,16 @@ def print_output(text: str, task: str | None, *, as_json: bool, state: Path | No
                 f"run {run.id} is {summary.state}: its outputs are there when it has completed; "
                 f"`casemate output {run.id} TASK` prints one task's"
             )
-        wanted: tuple[str, str | None] = ("run.completed", None)
+        wanted: tuple[tuple[str, ...], str | None] = (("run.completed",), None)
         field = "outputs"
     else:
         if task not in {each.id for each in tasks}:
             raise UsageError(f"run {run.id} has no task {task!r}")
-        wanted, field = ("task.completed", task), "output"
+        wanted, field = (("task.completed", "task.skipped"), task), "output"
+    kinds, of = wanted
     seqs = [
         event.seq for event, undone in _story(run)
-        if (event.kind, event.task) == wanted and not undone
+        if event.kind in kinds and event.task == of and not undone
     ]  # fmt: skip
     if not seqs:
         raise CasemateError(f"run {run.id}: task {task} has no output: it has not completed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .protocol.answers import RecoveryAction, ValidationResult
     from .protocol.errors import CasemateError, SetupRefused, UsageError
     from .protocol.events import ErrorKind, TaskError
     from .sandbox.context import RuntimeContext
@@ -25,6 +26,7 @@ __all__ = [
     "Limits",
     "Pipeline",
     "PipelineEvent",
+    "RecoveryAction",
     "Retry",
     "RunResult",
     "RuntimeContext",
@@ -35,11 +37,13 @@ __all__ = [
     "TaskError",
     "Timeouts",
     "UsageError",
+    "ValidationResult",
     "__version__",
     "run_sandboxed",
 ]
 
 _HOME = {
+    ".protocol.answers": ("RecoveryAction", "ValidationResult"),
     ".protocol.errors": ("CasemateError", "SetupRefused", "UsageError"),
     ".protocol.events": ("ErrorKind", "TaskError"),
     ".sandbox.context": ("RuntimeContext",),

@@ -13,8 +13,8 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
 (checkpoints: `none` unless said, `every-task`, `after:a,b`, `every:30`) and then, each at a time,
 what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
 `waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
-`answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (retry, fallback, rollback, fail;
-nothing; error crash boom),
+`answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
+rollback, fail, nothing, error crash boom),
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
 `rollback r before b`, `fetched r`, `fork r copy c1`. `adopt r` is a crash: the scheduler, its other
 runs and all that lived are gone, a new one takes the run over as its journal tells it. Tasks of a
@@ -509,8 +509,8 @@ class Simulated:
                 validate="validate" in flags,
                 recover="recover" in flags,
                 always="always" in flags,
-                **whole,  # type: ignore[arg-type]
-                **seconds,  # type: ignore[arg-type]
+                **whole,
+                **seconds,  # type: ignore[arg-type]  # a wrong key is a TypeError
             )
             run.tasks.append(task)
         else:
@@ -677,7 +677,7 @@ class _Declared:
 
 
 def _rule(text: str) -> Rule:
-    """`error:retry:2`, `crash,timeout:skip:7`, `error:fallback:x`, `error:rollback:a`, `pids:fail`."""
+    """`error:retry:2`, `crash,timeout:skip:7`, `error:fallback:x`, `memory:rollback:a`..."""
     kinds, do, *what = text.split(":")
     on = tuple(kinds.split(","))
     match Action(do), what:
