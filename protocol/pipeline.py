@@ -151,11 +151,15 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()
     validate: Entry | None = None  # is given the output alone, in a sandbox of its own
-    output_schema: Raw | None = None  # JSON Schema that every output is held against
+    output_schema: Raw = Raw(b"\xc0")  # JSON Schema of the output; nil: none
     recover: Entry | None = None  # is given the error alone, in a sandbox of its own
     rules: tuple[Rule, ...] = ()  # the first that covers the error's kind, in the place of recover
     fallbacks: dict[str, Entry] = {}
     always: bool = False  # runs when its upstream has ended, however that was
+
+    @property
+    def is_validated(self) -> bool:
+        return self.validate is not None or bytes(self.output_schema) != b"\xc0"
 
 
 class Edge(Struct, frozen=True, order=True):

@@ -212,7 +212,7 @@ def _check(run: Run, termination: Termination, places: Places) -> Raw:
     asks is no task, and has nobody to speak to."""
     given: Any = None
     value = _read_input(run)
-    if run.part is Part.VALIDATE and bytes(run.schema) != NIL:
+    if run.part is Part.VALIDATE and bytes(run.schema) != bytes(NIL):
         from .schema import faults  # its library takes a tenth of a second to import
 
         if found := faults(codec.decode_value(run.schema), value):

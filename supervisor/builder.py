@@ -399,14 +399,13 @@ class Pipeline:
             document["fail_fast"] = True
         if self.timeout is not None:
             document["timeout"] = self.timeout
-        for name, given in (
-            ("max_parallel", self.max_parallel),
-            ("stream_backlog", self.stream_backlog),
-            ("retry_budget", self.retry_budget),
-            ("rollback_budget", self.rollback_budget),
-        ):
-            if given is not None:
-                document[name] = given
+        numbers = {
+            "max_parallel": self.max_parallel,
+            "stream_backlog": self.stream_backlog,
+            "retry_budget": self.retry_budget,
+            "rollback_budget": self.rollback_budget,
+        }
+        document |= {name: number for name, number in numbers.items() if number is not None}
         return document
 
     # `Any`: the options are those of `Supervisor`, and the input is whatever the first tasks take.

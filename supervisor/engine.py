@@ -714,7 +714,7 @@ class Engine:
             idempotency_key="",
             deadline=None,
             workspace=None,
-            schema=(task.output_schema or Raw(_NIL)) if is_validation else Raw(_NIL),
+            schema=task.output_schema if is_validation else Raw(_NIL),
         )
         self._lay_out(key, run, job, None)
 

@@ -501,8 +501,11 @@ class Task(Defaults):
         description="given the output alone, in a sandbox of its own; says whether it is good",
     )
     output_schema: Annotated[
-        Raw | None, PlainValidator(_output_schema), WithJsonSchema({"type": ["object", "boolean"]})
-    ] = Field(default=None, description="JSON Schema of the output; held against it in a sandbox")
+        Raw, PlainValidator(_output_schema), WithJsonSchema({"type": ["object", "boolean"]})
+    ] = Field(
+        default_factory=lambda: Raw(b"\xc0"),
+        description="JSON Schema of the output; held against it in a sandbox",
+    )
     recover: Annotated[
         FileEntry | ModuleEntry | PickleEntry | tuple[Rule, ...],
         PlainValidator(_recover),

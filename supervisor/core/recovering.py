@@ -15,7 +15,15 @@ from ...protocol.pipeline import Rule
 from .retry import is_covered
 from .state import RunState
 
-__all__ = ["by_rule", "invalid_output", "not_validated", "noted", "refused", "used_up"]
+__all__ = [
+    "by_rule",
+    "invalid_output",
+    "not_validated",
+    "noted",
+    "refused",
+    "unanswered",
+    "used_up",
+]
 
 
 def by_rule(
@@ -70,5 +78,15 @@ def not_validated(error: TaskError) -> TaskError:
     return structs.replace(
         error,
         kind=ErrorKind.INVALID_OUTPUT,
-        message=f"its validation gave no answer: {error.kind}: {error.message}",
+        message=f"its validation gave no answer: {_said(error)}",
+        type=None,
     )
+
+
+def unanswered(error: TaskError, of_recover: TaskError) -> TaskError:
+    """An error whose recovery failed itself."""
+    return noted(error, f"recover gave no answer: {_said(of_recover)}")
+
+
+def _said(error: TaskError) -> str:
+    return ": ".join(part for part in (error.kind, error.type, error.message) if part)

@@ -86,7 +86,7 @@ from .events import (
     Waits,
 )
 from .priority import PriorityQueue, Queued
-from .recovering import by_rule, invalid_output, not_validated, noted, refused, used_up
+from .recovering import by_rule, invalid_output, not_validated, noted, refused, unanswered, used_up
 from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, backoff_delay, retry_delay
 from .state import OVER, RunStanding, RunState
 from .task import Standing
@@ -484,8 +484,7 @@ class Scheduler:
             data = TaskCompleted(
                 output=ended.output, seconds=attempt.seconds(now), layer=ended.layer
             )
-            spec = run.state.specs[ended.task]
-            if spec.validate is None and spec.output_schema is None:
+            if not run.state.specs[ended.task].is_validated:
                 self._accept(run, ended.task, data)
             elif run.goes_on(ended.task):
                 run.checks[ended.task] = Check(ended.attempt, completion=data)
@@ -510,7 +509,7 @@ class Scheduler:
         elif check.error is not None:
             failure = check.error
             if error is not None:
-                failure = noted(failure, f"recover gave no answer: {error.kind}: {error.message}")
+                failure = unanswered(failure, error)
             wish = answer if error is None and isinstance(answer, RecoveryAction) else None
             self._recover(now, run, answered.task, answered.attempt, failure, wish)
         elif error is not None:
