@@ -325,19 +325,23 @@ class _Compiler:
             sources.get(edge.to, []).append(edge.source)
         for id, task in model.tasks.items():
             path: KeyPath = ("tasks", id)
-            for number, rule in enumerate(task.recover if isinstance(task.recover, tuple) else ()):
-                where = (*path, "recover", number)
+            rules = task.recover if isinstance(task.recover, tuple) else ()
+            where = (*path, "recover")
+            for number, rule in enumerate(rules, 1):
                 if rule.do is Action.FALLBACK and rule.to not in task.fallbacks:
                     meant = did_you_mean(rule.to, task.fallbacks)
-                    self._wrong(f"{shown(rule.to)} is none of the task's fallbacks{meant}", where)
+                    self._wrong(
+                        f"rule {number}: {shown(rule.to)} is none of the task's fallbacks{meant}",
+                        where,
+                    )
                 elif rule.do is Action.ROLLBACK and rule.to not in downstream(sources, [id]):
                     self._wrong(
-                        f"to: {shown(rule.to)} is neither this task nor upstream of it; a rollback "
-                        "from here goes to one of those",
+                        f"rule {number}: {shown(rule.to)} is neither this task nor upstream of it; "
+                        "a rollback from here goes to one of those",
                         where,
                     )
                 elif rule.do is Action.ROLLBACK and task.always:
-                    self._wrong("an `always` task cannot ask for a rollback", where)
+                    self._wrong(f"rule {number}: an `always` task cannot roll back", where)
             if not task.always:
                 continue
             if not sources[id]:

@@ -94,7 +94,8 @@ def _state(state: RunState) -> Text:
     return Text(f"{mark} {state}", style=style)
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def _table(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Table:
+    """`long`: the column that gives way where the others need the room."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for name in columns:
         table.add_column(
@@ -102,7 +103,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
             justify="right" if name in right else "left",
             no_wrap=True,
             overflow="ellipsis",
+            ratio=1 if name == long else None,
         )
+    table.expand = bool(long)
     return table
 
 
@@ -180,7 +183,7 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
 
 
 def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:
-    table = _table("task", "state", "try", "since", "error", right=("try", "since"))
+    table = _table("task", "state", "try", "since", "error", right=("try", "since"), long="error")
     for task in tasks:
         mark, style = STYLES.get(task.state, ("·", ""))
         error = f"{task.error.kind}: {task.error.message}" if task.error is not None else ""

@@ -1028,7 +1028,8 @@ class Scheduler:
 
     def _wants_checkpoint(self, run: _Run, task: str) -> bool:
         strategy = run.state.spec.checkpoints
-        return strategy.every_task or task in strategy.after
+        is_due = strategy.every_task or task in strategy.after
+        return is_due and task not in run.state.loose
 
     def _checkpoint(self, run: _Run) -> None:
         state = run.state
@@ -1036,7 +1037,7 @@ class Scheduler:
             checkpoint=f"c{len(state.checkpoints)}",
             parent=state.head,
             tasks=tuple(state.fresh),
-            total=state.completed,
+            total=state.completed - len(state.loose),
             files=state.files,
             bytes=state.bytes,
         )

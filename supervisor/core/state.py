@@ -12,8 +12,8 @@ Outputs are kept while a dependant may still need them, and those of sinks to th
 After a rollback some that were dropped are needed again (`missing_outputs`): they are in the
 journal, from where the engine gets them (`give`).
 
-A checkpoint is the set of tasks that had completed, kept as what it adds to its parent: a run of
-ten thousand tasks makes as many checkpoints.
+A checkpoint is the set of tasks that had completed (with all their upstream), kept as what it adds
+to its parent: a run of ten thousand tasks makes as many checkpoints.
 """
 
 from __future__ import annotations
@@ -186,7 +186,10 @@ class RunState:
     tasks: dict[str, TaskState] = field(init=False)
     unfinished: int = field(init=False)  # tasks that have not ended
     completed: int = 0
-    files: int = 0  # in the layers of what has completed
+    # Completed tasks that no checkpoint holds: `always` tasks whose upstream did not complete, and
+    # what follows on them. Who goes back does what they cleaned up again, and then cleans up again.
+    loose: set[str] = field(default_factory=set)
+    files: int = 0  # in the layers of what has completed and is not loose
     bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -351,6 +354,7 @@ class RunState:
             task.fallback = None
             task.tried = ()
             self.returning.pop(name, None)
+            self.loose.discard(name)
             task.generation += 1
             self.failures.pop(name, None)
         for name in restored:
@@ -367,7 +371,11 @@ class RunState:
         if data.checkpoint is None:
             # No checkpoint holds just what is left: the next one names all of it.
             standing = Standing.COMPLETED
-            self.fresh = [t for t in self.graph.order if self.tasks[t].standing is standing]
+            self.fresh = [
+                name
+                for name in self.graph.order
+                if self.tasks[name].standing is standing and name not in self.loose
+            ]
         self._count()
 
     def _count(self) -> None:
@@ -383,7 +391,8 @@ class RunState:
             self.unfinished += task.standing not in OVER
             if task.standing is Standing.COMPLETED:
                 self.completed += 1
-                self._add(task.layer)
+                if name not in self.loose:
+                    self._add(task.layer)
 
     def _add(self, layer: Layer | None) -> None:
         if layer is not None:
@@ -473,13 +482,22 @@ class RunState:
         task.layer = layer
         task.done = task.attempt
         task.saved = None
-        self._add(layer)
         self.completed += 1
-        self.fresh.append(name)
+        if self._is_whole(name):
+            self._add(layer)
+            self.fresh.append(name)
+        else:
+            self.loose.add(name)
         for taker in self.graph.takers[name]:
             if not self.specs[taker].always:
                 self.tasks[taker].waits -= 1
         self._close(record)
+
+    def _is_whole(self, task: str) -> bool:
+        return all(
+            self.tasks[source].standing is Standing.COMPLETED and source not in self.loose
+            for source in self.graph.upstream[task]
+        )
 
     def _failed(self, record: Record, data: TaskFailed) -> None:
         task, standing = self._move(record, 0)
