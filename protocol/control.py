@@ -16,9 +16,9 @@ is the reply `error`, never a closed connection.
 
 Requests that read are answered by the front from the journals; those that steer (`pause`, `resume`,
 `cancel`, `checkpoint`, `rollback`, `fork`) are passed on to the engine, and answered `done` when it
-has carried them out. An `id` that is a string names one such request for good: sent again, as a
-client does who got no reply, it is not carried out again but answered with the first one's reply.
-A number names nothing beyond its connection.
+has carried them out; so is `why`, which changes nothing. An `id` that is a string names one such
+request for good: sent again, as a client does who got no reply, it is not carried out again but
+answered with the first one's reply. A number names nothing beyond its connection.
 
 A late joiner: subscribe, wait for a heartbeat, replay from 0, then drop every live event whose seq
 he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he has.
@@ -36,6 +36,7 @@ from .limits import CONTROL_ID_LENGTH, CONTROL_REASON_LENGTH, CONTROL_VERSION, N
 
 __all__ = [
     "HEARTBEAT_TOPIC",
+    "Because",
     "Cancel",
     "Checkpoint",
     "ControlAnswer",
@@ -65,6 +66,7 @@ __all__ = [
     "Show",
     "Shown",
     "TaskSummary",
+    "Why",
     "topic",
 ]
 
@@ -179,7 +181,14 @@ class Fork(_Request, frozen=True, kw_only=True, tag="fork"):
     checkpoint: Name
 
 
-ControlVerb = Pause | Resume | Cancel | Checkpoint | Rollback | Fork
+class Why(_Request, frozen=True, kw_only=True, tag="why"):
+    """What its supervisor knows of a task at this moment that no journal tells."""
+
+    run: Name
+    task: Name
+
+
+ControlVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork
 Request = List | Show | Replay | Fetch | ControlVerb
 
 
@@ -271,9 +280,14 @@ class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     checkpoint: str | None = None  # that `checkpoint` made
 
 
+class Because(_Reply, frozen=True, kw_only=True, tag="why"):
+    run: str
+    words: tuple[str, ...]  # sentences; none: the journal tells all
+
+
 class Error(_Reply, frozen=True, kw_only=True, tag="error"):
     error: Problem
 
 
-ControlAnswer = Done | Error
-Reply = Listed | Shown | Replayed | Fetched | Done | Error
+ControlAnswer = Done | Because | Error
+Reply = Listed | Shown | Replayed | Fetched | Done | Because | Error

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from ..protocol.control import (
+    Because,
     Cancel,
     Checkpoint,
     ControlAnswer,
@@ -31,6 +32,7 @@ from ..protocol.control import (
     Reply,
     Resume,
     Rollback,
+    Why,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION
@@ -63,6 +65,7 @@ class Steerable(Protocol):
         self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
     ) -> None: ...
     async def fork(self, run: str, checkpoint: str) -> str: ...
+    def why(self, run: str, task: str) -> tuple[str, ...]: ...
 
 
 async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
@@ -71,6 +74,8 @@ async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
     if not isinstance(verb, Resume) and not engine.owns(verb.run):
         return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")
     try:
+        if isinstance(verb, Why):
+            return Because(id=verb.id, run=verb.run, words=engine.why(verb.run, verb.task))
         return await _done(engine, verb)
     except UsageError as error:
         return _problem(verb, ControlError.REFUSED, str(error))
@@ -124,23 +129,23 @@ class Client:
         self._context.destroy(linger=0)
 
     def pause(self, run: str, drain: bool = False) -> None:
-        self._ask(Pause(version=CONTROL_VERSION, id=_new_id(), run=run, drain=drain))
+        self._steer(Pause(version=CONTROL_VERSION, id=_new_id(), run=run, drain=drain))
 
     def resume(self, run: str) -> None:
-        self._ask(Resume(version=CONTROL_VERSION, id=_new_id(), run=run))
+        self._steer(Resume(version=CONTROL_VERSION, id=_new_id(), run=run))
 
     def cancel(self, run: str, reason: str = "") -> None:
         reason = reason[:CONTROL_REASON_LENGTH]
-        self._ask(Cancel(version=CONTROL_VERSION, id=_new_id(), run=run, reason=reason))
+        self._steer(Cancel(version=CONTROL_VERSION, id=_new_id(), run=run, reason=reason))
 
     def checkpoint(self, run: str) -> str:
-        done = self._ask(Checkpoint(version=CONTROL_VERSION, id=_new_id(), run=run))
+        done = self._steer(Checkpoint(version=CONTROL_VERSION, id=_new_id(), run=run))
         return done.checkpoint or ""
 
     def rollback(
         self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
     ) -> None:
-        self._ask(
+        self._steer(
             Rollback(
                 version=CONTROL_VERSION,
                 id=_new_id(),
@@ -153,16 +158,26 @@ class Client:
 
     def fork(self, run: str, checkpoint: str) -> str:
         verb = Fork(version=CONTROL_VERSION, id=_new_id(), run=run, checkpoint=checkpoint)
-        return self._ask(verb).run
+        return self._steer(verb).run
 
-    def _ask(self, verb: ControlVerb) -> Done:
+    def why(self, run: str, task: str) -> tuple[str, ...]:
+        answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
+        return answer.words if isinstance(answer, Because) else ()
+
+    def _steer(self, verb: ControlVerb) -> Done:
+        answer = self._ask(verb)
+        if not isinstance(answer, Done):
+            raise CasemateError(f"run {verb.run}: its supervisor's answer makes no sense")
+        return answer
+
+    def _ask(self, verb: ControlVerb) -> Done | Because:
         run = self._state.find_run(verb.run)
         verb = msgspec.structs.replace(verb, run=run.id)
         give_up = time.monotonic() + self._patience
         for owner in self._owners(run):
             answer = self._ask_one(owner, verb, give_up)
             match answer:
-                case Done():
+                case Done() | Because():
                     return answer
                 case Error(error=Problem(kind=ControlError.NOT_FOUND)):
                     continue  # two supervisors in one process have one pid

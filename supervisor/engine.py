@@ -80,6 +80,7 @@ from .core.events import (
     Told,
     Used,
 )
+from .core.look import words
 from .core.scheduler import Scheduler
 from .core.task import Standing
 from .core.verdict import Seen, judge
@@ -287,6 +288,11 @@ class Engine:
 
     def owns(self, run: str) -> bool:
         return run in self._runs
+
+    def why(self, run: str, task: str) -> tuple[str, ...]:
+        """What no journal tells of a task at this moment, in sentences."""
+        look = self._core.look(run, task)
+        return () if look is None else words(look)
 
     async def pause(self, run: str, drain: bool = False) -> None:
         """Start nothing more of a run; what runs is frozen, or left to end (`drain`). Nothing

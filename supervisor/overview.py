@@ -11,6 +11,7 @@ through the run's own lifecycle, the same table that the fold passes through.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,16 +19,17 @@ from msgspec import Struct
 
 from ..protocol.control import RunState as Shown
 from ..protocol.control import RunSummary, TaskSummary
-from ..protocol.errors import CasemateError
+from ..protocol.errors import CasemateError, UsageError
 from ..protocol.events import DATA, EventData, RunPaused, RunStarted, TaskError
 from .core.commands import Record
 from .core.state import ENDED, LIFECYCLE, RunStanding, RunState
 from .core.task import Standing
+from .core.why import Facts, Reason, explain
 from .journal import JournalError, JournalReader, NotBegunError, Outline
 from .recovery import fold
 from .state import RunDirectory, StateDirectory
 
-__all__ = ["Told", "describe", "list_runs", "read_story", "summarise"]
+__all__ = ["Told", "describe", "explain_task", "list_runs", "read_story", "summarise"]
 
 # Of a run that somebody owns; without an owner, what has not ended was interrupted.
 _SHOWN = {
@@ -177,6 +179,26 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
         witness.task_summary(state, task.id) for task in state.spec.tasks
     )  # fmt: skip
     return witness.summary(run.id, is_owned, last_seq), tasks
+
+
+def explain_task(
+    run: RunDirectory, task: str, live: Sequence[str] = ()
+) -> tuple[RunSummary, TaskSummary, tuple[Reason, ...]]:
+    """Why a task is as it is. `live`: what the run's supervisor says of it at this moment."""
+    is_owned = run.is_owned()
+    witness, facts = _Witness(), Facts(task)
+
+    def see(state: RunState, record: Record, told: Outline) -> None:
+        witness(state, record, told)
+        facts.see(told.event.seq, told.event.at, record)
+
+    with JournalReader(run) as reader:
+        last_seq = reader.last_seq()
+        state = fold(reader, run.id, last_seq, see)
+    if task not in state.tasks:
+        raise UsageError(f"run {run.id} has no task {task!r}")
+    reasons = explain(state, facts, is_owned=is_owned, live=live)
+    return witness.summary(run.id, is_owned, last_seq), witness.task_summary(state, task), reasons
 
 
 def read_story(run: RunDirectory) -> list[Told]:

@@ -188,19 +188,25 @@ def ps(
     sys.exit(print_ps(everything=all, as_json=json, state=state))
 
 
-@app.command(epilog="Example: casemate show last --all")
+@app.command(epilog="Example: casemate show last --why report")
 def show(
     run: Run,
     all: Annotated[
         bool,
         typer.Option("--all", help="The whole story: undone attempts, rollbacks, checkpoints."),
     ] = False,
+    why: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="TASK", help="Why this task waits, is tried again, failed, ..."),
+    ] = None,
     json: Json = False,
     state: State = None,
 ) -> None:
-    """Show a run and its tasks."""
-    from .show import print_run
+    """Show a run and its tasks, or why one of them is as it is."""
+    from .show import print_run, print_why
 
+    if why is not None:
+        sys.exit(print_why(run, why, as_json=json, state=state))
     sys.exit(print_run(run, everything=all, as_json=json, state=state))
 
 

@@ -22,11 +22,13 @@ from ...protocol import codec
 from ...protocol.control import RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
 from ..config import load_config
+from ..control import Client
+from ..core.why import Reason
 from ..cursor import ENDINGS, PipelineEvent, public
 from ..journal import JournalReader, NotBegunError
-from ..overview import describe, list_runs, read_story
+from ..overview import describe, explain_task, list_runs, read_story
 from ..state import RunDirectory, StateDirectory
-from .view import STYLES, bytes_of, lines_of, printable, run_line
+from .view import STYLES, TEXT_WIDTH, bytes_of, lines_of, printable, run_line
 
 __all__ = [
     "list_checkpoints",
@@ -36,6 +38,7 @@ __all__ = [
     "print_output",
     "print_ps",
     "print_run",
+    "print_why",
 ]
 
 # Without --all: one screen.
@@ -43,6 +46,9 @@ _LISTED = 20
 
 # How often a followed journal is looked at: a person does not see the difference to at once.
 _LOOK_SECONDS = 0.1
+
+# For what a supervisor adds to an answer that stands without it.
+_LIVE_SECONDS = 2.0
 
 _RUN_STYLES = {
     RunState.RUNNING: ("▶", "bold blue"),
@@ -180,6 +186,50 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
     if tasks:
         console.print(_task_table(tasks))
     return 0
+
+
+def print_why(text: str, task: str, *, as_json: bool, state: Path | None) -> int:
+    directory = open_state(state)
+    run = directory.find_run(text)
+    try:
+        live = _asked_live(directory, run, task)
+        summary, shown, reasons = explain_task(run, task, live)
+    except NotBegunError:
+        raise UsageError(f"run {run.id} has not begun: it has no task {task!r} yet") from None
+    if as_json:
+        why = [msgspec.to_builtins(reason) for reason in reasons]
+        print_json({"run": run.id, "task": msgspec.to_builtins(shown), "why": why})
+        return 0
+    console = _console()
+    mark, style = STYLES.get(shown.state, ("·", ""))
+    head = Text.assemble((task, "bold"), "  ", (f"{mark} {shown.state}", style))
+    head.append(f"  {printable(summary.pipeline or '')} {run.id}, {summary.state}", "dim")
+    console.print(head)
+    for reason in reasons:
+        console.print(_why_line(reason), soft_wrap=True)
+    return 0
+
+
+def _asked_live(directory: StateDirectory, run: RunDirectory, task: str) -> tuple[str, ...]:
+    """What the supervisor that has the run adds; nothing, where none does or none answers: the
+    journal's answer stands by itself."""
+    if not run.is_owned():
+        return ()
+    try:
+        with Client(directory, patience=_LIVE_SECONDS) as client:
+            return client.why(run.id, task)
+    except CasemateError:
+        return ()
+
+
+def _why_line(reason: Reason) -> Text:
+    clock = "" if reason.at is None else datetime.fromtimestamp(reason.at).strftime("%H:%M:%S")
+    line = Text(f"  {clock:8}  {printable(reason.text, 2 * TEXT_WIDTH)}")
+    if reason.at is not None and reason.seq is None and (left := reason.at - time.time()) > 0:
+        line.append(f"  in {left:.1f} s" if left < 60 else f"  in {_age(0.0, left)}", "dim")
+    if reason.seq is not None:
+        line.append(f"  (event {reason.seq})", "dim")
+    return line
 
 
 def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:

@@ -85,6 +85,7 @@ from .events import (
     Used,
     Waits,
 )
+from .look import Look
 from .priority import PriorityQueue, Queued
 from .recovering import by_rule, invalid_output, not_validated, noted, refused, unanswered, used_up
 from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, backoff_delay, retry_delay
@@ -300,6 +301,37 @@ class Scheduler:
             return self._runs[run].state
         except KeyError:
             raise LocalViolation(f"run {run}: not one that is under way") from None
+
+    def look(self, run: str, task: str) -> Look | None:
+        """What there is to say of a task beyond its journal; None: its run is not under way."""
+        found = self._runs.get(run)
+        if found is None or task not in found.state.tasks:
+            return None
+        state, rolling = found.state, found.rolling
+        dying = () if rolling is None else tuple(sorted(found.live.keys() & rolling.touched))
+        sources = state.graph.streams[task]
+        speakers = sources if task in found.provisional else ()
+        doomed = {name for name, attempt in found.live.items() if attempt.is_doomed}
+        position = state.graph.position[task]
+        line = sorted(each for each in found.ready if each <= position)
+        return Look(
+            memory=state.specs[task].limits.memory,
+            live=tuple(sorted(found.live)),
+            attempt=found.live.get(task),
+            stop=found.stop,
+            dying=dying,
+            speakers=tuple(
+                each for each in speakers if state.tasks[each].standing is not Standing.COMPLETED
+            ),
+            restarting=tuple(each for each in sources if each in doomed),
+            is_fetching=found.is_fetching,
+            in_line=(len(line) - 1, state.graph.order[line[0]]) if position in line else None,
+            most=state.spec.max_parallel,
+            all_live=self._live,
+            all_most=self._max_parallel,
+            all_memory=self._memory,
+            memory_budget=self._memory_budget,
+        )
 
     # Inputs.
 

@@ -68,6 +68,9 @@ class FakeEngine:
         self.told.append(("fork", run, checkpoint))
         return "the new run"
 
+    def why(self, run: str, task: str) -> tuple[str, ...]:
+        return (f"{task} waits for a slot.",)
+
 
 class Bench:
     def __init__(self, state: StateDirectory, front: FrontProcess, owned: OwnedRun) -> None:
@@ -125,6 +128,7 @@ def test_each_verb_reaches_the_engine_and_its_answer_comes_back(state: StateDire
                 client.pause("last", drain=True)
                 client.cancel(it.run[:6], "no use")
                 client.rollback(it.run, None, "b", True)
+                assert client.why(it.run, "a") == ("a waits for a slot.",)
                 with pytest.raises(UsageError, match="not paused"):
                     client.resume(it.run)
                 with pytest.raises(CasemateError, match="No space left") as full:
