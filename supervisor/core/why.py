@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from ...protocol.answers import Action
 from ...protocol.events import (
     CheckpointCreated,
     ErrorKind,
@@ -33,8 +34,10 @@ from ...protocol.events import (
     TaskCompleted,
     TaskError,
     TaskFailed,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
+    TaskSkipped,
     TaskStarted,
     Usage,
 )
@@ -505,6 +508,21 @@ def _completed(attempt: int | None, data: TaskCompleted, after: str) -> str:
     return f"Attempt {attempt} completed, after {_seconds(data.seconds)}."
 
 
+def _recovered(attempt: int | None, data: TaskRecovered, after: str) -> str:
+    if data.action is Action.FALLBACK:
+        answer = f"it goes on with its fallback {data.to}"
+    else:
+        answer = f"the run is rolled back to just before {data.to}"
+    return f"Attempt {attempt} {_failed_with(data.error, after)}. Its recover answered: {answer}."
+
+
+def _skipped(attempt: int | None, data: TaskSkipped, after: str) -> str:
+    return (
+        f"Attempt {attempt} {_failed_with(data.error, after)}. Its recover answered: skip it, with "
+        "an output in the place of its own."
+    )
+
+
 def _rolled_back(attempt: int | None, data: RunRolledBack, after: str) -> str:
     return f"{_rollback(data).capitalize()} took it back to its beginning."
 
@@ -516,6 +534,8 @@ def _forked(attempt: int | None, data: RunForked, after: str) -> str:
 # Any: each function takes the data it is listed under.
 _ENDINGS: dict[type[EventData], Callable[[int | None, Any, str], str]] = {
     TaskRetrying: _retried,
+    TaskRecovered: _recovered,
+    TaskSkipped: _skipped,
     TaskFailed: _failed,
     TaskCancelled: _cancelled,
     TaskRestarted: _restarted,
