@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench chaos faults humaneval wfinstances clean
+.PHONY: demo test check bench loops chaos faults humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -48,6 +48,9 @@ wfinstances: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	@$(BIN)/python tests/bench/table.py $(ARGS)
+
+loops: $(VENV)/.ready
+	@$(BIN)/python tests/bench/loops.py $(ARGS)
 
 # The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
 chaos: $(VENV)/.ready

@@ -47,3 +47,54 @@ def hand_on(input: Any, ctx: Any) -> list[str]:
     if ctx.spec["equal"]:
         return lines
     return [*lines[:step], f"{step:064}", *lines[step + 1 :]]
+
+
+# Small programs with the classic slip that makes each of them run for ever.
+
+
+def count_bits(number: int, slip: bool) -> int:
+    count = 0
+    while number:
+        number = number ^ (number - 1) if slip else number & (number - 1)
+        count += 1
+    return count
+
+
+def common_divisor(a: int, b: int, slip: bool) -> int:
+    while b:
+        a, b = (b, a) if slip else (b, a % b)
+    return a
+
+
+def find_first(numbers: list[int], wanted: int, slip: bool) -> int:
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) // 2
+        if numbers[middle] < wanted:
+            low = middle if slip else middle + 1
+        else:
+            high = middle
+    return low
+
+
+def square_root(number: float, slip: bool) -> float:
+    guess = number
+    while abs(number - (guess if slip else guess * guess)) > 1e-9 or slip:
+        guess = 0.5 * (guess + number / guess)
+    return guess
+
+
+def run_program(which: int, slip: bool) -> float:
+    """One of the four over a few thousand inputs: some ten milliseconds, or for ever."""
+    numbers = list(range(1, 4001))
+    if which == 0:
+        return sum(count_bits(number, slip) for number in numbers)
+    if which == 1:
+        return sum(common_divisor(number, 4001 - number, slip) for number in numbers)
+    if which == 2:
+        return sum(find_first(numbers, number, slip) for number in numbers)
+    return sum(square_root(number, slip) for number in numbers)
+
+
+def program(input: Any, ctx: Any) -> float:
+    return run_program(ctx.spec["which"], ctx.spec["slip"])
