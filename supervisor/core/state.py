@@ -58,7 +58,7 @@ from . import task as task_life
 from .commands import Record
 from .graph import Graph, build, downstream
 from .lifecycle import Lifecycle
-from .retry import BLAMELESS
+from .retry import BLAMELESS, BLAMELESS_RETRIES
 from .task import Standing
 
 __all__ = [
@@ -437,7 +437,7 @@ class RunState:
         task, standing = self._move(record, 0)
         task.standing = standing
         task.delay = data.delay
-        if data.error.kind in BLAMELESS:
+        if data.error.kind in BLAMELESS and task.blameless < BLAMELESS_RETRIES:
             task.blameless += 1
         else:
             task.failures += 1
