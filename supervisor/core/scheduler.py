@@ -318,6 +318,7 @@ class Scheduler:
             memory=state.specs[task].limits.memory,
             live=tuple(sorted(found.live)),
             attempt=found.live.get(task),
+            check=found.checks.get(task),
             stop=found.stop,
             dying=dying,
             speakers=tuple(
