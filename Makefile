@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops chaos faults humaneval wfinstances clean
+.PHONY: demo test check bench loops answers chaos faults humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -51,6 +51,9 @@ bench: $(VENV)/.ready
 
 loops: $(VENV)/.ready
 	@$(BIN)/python tests/bench/loops.py $(ARGS)
+
+answers: $(VENV)/.ready
+	@PYTHONPATH=tests $(BIN)/python -m answers $(ARGS)
 
 # The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
 chaos: $(VENV)/.ready

@@ -36,6 +36,7 @@ from typing import Any, Never
 import msgspec
 from msgspec import Raw, Struct
 
+from .answers import Action, RecoveryAction, ValidationResult
 from .errors import LocalViolation, RemoteViolation, UsageError
 from .limits import (
     ERROR_TEXT_SIZE,
@@ -45,6 +46,9 @@ from .limits import (
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
     READ_DEPTH,
+    REASON_LENGTH,
+    REASONS,
+    RETRY_AFTER,
     SAVED_SIZE,
     STREAM_CREDIT_ITEMS,
     VALUE_DEPTH,
@@ -65,6 +69,7 @@ from .messages import (
     Kind,
     Log,
     Message,
+    Part,
     Progress,
     Result,
     Run,
@@ -80,8 +85,12 @@ __all__ = [
     "cut_text",
     "decode_from_guest",
     "decode_from_supervisor",
+    "decode_recovery",
+    "decode_validation",
     "decode_value",
     "encode",
+    "encode_recovery",
+    "encode_validation",
     "encode_value",
     "from_jsonable",
     "kind_of",
@@ -132,6 +141,7 @@ def encode(message: Message) -> bytes:
             traceback=(
                 None if message.traceback is None else cut_text(message.traceback, ERROR_TEXT_SIZE)
             ),
+            retry_after=message.retry_after,
         )
     name = kind_of(message).name
     problem = _problem(message)
@@ -217,6 +227,7 @@ def _problem(message: Message) -> str | None:
                 _excess("message", message.message, ERROR_TEXT_SIZE)
                 or _excess("type", message.type or "", ERROR_TYPE_SIZE)
                 or _excess("traceback", message.traceback or "", ERROR_TEXT_SIZE)
+                or _wait_problem("retry_after", message.retry_after)
             )
         case Hello(version=version) | Accept(version=version) if version != LINK_VERSION:
             return f"version {version}; this side speaks {LINK_VERSION}"
@@ -229,6 +240,9 @@ def _problem(message: Message) -> str | None:
         case Run(input_file=input_file):
             if input_file is not None and bytes(message.input) != _NIL:
                 return "input given twice, as a value and as a file"
+            has_schema = message.part is Part.VALIDATE and bytes(message.schema) != _NIL
+            if message.entry is None and not has_schema:
+                return "nothing to call"
             return _state_problem(message.saved)
 
 
@@ -250,6 +264,12 @@ def _result_problem(result: Result) -> str | None:
 def _state_problem(state: Raw) -> str | None:
     size = memoryview(state).nbytes
     return f"state of {size} bytes; at most {SAVED_SIZE} are kept" if size > SAVED_SIZE else None
+
+
+def _wait_problem(name: str, seconds: float | None) -> str | None:
+    if seconds is not None and not 0 <= seconds <= RETRY_AFTER:
+        return f"{name} of {seconds:g} s; from 0 to {RETRY_AFTER:g} may be asked for"
+    return None
 
 
 def _is_map(raw: Raw) -> bool:
@@ -276,6 +296,77 @@ def cut_text(text: str, size: int) -> str:
     head = kept - tail
     note = f" [... {len(raw) - kept} bytes cut ...] "
     return raw[:head].decode("utf-8", "ignore") + note + raw[-tail:].decode("utf-8", "ignore")
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+class _Validation(Struct, frozen=True, forbid_unknown_fields=True):
+    ok: bool
+    reasons: tuple[str, ...]
+
+
+class _Recovery(Struct, frozen=True, forbid_unknown_fields=True):
+    do: Action
+    after: float | None
+    output: Raw
+    to: str | None
+
+
+_decode_validation = msgspec.msgpack.Decoder(_Validation).decode
+_decode_recovery = msgspec.msgpack.Decoder(_Recovery | None).decode
+
+
+def encode_validation(result: ValidationResult) -> Raw:
+    """The output of a sandbox that validates. Reasons are cut to their bounds."""
+    reasons = [str(reason) for reason in result.reasons]
+    if len(reasons) > REASONS:
+        reasons[REASONS - 1 :] = [f"... and {len(reasons) - REASONS + 1} more"]
+    cut = tuple(cut_text(reason, REASON_LENGTH) for reason in reasons)
+    return Raw(_encode(_Validation(bool(result.ok), cut)))
+
+
+def decode_validation(raw: Raw) -> ValidationResult:
+    """RemoteViolation where it is none."""
+    try:
+        found = _decode_validation(raw)
+    except (ValueError, RecursionError) as error:
+        problem: str = cut_text(str(error), _QUOTED_SIZE)
+    else:
+        excess = (_excess("a reason", reason, REASON_LENGTH) for reason in found.reasons)
+        if len(found.reasons) <= REASONS and not any(excess):
+            return ValidationResult(found.ok, found.reasons)
+        problem = f"at most {REASONS} reasons of {REASON_LENGTH} bytes may be given"
+    raise RemoteViolation(f"not the answer of a validation: {problem}")
+
+
+def encode_recovery(action: RecoveryAction | None) -> Raw:
+    """The output of a sandbox that recovers. ValueRefused for an output that cannot be carried."""
+    if action is None:
+        return Raw(_NIL)
+    output = Raw(encode_value(action.output))
+    return Raw(_encode(_Recovery(action.do, action.after, output, action.to)))
+
+
+def decode_recovery(raw: Raw) -> RecoveryAction | None:
+    """Its output still closed. RemoteViolation where it is none, or asks for what cannot be."""
+    try:
+        found = _decode_recovery(raw)
+    except (ValueError, RecursionError) as error:
+        problem: str | None = cut_text(str(error), _QUOTED_SIZE)
+    else:
+        if found is None:
+            return None
+        problem = _wait_problem("after", found.after) or _excess(
+            "to", found.to or "", _TASK_ID_SIZE
+        )
+        if (found.to is not None) is not (found.do in (Action.FALLBACK, Action.ROLLBACK)):
+            problem = f"{found.do} to {cut_text(str(found.to), 64)!r}"
+        if problem is None:
+            # A copy: the view would keep all the bytes that came with it.
+            output = Raw(bytes(found.output))
+            return RecoveryAction(do=found.do, after=found.after, output=output, to=found.to)
+    raise RemoteViolation(f"not the answer of a recovery: {problem}")
 
 
 # --- values ------------------------------------------------------------------------------------

@@ -217,7 +217,8 @@ class RunSummary(Struct, frozen=True, kw_only=True):
 
 class TaskSummary(Struct, frozen=True, kw_only=True):
     id: str
-    state: str  # waiting, ready, running, paused, retrying, completed, failed, cancelled
+    # waiting, ready, running, paused, retrying, completed, skipped, failed, cancelled
+    state: str
     attempt: int = 0
     since: float | None = None  # wall clock: when it came into this state
     error: TaskError | None = None

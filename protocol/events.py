@@ -11,6 +11,8 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
+from .answers import Action
+
 __all__ = [
     "DATA",
     "KIND_OF",
@@ -36,9 +38,11 @@ __all__ = [
     "TaskLog",
     "TaskProgress",
     "TaskReady",
+    "TaskRecovered",
     "TaskRestarted",
     "TaskRetrying",
     "TaskSaved",
+    "TaskSkipped",
     "TaskStarted",
     "TaskUsage",
     "WorkspaceChanged",
@@ -85,6 +89,8 @@ class TaskError(Struct, frozen=True, kw_only=True):
     traceback: str | None = None
     refused: tuple[str, ...] = ()
     usage: Usage | None = None
+    reasons: tuple[str, ...] = ()  # why the output is not valid
+    retry_after: float | None = None  # seconds that the code's exception asked to wait
 
 
 class RunStarted(Struct, frozen=True, kw_only=True):
@@ -217,6 +223,22 @@ class TaskRetrying(Struct, frozen=True):
     delay: float
 
 
+class TaskRecovered(Struct, frozen=True, kw_only=True):
+    """The task goes on with its fallback `to`, or (`action` rollback) a rollback to just before
+    the task `to` follows."""
+
+    error: TaskError
+    action: Action
+    to: str
+
+
+class TaskSkipped(Struct, frozen=True):
+    """It failed, and `output` was taken for its output: it has completed."""
+
+    error: TaskError
+    output: Raw
+
+
 class TaskRestarted(Struct, frozen=True):
     """The attempt was ended for no fault of its own: the task is done again, uncounted."""
 
@@ -253,6 +275,8 @@ EventData = (
     | TaskCompleted
     | TaskRetrying
     | TaskRestarted
+    | TaskRecovered
+    | TaskSkipped
     | TaskFailed
     | TaskCancelled
 )
@@ -279,6 +303,8 @@ DATA: dict[str, type[EventData]] = {
     "task.completed": TaskCompleted,
     "task.retrying": TaskRetrying,
     "task.restarted": TaskRestarted,
+    "task.recovered": TaskRecovered,
+    "task.skipped": TaskSkipped,
     "task.failed": TaskFailed,
     "task.cancelled": TaskCancelled,
 }

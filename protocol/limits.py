@@ -127,9 +127,24 @@ STREAM_CREDIT_SIZE = 1 * MIB
 # Items of a stream whose consumer has not started: on disk, in the journal.
 STREAM_BACKLOG = 64 * MIB
 
+# What a whole run may take before it fails rather than go round for ever. A storm of retries ends;
+# a graph of hundreds whose tasks try three times each does not meet it.
+RETRY_BUDGET = 1000
+ROLLBACK_BUDGET = 3
+
+# A check (validate, recover) looks at one value. Seconds; the task's own wall limit, where shorter.
+CHECK_WALL = 30.0
+
+# Why an output is not valid: enough to mend it by. Characters of each.
+REASONS = 20
+REASON_LENGTH = 1000
+
+# Seconds that a task's exception may ask us to wait: no more than a person would.
+RETRY_AFTER = 24 * 3600.0
+
 # Paths named in one event or message (conflicts, changes of the workspace); the rest is counted.
 PATHS_NAMED = 20
 
-LINK_VERSION = 2
+LINK_VERSION = 3
 EVENT_VERSION = 1
 CONTROL_VERSION = 1

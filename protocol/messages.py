@@ -7,7 +7,7 @@ opens them.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from msgspec import Raw, Struct
 
@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "Log",
     "Message",
+    "Part",
     "Progress",
     "Result",
     "Run",
@@ -56,6 +57,14 @@ class Kind(IntEnum):
     DEADLINE = 15
 
 
+class Part(StrEnum):
+    """What a sandbox does of an attempt: the task itself, or one of its two checks."""
+
+    EXECUTE = "execute"
+    VALIDATE = "validate"
+    RECOVER = "recover"
+
+
 class Hello(Struct, frozen=True, forbid_unknown_fields=True):
     """The guest is inside its walls and ready."""
 
@@ -71,12 +80,16 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The one job of this guest. `input_file`: path inside the sandbox of a read-only file with
     the msgpack of `input`, where it was too large for a message (then `input` is nil). `saved`:
     what an earlier attempt of this task saved last; nil where none did. `streams`: the upstream
-    tasks whose items this guest will be sent."""
+    tasks whose items this guest will be sent.
+
+    Of a validation, `input` is the output, and `schema` (nil: none) what it is held against before
+    `entry` is called; of a recovery, the error."""
 
     run: str
     task: str
     attempt: int
-    entry: Entry
+    part: Part = Part.EXECUTE
+    entry: Entry | None  # None: of a validation that has a schema alone
     input: Raw
     input_file: str | None
     spec: Raw
@@ -85,6 +98,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workspace: str | None  # path inside the sandbox
     saved: Raw = NIL
     streams: tuple[str, ...] = ()
+    schema: Raw = NIL
 
 
 class Emit(Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,6 +174,7 @@ class Fail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     message: str
     type: str | None = None
     traceback: str | None = None
+    retry_after: float | None = None  # seconds, not negative
 
 
 Message = (

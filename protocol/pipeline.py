@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from msgspec import Raw, Struct
 
-from .limits import STREAM_BACKLOG
+from .answers import Action
+from .limits import RETRY_BUDGET, ROLLBACK_BUDGET, STREAM_BACKLOG
 
 __all__ = [
     "TASK_ID_PATTERN",
@@ -29,6 +30,7 @@ __all__ = [
     "PipelineSpec",
     "Rate",
     "Retry",
+    "Rule",
     "TaskSpec",
     "Timeouts",
 ]
@@ -143,6 +145,16 @@ class CommandEntry(Struct, frozen=True, tag="command"):
 Entry = FileEntry | ModuleEntry | PickleEntry | CommandEntry
 
 
+class Rule(Struct, frozen=True, kw_only=True):
+    """What to do about an error of one of these kinds: `RecoveryAction` as data."""
+
+    on: tuple[str, ...]  # error kinds; a prefix counts: "timeout" is every timeout.*
+    do: Action
+    after: float | None = None
+    output: Raw = Raw(b"\xc0")
+    to: str | None = None
+
+
 class TaskSpec(Struct, frozen=True, kw_only=True):
     id: str
     execute: Entry
@@ -160,6 +172,16 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     bulkhead: Bulkhead | None = None
     rate: Rate | None = None
     priority: int = 0  # among the ready tasks of its run: the highest first
+    validate: Entry | None = None  # is given the output alone, in a sandbox of its own
+    output_schema: Raw = Raw(b"\xc0")  # JSON Schema of the output; nil: none
+    recover: Entry | None = None  # is given the error alone, in a sandbox of its own
+    rules: tuple[Rule, ...] = ()  # the first that covers the error's kind, in the place of recover
+    fallbacks: dict[str, Entry] = {}
+    always: bool = False  # runs when its upstream has ended, however that was
+
+    @property
+    def is_validated(self) -> bool:
+        return self.validate is not None or bytes(self.output_schema) != b"\xc0"
 
 
 class Edge(Struct, frozen=True, order=True):
@@ -185,3 +207,5 @@ class PipelineSpec(Struct, frozen=True, kw_only=True):
     base: Base = Base.LIVE
     conflict: Conflict = Conflict.FAIL
     stream_backlog: int = STREAM_BACKLOG  # bytes of items that may wait for their consumer to start
+    retry_budget: int = RETRY_BUDGET  # retries and fallbacks of the whole run
+    rollback_budget: int = ROLLBACK_BUDGET  # rollbacks that its tasks may ask for

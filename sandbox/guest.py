@@ -26,6 +26,7 @@ import contextlib
 import ctypes
 import gc
 import inspect
+import math
 import os
 import signal
 import sys
@@ -36,12 +37,15 @@ from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any, NoReturn
 
+import msgspec
 from msgspec import Raw, Struct
 
 from ..protocol import codec
+from ..protocol.answers import RecoveryAction, ValidationResult
 from ..protocol.errors import LocalViolation, UsageError
-from ..protocol.limits import KIB, LINK_VERSION, VALUE_SIZE
-from ..protocol.messages import Accept, Fail, Hello, Result, Run
+from ..protocol.events import TaskError
+from ..protocol.limits import KIB, LINK_VERSION, RETRY_AFTER, VALUE_SIZE
+from ..protocol.messages import NIL, Accept, Fail, Hello, Part, Result, Run
 from ..protocol.pipeline import CommandEntry
 from . import command, loader
 from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
@@ -172,6 +176,10 @@ def _perform(
 ) -> Result | Fail:
     reserve: bytes | None = bytes(RESERVE_SIZE)  # from calloc: counted, but not yet touched
     try:
+        if run.part is not Part.EXECUTE:
+            os.close(low_fd)
+            return _packed(_check(run, termination, places), run, places)
+        assert run.entry is not None  # the codec has seen to it
         context = RuntimeContext(
             link,
             run_id=run.run,
@@ -197,6 +205,41 @@ def _perform(
         if was_cancelled and type(error).__name__ == "CancelledError":
             error = Cancelled("cancelled by the supervisor")
         return _failure(error)
+
+
+def _check(run: Run, termination: Termination, places: Places) -> Raw:
+    """The answer of a validation or a recovery. Its function gets one value and no context: who
+    asks is no task, and has nobody to speak to."""
+    given: Any = None
+    value = _read_input(run)
+    if run.part is Part.VALIDATE and bytes(run.schema) != bytes(NIL):
+        from .schema import faults  # its library takes a tenth of a second to import
+
+        if found := faults(codec.decode_value(run.schema), value):
+            return codec.encode_validation(ValidationResult(False, found))
+        given = True
+    if run.entry is not None:
+        function = loader.load(run.entry, places.sources)
+        subject = value if run.part is Part.VALIDATE else _error_of(value)
+        given = function(subject)
+        if inspect.isawaitable(given):
+            given = _run_async(given, termination)
+    name = "recover" if run.part is Part.RECOVER else "validate"
+    if run.part is Part.RECOVER:
+        if given is None or isinstance(given, RecoveryAction):
+            return codec.encode_recovery(given)
+        expected = "a RecoveryAction, such as RecoveryAction.retry(), or None"
+    else:
+        if isinstance(given, bool):
+            given = ValidationResult(given)
+        if isinstance(given, ValidationResult):
+            return codec.encode_validation(given)
+        expected = "a ValidationResult(ok, reasons), or True or False"
+    raise UsageError(f"{name} returned {_type_name(given)}; it returns {expected}")
+
+
+def _error_of(value: Any) -> TaskError:  # what the supervisor put together
+    return msgspec.convert(value, TaskError)
 
 
 def _read_input(run: Run) -> Any:  # the user's data
@@ -340,6 +383,11 @@ def _result(output: Any, run: Run, places: Places) -> Result | Fail:
         payload = codec.encode_value(output)
     except codec.ValueRefused as error:
         return Fail(kind="invalid_output", message=str(error))
+    return _packed(Raw(payload), run, places)
+
+
+def _packed(payload: Raw, run: Run, places: Places) -> Result | Fail:
+    """By message, or by a file in the outbox."""
     if len(payload) <= PAYLOAD_SIZE:
         return Result(output=Raw(payload))
     if len(payload) > VALUE_SIZE:
@@ -379,7 +427,18 @@ def _failure(error: BaseException) -> Fail:
         # Our own words for a mistake say everything; the name of our class would be noise.
         type=None if type(error) is UsageError else _type_name(error),
         traceback=_traceback(error),
+        retry_after=_retry_after(error),
     )
+
+
+def _retry_after(error: BaseException) -> float | None:
+    """Seconds that the exception's `retry_after` asks to wait before another try."""
+    try:
+        asked = error.retry_after  # type: ignore[attr-defined]
+        seconds = float(asked) if isinstance(asked, int | float) else math.nan
+    except BaseException:  # a task's exceptions have whatever attributes they like, or none
+        return None
+    return min(max(seconds, 0.0), RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 def _message(error: BaseException) -> str:

@@ -139,6 +139,11 @@ class Task:
     program in any language. `needs` names the tasks whose outputs it gets. `env` gives literal
     values; None passes on the host's variable of that name, if the operator allows it.
     `max_parallel` bounds the attempts of this task in all runs; the highest `priority` goes first.
+
+    `validate(output)` says whether an output is good, `recover(error)` what to do about a failure
+    (or rules do: `[{"on": ["timeout"], "do": "fallback", "fallback": "cheap"}]`): each in a fresh
+    sandbox that is given nothing else. `fallbacks` are functions or commands that may be called
+    in the place of `execute`. `always`: it runs when what it needs has ended, however that was.
     """
 
     id: str
@@ -156,6 +161,11 @@ class Task:
     bulkhead: Bulkhead | None = None
     rate: Rate | str | None = None
     priority: int = 0
+    validate: Function | str | None = None
+    output_schema: Mapping[str, object] | bool | None = None
+    recover: Function | str | Sequence[Mapping[str, object]] | None = None
+    fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None
+    always: bool = False
 
     def document(self, root: Path) -> dict[str, object]:
         """This task as a file would say it."""
@@ -189,7 +199,26 @@ class Task:
             given["rate"] = self.rate.document() if isinstance(self.rate, Rate) else self.rate
         if self.priority:
             given["priority"] = self.priority
+        if self.validate is not None:
+            given["validate"] = _entry(self.id, self.validate, root)
+        if self.output_schema is not None:
+            given["output_schema"] = _plain(self.output_schema)
+        if self.recover is not None:
+            rules = not callable(self.recover) and not isinstance(self.recover, str)
+            given["recover"] = _plain(self.recover) if rules else self._named(self.recover, root)
+        if self.fallbacks is not None:
+            given["fallbacks"] = {
+                name: self._named(entry, root) for name, entry in self.fallbacks.items()
+            }
+        if self.always:
+            given["always"] = True
         return given
+
+    def _named(self, entry: object, root: Path) -> object:
+        """A function, by its name; a command as it is."""
+        if isinstance(entry, str) or callable(entry):
+            return _entry(self.id, entry, root)
+        return _plain(entry)
 
 
 class Pipeline:
@@ -220,6 +249,8 @@ class Pipeline:
         max_parallel: int | None = None,
         priority: int = 0,
         stream_backlog: int | str | None = None,
+        retry_budget: int | None = None,
+        rollback_budget: int | None = None,
     ) -> None:
         self.name = name
         self.workspace = workspace
@@ -238,6 +269,8 @@ class Pipeline:
         self.max_parallel = max_parallel
         self.priority = priority
         self.stream_backlog = stream_backlog
+        self.retry_budget = retry_budget
+        self.rollback_budget = rollback_budget
         self._tasks: dict[str, Task] = {}
         self._edges: list[tuple[str, str, bool]] = []
 
@@ -271,6 +304,11 @@ class Pipeline:
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
         priority: int = 0,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> F: ...
 
     @overload
@@ -292,6 +330,11 @@ class Pipeline:
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
         priority: int = 0,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> Callable[[F], F]: ...
 
     def task(
@@ -312,6 +355,11 @@ class Pipeline:
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
         priority: int = 0,
+        validate: Function | str | None = None,
+        output_schema: Mapping[str, object] | bool | None = None,
+        recover: Function | str | Sequence[Mapping[str, object]] | None = None,
+        fallbacks: Mapping[str, Function | str | Sequence[str]] | None = None,
+        always: bool = False,
     ) -> Any:  # the overloads say it better than F | Callable[[F], F] can
         """Decorator: this function is a task, called by its name unless `id` says otherwise.
 
@@ -335,6 +383,11 @@ class Pipeline:
                     bulkhead=bulkhead,
                     rate=rate,
                     priority=priority,
+                    validate=validate,
+                    output_schema=output_schema,
+                    recover=recover,
+                    fallbacks=fallbacks,
+                    always=always,
                 )
             )
             return function
@@ -397,12 +450,15 @@ class Pipeline:
             document["fail_fast"] = True
         if self.timeout is not None:
             document["timeout"] = self.timeout
-        if self.max_parallel is not None:
-            document["max_parallel"] = self.max_parallel
         if self.priority:
             document["priority"] = self.priority
-        if self.stream_backlog is not None:
-            document["stream_backlog"] = self.stream_backlog
+        numbers = {
+            "max_parallel": self.max_parallel,
+            "stream_backlog": self.stream_backlog,
+            "retry_budget": self.retry_budget,
+            "rollback_budget": self.rollback_budget,
+        }
+        document |= {name: number for name, number in numbers.items() if number is not None}
         return document
 
     # `Any`: the options are those of `Supervisor`, and the input is whatever the first tasks take.

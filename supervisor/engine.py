@@ -38,6 +38,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Raw
 
+from ..protocol import codec
+from ..protocol.answers import RecoveryAction, ValidationResult
 from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
 from ..protocol.events import (
     CheckpointCreated,
@@ -46,12 +48,13 @@ from ..protocol.events import (
     Layer,
     TaskCompleted,
     TaskError,
+    TaskSkipped,
     TaskUsage,
     WorkspaceChanged,
 )
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
-from ..protocol.messages import Run
-from ..protocol.pipeline import PickleEntry, PipelineSpec, TaskSpec
+from ..protocol.messages import Part, Run
+from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, TaskSpec
 from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
@@ -60,6 +63,7 @@ from .core.commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, 
 from .core.events import (
     Active,
     Adopt,
+    Answered,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -156,10 +160,10 @@ class _Run:
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
 
-def _own_size(task: TaskSpec) -> int:
-    """Bytes of what travels in RUN with every attempt of a task."""
-    code = len(task.execute.payload) if isinstance(task.execute, PickleEntry) else 0
-    return code + memoryview(task.spec).nbytes
+def _own_size(job: Run) -> int:
+    """Bytes of what travels in RUN beside the input."""
+    code = len(job.entry.payload) if isinstance(job.entry, PickleEntry) else 0
+    return code + sum(memoryview(part).nbytes for part in (job.spec, job.saved, job.schema))
 
 
 def _idempotency_key(key: Key, generation: int) -> str:
@@ -493,7 +497,8 @@ class Engine:
         match command:
             case Record(run=run, task=task, attempt=number, data=data):
                 seqs = self._record(run, task, number, [data])
-                if seqs and type(data) is TaskCompleted and (streams := self._streams(run)):
+                is_completed = type(data) in (TaskCompleted, TaskSkipped)
+                if seqs and is_completed and (streams := self._streams(run)):
                     assert task is not None and number is not None
                     streams.completed((task, number), seqs.start)
             case Spawn():
@@ -620,7 +625,7 @@ class Engine:
         run.problem = f"run {run_id}: its journal cannot be written: {error}"
         self._end_run(run)
         self._ease()
-        self._feed(CancelRun(run_id, run.problem))
+        self._feed(CancelRun(run_id, run.problem, at_once=True))
         self._tell(run_id, run)
 
     def _end_run(self, run: _Run) -> None:
@@ -663,6 +668,9 @@ class Engine:
 
     def _spawn(self, command: Spawn) -> None:
         key = Key(command.run, command.task, command.attempt)
+        if command.part is not Part.EXECUTE:
+            self._spawn_check(key, command)
+            return
         value = self._input(command)
         if len(value) > VALUE_SIZE:
             error = TaskError(
@@ -672,34 +680,78 @@ class Engine:
             )
             self._feed(Ended(key.run, key.task, key.attempt, output=None, error=error))
             return
-        # What does not fit into RUN goes by a file that is bound read-only.
         run, state = self._runs[key.run], self._core.state(key.run)
         if run.streams is not None:
             run.streams.expects((key.task, key.attempt), command.streams)
-        saved = state.tasks[key.task].saved or b""
-        room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(run.tasks[key.task])
-        is_small = len(value) + len(saved) <= room
+        task, stands = run.tasks[key.task], state.tasks[key.task]
+        job = Run(
+            run=key.run,
+            task=key.task,
+            attempt=key.attempt,
+            entry=task.execute if stands.fallback is None else task.fallbacks[stands.fallback],
+            input=Raw(value),
+            input_file=None,
+            spec=task.spec,
+            idempotency_key=_idempotency_key(key, stands.generation),
+            saved=stands.saved or Raw(_NIL),
+            deadline=task.timeouts.wall,
+            workspace=None if run.files is None else WORKSPACE,
+            streams=run.streams.upstreams((key.task, key.attempt)) if run.streams else (),
+        )
         given = None
         if run.files is not None:
             given = run.files.given(state, key.task, key.attempt)
+        self._lay_out(key, run, job, given)
+
+    def _spawn_check(self, key: Key, command: Spawn) -> None:
+        """The same author's code, on one value that a task gave or failed with."""
+        value = command.value
+        if isinstance(value, TaskError):
+            value = Raw(msgspec.msgpack.encode(value))
+        assert value is not None
+        run = self._runs[key.run]
+        task = run.tasks[key.task]
+        is_validation = command.part is Part.VALIDATE
+        job = Run(
+            run=key.run,
+            task=key.task,
+            attempt=key.attempt,
+            part=command.part,
+            entry=task.validate if is_validation else task.recover,
+            input=value,
+            input_file=None,
+            spec=Raw(_NIL),
+            idempotency_key="",
+            deadline=None,
+            workspace=None,
+            schema=task.output_schema if is_validation else Raw(_NIL),
+        )
+        self._lay_out(key, run, job, None)
+
+    def _lay_out(self, key: Key, run: _Run, job: Run, given: Given | None) -> None:
+        """Start it, when it has what has to lie on disk before."""
+        # What does not fit into RUN goes by a file that is bound read-only.
+        room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(job)
+        is_small = memoryview(job.input).nbytes <= room
         if is_small and given is None:
-            self._start(key, value)
+            self._start(key, job)
         else:
             self._preparing.add(key)
             run.busy += 1
-            self._in_background(self._prepare(key, run, value, is_small, given))
+            self._in_background(self._prepare(key, run, job, is_small, given))
 
     def _input(self, command: Spawn) -> bytes:
         """msgpack of what the task sees: its upstreams' outputs by id, or, where no edge leads to
         it, the run's input. Put together from closed values; nothing is decoded."""
-        if not command.upstream and not command.streams:
+        graph = self._core.state(command.run).graph
+        if not graph.upstream[command.task]:
             return bytes(self._runs[command.run].input)
         return msgspec.msgpack.encode(
             {task: self._core.output(command.run, task) for task in command.upstream}
         )
 
     async def _prepare(
-        self, key: Key, run: _Run, value: bytes, is_small: bool, given: Given | None
+        self, key: Key, run: _Run, job: Run, is_small: bool, given: Given | None
     ) -> None:
         """What blocks on the disk before an attempt can start."""
         prepared = input_file = None
@@ -710,8 +762,8 @@ class Engine:
                 prepared = await asyncio.to_thread(run.files.begin, given)
             if not is_small:
                 store = ValueStore(run.owned.directory.values)
-                input_file = store.path(await asyncio.to_thread(store.put, value))
-                value = _NIL
+                input_file = store.path(await asyncio.to_thread(store.put, bytes(job.input)))
+                job = msgspec.structs.replace(job, input=Raw(_NIL), input_file=INPUT_FILE)
         except ClashError as clash:
             kind, why = ErrorKind.CONFLICT, str(clash)
         except (OSError, CasemateError) as error:
@@ -719,54 +771,39 @@ class Engine:
         else:
             if key in self._preparing:
                 self._preparing.discard(key)
-                self._start(key, value, input_file, prepared)
+                self._start(key, job, input_file, prepared)
                 return
         finally:
             run.busy -= 1
         self._preparing.discard(key)
-        self._never_started(key, why, kind)
+        self._never_started(key, job.part, why, kind)
 
     def _start(
         self,
         key: Key,
-        value: bytes,
+        job: Run,
         input_file: Path | None = None,
         prepared: Prepared | None = None,
     ) -> None:
         run = self._runs[key.run]
         task = run.tasks[key.task]
-        state = self._core.state(key.run).tasks[key.task]
-        message = Run(
-            run=key.run,
-            task=key.task,
-            attempt=key.attempt,
-            entry=task.execute,
-            input=Raw(value),
-            input_file=INPUT_FILE if input_file else None,
-            spec=task.spec,
-            idempotency_key=_idempotency_key(key, state.generation),
-            saved=state.saved or Raw(_NIL),
-            deadline=task.timeouts.wall,
-            workspace=WORKSPACE if prepared is not None else None,
-            streams=run.streams.upstreams((key.task, key.attempt)) if run.streams else (),
-        )
         lines = None
         try:
             lines = Lines(self.front.runtime)
             lease = self._sandboxes.spawn(
-                self._sandbox_spec(key, run, task, input_file, prepared),
+                self._sandbox_spec(key, run, job.part, input_file, prepared),
                 lines.stdio(self._null),
                 link=lines.listener.fileno(),
             )
         except (OSError, SetupRefused) as error:
             if lines is not None:
                 lines.close()
-            self._never_started(key, str(error))
+            self._never_started(key, job.part, str(error))
             return
         finally:
             if lines is not None:
                 lines.close_theirs()
-        attempt = Attempt(self._loop, self, key, task, lease, lines, message)
+        attempt = Attempt(self._loop, self, key, task, lease, lines, job)
         self._attempts[key] = attempt
         self._by_sandbox[lease.sandbox] = attempt
         attempt.watch()
@@ -783,16 +820,21 @@ class Engine:
         self,
         key: Key,
         run: _Run,
-        task: TaskSpec,
+        part: Part,
         input_file: Path | None,
         prepared: Prepared | None,
     ) -> SandboxSpec:
-        missing = [name for name in task.host_env if name not in os.environ]
+        task = run.tasks[key.task]
+        is_check = (
+            part is not Part.EXECUTE
+        )  # which needs neither the host's secrets nor its network
+        host_env = () if is_check else task.host_env
+        missing = [name for name in host_env if name not in os.environ]
         if missing:
             raise SetupRefused(
                 f"env: {', '.join(missing)}: not set in the supervisor's environment"
             )
-        passed = {name: os.environ[name] for name in task.host_env}
+        passed = {name: os.environ[name] for name in host_env}
         ours = {
             "CASEMATE_RUN": key.run,
             "CASEMATE_TASK": key.task,
@@ -802,7 +844,7 @@ class Engine:
             mode=Mode.GUEST,
             limits=task.limits,
             env=passed | task.env | ours,
-            network=task.network,
+            network=Network.NONE if is_check else task.network,
             workspace=prepared.copy if prepared is not None else None,
             workspace_writable=True,
             layer=layer_spec(prepared) if prepared is not None and not prepared.copy else None,
@@ -810,8 +852,10 @@ class Engine:
             input_file=str(input_file) if input_file else None,
         )
 
-    def _never_started(self, key: Key, why: str, kind: ErrorKind = ErrorKind.SETUP) -> None:
-        self._over_with(key, TaskError(kind=kind, message=why))
+    def _never_started(
+        self, key: Key, part: Part, why: str, kind: ErrorKind = ErrorKind.SETUP
+    ) -> None:
+        self._over_with(key, part, TaskError(kind=kind, message=why))
 
     def _watch_zygote(self) -> None:
         self._zygote_fd = self._sandboxes.fileno()
@@ -920,10 +964,13 @@ class Engine:
                 usage=msgspec.structs.replace(account.usage, disk=attempt.disk),
             )
         )
-        self._over_with(key, verdict)
+        self._over_with(key, attempt.part, verdict)
 
-    def _over_with(self, key: Key, verdict: Raw | TaskError) -> None:
+    def _over_with(self, key: Key, part: Part, verdict: Raw | TaskError) -> None:
         """Nothing of an attempt is alive: put its files away, and tell the core."""
+        if part is not Part.EXECUTE:
+            self._tell_answered(key, part, verdict)
+            return
         run = self._runs.get(key.run)
         if run is not None and run.streams is not None:
             run.streams.ended((key.task, key.attempt))
@@ -963,6 +1010,21 @@ class Engine:
         else:
             output = verdict
         self._feed(Ended(key.run, key.task, key.attempt, output=output, error=error, layer=layer))
+        if (run := self._runs.get(key.run)) is not None:
+            self._retire(run)
+
+    def _tell_answered(self, key: Key, part: Part, verdict: Raw | TaskError) -> None:
+        answer: ValidationResult | RecoveryAction | TaskError | None
+        try:
+            if isinstance(verdict, TaskError):
+                answer = verdict
+            elif part is Part.VALIDATE:
+                answer = codec.decode_validation(verdict)
+            else:
+                answer = codec.decode_recovery(verdict)
+        except RemoteViolation as violation:
+            answer = TaskError(kind=ErrorKind.PROTOCOL, message=str(violation))
+        self._feed(Answered(key.run, key.task, key.attempt, answer))
         if (run := self._runs.get(key.run)) is not None:
             self._retire(run)
 
@@ -1018,7 +1080,9 @@ class Engine:
     def _weigh(self, attempt: Attempt) -> None:
         """Look how large the attempt's layer has become: nothing else bounds it."""
         run = self._runs.get(attempt.key.run)
-        if run is None or run.files is None or self._loop.time() < attempt.weigh_due:
+        if run is None or run.files is None or attempt.part is not Part.EXECUTE:
+            return
+        if self._loop.time() < attempt.weigh_due:
             return
         files, limit = run.files, attempt.task.limits.disk
         attempt.weigh_due = math.inf

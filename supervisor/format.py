@@ -27,8 +27,17 @@ from pydantic import (
 )
 
 from ..protocol import codec
+from ..protocol.answers import Action
 from ..protocol.events import ErrorKind
-from ..protocol.limits import KIB, MIB, STREAM_BACKLOG, STREAM_CREDIT_SIZE
+from ..protocol.limits import (
+    KIB,
+    MIB,
+    RETRY_AFTER,
+    RETRY_BUDGET,
+    ROLLBACK_BUDGET,
+    STREAM_BACKLOG,
+    STREAM_CREDIT_SIZE,
+)
 from ..protocol.pipeline import (
     TASK_ID_PATTERN,
     Checkpoints,
@@ -36,6 +45,7 @@ from ..protocol.pipeline import (
     FileEntry,
     ModuleEntry,
     PickleEntry,
+    Rule,
 )
 from ..protocol.units import format_size, parse_duration, parse_rate, parse_size
 from .core import retry
@@ -191,24 +201,30 @@ _RETRIED = (
     "error", "invalid_output", "timeout", "memory", "pids", "disk", "output_limit", "crash",
     "protocol",
 )  # fmt: skip
-_RETRYABLE = sorted(
-    {
-        name
-        for kind in set(ErrorKind) - retry.FINAL - retry.BLAMELESS
-        for name in (kind.value, kind.value.partition(".")[0])
-    }
-)
+
+
+def _named(kinds: Iterable[ErrorKind]) -> list[str]:
+    """Each kind, and each family."""
+    return sorted({name for kind in kinds for name in (kind.value, kind.value.partition(".")[0])})
+
+
+_RETRYABLE = _named(set(ErrorKind) - retry.FINAL - retry.BLAMELESS)
+# Also `setup` and `lost`, when their own tries are used up.
+_RECOVERABLE = _named(set(ErrorKind) - retry.FINAL)
 
 
 def _kinds(value: Any) -> tuple[str, ...]:
+    return _kinds_of(value, _RETRYABLE, "retried")
+
+
+def _kinds_of(value: Any, known: Sequence[str], what: str) -> tuple[str, ...]:
     kinds = _one_or_list(value)
-    if not isinstance(kinds, list):
+    if not isinstance(kinds, list) or not kinds:
         raise ValueError(f"expected a list of error kinds, got {shown(value)}")
     for kind in kinds:
-        if kind not in _RETRYABLE:
+        if kind not in known:
             raise ValueError(
-                f"{shown(kind)} is not an error kind that can be retried"
-                f"{did_you_mean(kind, _RETRYABLE)}"
+                f"{shown(kind)} is not an error kind that can be {what}{did_you_mean(kind, known)}"
             )
     return tuple(dict.fromkeys(kinds))
 
@@ -347,6 +363,90 @@ def _agent_spec(value: Any) -> Raw:
     return Raw(encoded)
 
 
+# What each answer of a rule needs beside `on` and `do`, and what it may have.
+_RULE_KEYS: dict[Action, tuple[str | None, str | None]] = {
+    Action.RETRY: (None, "after"),
+    Action.SKIP: (None, "output"),
+    Action.FALLBACK: ("fallback", None),
+    Action.ROLLBACK: ("to", None),
+    Action.FAIL: (None, None),
+}
+_RULE_HELP = "{on: [error], do: retry, skip, fallback, rollback or fail}"
+
+
+def _recover(value: Any) -> FileEntry | ModuleEntry | PickleEntry | tuple[Rule, ...]:
+    if isinstance(value, list):
+        return tuple(_rule(rule, number) for number, rule in enumerate(value, 1))
+    try:
+        return _execute(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or write a list of rules such as {_RULE_HELP}") from None
+
+
+def _rule(value: Any, number: int) -> Rule:
+    where = f"rule {number}"
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a map such as {_RULE_HELP}, got {shown(value)}")
+    do = value.get("do")
+    if do not in _RULE_KEYS:
+        raise ValueError(
+            f"{where}: do is {shown(do)}; expected {', '.join(_RULE_KEYS)}"
+            f"{did_you_mean(do, _RULE_KEYS)}"
+        )
+    action = Action(do)
+    needed, optional = _RULE_KEYS[action]
+    known = [key for key in ("on", "do", needed, optional) if key is not None]
+    for key in value:
+        if key not in known:
+            raise ValueError(f"{where}: {unknown_key(key, known)}")
+    if needed is not None and not isinstance(value.get(needed), str):
+        raise ValueError(f"{where}: {action} needs {needed}: {_MEANT[action]}")
+    if "on" not in value:
+        raise ValueError(f"{where}: on is missing; name error kinds, such as [error, timeout]")
+    try:
+        on = _kinds_of(value["on"], _RECOVERABLE, "recovered from")
+        after = None if value.get("after") is None else parse_duration(value["after"])
+        output = codec.encode_value(codec.from_jsonable(value.get("output")), name="output")
+    except (ValueError, codec.ValueRefused) as error:
+        raise ValueError(f"{where}: {error}") from None
+    if after is not None and after > RETRY_AFTER:
+        raise ValueError(f"{where}: after is {shown(value['after'])}, more than a day")
+    to = None if needed is None else value[needed]
+    return Rule(on=on, do=action, after=after, output=Raw(output), to=to)
+
+
+_MEANT = {
+    Action.FALLBACK: "the name of one of the task's fallbacks",
+    Action.ROLLBACK: "the task to just before which the run goes back",
+}
+
+
+def _fallbacks(value: Any) -> dict[str, FileEntry | ModuleEntry | PickleEntry | CommandEntry]:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a map such as {{cheap: agents.py:cheap}}, got {shown(value)}")
+    found: dict[str, FileEntry | ModuleEntry | PickleEntry | CommandEntry] = {}
+    for name, entry in value.items():
+        if not isinstance(name, str) or not re.fullmatch(TASK_ID_PATTERN, name):
+            raise ValueError(f"{shown(name)}: a fallback's name is 1 to 64 letters, digits, _ or -")
+        try:
+            found[name] = _command(entry) if isinstance(entry, list) else _execute(entry)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return found
+
+
+def _output_schema(value: Any) -> Raw:
+    if not isinstance(value, dict | bool):
+        raise ValueError(f"expected a JSON Schema such as {{type: object}}, got {shown(value)}")
+    try:
+        encoded = codec.encode_value(value, name="output_schema")
+    except codec.ValueRefused as refusal:
+        raise ValueError(str(refusal)) from refusal
+    if len(encoded) > SPEC_SIZE:
+        raise ValueError(f"is {len(encoded) // KIB} KiB, at most {SPEC_SIZE // KIB}")
+    return Raw(encoded)
+
+
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 
 
@@ -381,6 +481,34 @@ _Env = Annotated[
 ]
 _Network = Literal["none", "host"]
 _NETWORK_HELP = "host: the host's network, where the operator allows it"
+
+
+_RECOVER_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "examples": ["agents.py:recover"]},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "on": {
+                        "anyOf": [
+                            {"enum": _RECOVERABLE},
+                            {"type": "array", "items": {"enum": _RECOVERABLE}, "minItems": 1},
+                        ]
+                    },
+                    "do": {"enum": [action.value for action in Action]},
+                    "after": _DURATION_SCHEMA,
+                    "output": {},
+                    "fallback": {"type": "string"},
+                    "to": {"type": "string"},
+                },
+                "required": ["on", "do"],
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
 
 
 class Defaults(Model):
@@ -422,6 +550,44 @@ class Task(Defaults):
     )
     priority: _Priority = Field(
         default=0, description="among the ready tasks of a run: the highest first"
+    )
+    validate_: Annotated[
+        FileEntry | ModuleEntry | PickleEntry | None,
+        PlainValidator(_execute),
+        WithJsonSchema({"type": "string", "examples": ["agents.py:check"]}),
+    ] = Field(
+        default=None,
+        alias="validate",
+        description="given the output alone, in a sandbox of its own; says whether it is good",
+    )
+    output_schema: Annotated[
+        Raw, PlainValidator(_output_schema), WithJsonSchema({"type": ["object", "boolean"]})
+    ] = Field(
+        default_factory=lambda: Raw(b"\xc0"),
+        description="JSON Schema of the output; held against it in a sandbox",
+    )
+    recover: Annotated[
+        FileEntry | ModuleEntry | PickleEntry | tuple[Rule, ...],
+        PlainValidator(_recover),
+        WithJsonSchema(_RECOVER_SCHEMA),
+    ] = Field(default=(), description="what to do about a failed attempt, before it is retried")
+    fallbacks: Annotated[
+        dict[str, FileEntry | ModuleEntry | PickleEntry | CommandEntry],
+        PlainValidator(_fallbacks),
+        WithJsonSchema(
+            {
+                "type": "object",
+                "additionalProperties": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                    ]
+                },
+            }
+        ),
+    ] = Field(default={}, description="what recover may go on with in the place of execute")
+    always: bool = Field(
+        default=False, description="runs when what it needs has ended, also by failure or cancel"
     )
     # `Any`: needs and edges are judged by `_edges`, which can say where in a list the fault is.
     needs: Annotated[Any, WithJsonSchema(_NAMES_SCHEMA)] = Field(
@@ -533,14 +699,19 @@ class Pipeline(Model):
     priority: _Priority = Field(
         default=0, description="among runs: the highest first, and nobody waits for ever"
     )
+    retry_budget: int = Field(
+        default=RETRY_BUDGET, ge=0, description="retries and fallbacks of the whole run"
+    )
+    rollback_budget: int = Field(
+        default=ROLLBACK_BUDGET, ge=0, description="rollbacks that recover may ask for"
+    )
     # For editors; says nothing to us.
     json_schema_location: str | None = Field(default=None, alias="$schema")
 
 
 # What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
 _LATER = {
-    "breaker", "degrade", "fallbacks", "output_schema", "proc",
-    "python", "recover", "ro", "rw", "validate",
+    "breaker", "degrade", "proc", "python", "ro", "rw",
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ from ..protocol.events import (
     TaskCompleted,
     TaskEmitted,
     TaskLog,
+    TaskSkipped,
 )
 from ..protocol.limits import (
     EVENT_SIZE,
@@ -81,6 +82,8 @@ _MIGRATIONS: dict[int, str] = {1: ""}
 
 # `decisions` leaves out what a task can send in bulk, so that the state of a run with a million
 # items is read from a few hundred rows.
+# Events that tell what a task gave.
+_WITH_OUTPUT = str((KIND_OF[TaskCompleted], KIND_OF[TaskSkipped]))
 _BULK = "kind NOT IN ('task.emitted', 'task.log', 'task.progress', 'task.usage')"
 _SCHEMA = f"""
 CREATE TABLE run (id TEXT NOT NULL);
@@ -225,7 +228,7 @@ def _weight(data: EventData) -> int:
         return 200 + len(data.item)
     if isinstance(data, TaskLog):
         return 200 + len(data.text) + len(data.fields)
-    if isinstance(data, TaskCompleted):
+    if isinstance(data, TaskCompleted | TaskSkipped):
         return 200 + len(data.output)
     return 400
 
@@ -711,16 +714,14 @@ class JournalReader:
 
     def completion(self, task: str, attempt: int) -> Event | None:
         """The event that told the output of an attempt, whole."""
-        kind = KIND_OF[TaskCompleted]
-        where = f"{_BULK} AND task = ? AND attempt = ? AND kind = '{kind}'"
+        where = f"{_BULK} AND task = ? AND attempt = ? AND kind IN {_WITH_OUTPUT}"
         rows = self._rows(where, (task, attempt), 1)
         return self.events(rows[0][0].seq - 1, 1)[0] if rows else None
 
     def completions(self) -> list[tuple[str, int]]:
         """(task, attempt) of all that ever completed, undone since or not."""
         rows = self._select(
-            f"SELECT task, attempt FROM events WHERE {_BULK} AND kind = ?",
-            (KIND_OF[TaskCompleted],),
+            f"SELECT task, attempt FROM events WHERE {_BULK} AND kind IN {_WITH_OUTPUT}", ()
         )
         return [(task, attempt) for task, attempt in rows]
 

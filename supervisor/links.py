@@ -50,6 +50,7 @@ from ..protocol.messages import (
     Kind,
     Log,
     Message,
+    Part,
     Progress,
     Result,
     Run,
@@ -77,6 +78,10 @@ class Key:
 
     def __str__(self) -> str:
         return f"task {self.task} (attempt {self.attempt})"
+
+
+# What a check has no business to say: it has no output but its answer.
+_OF_TASKS = (Emit, Progress, Save, Credit)
 
 
 class Owner(Protocol):
@@ -274,6 +279,7 @@ class Attempt:
         self._owner = owner
         self._link = Link(lines.connection)
         self._outputs = [Output(lines.stdout, "stdout"), Output(lines.stderr, "stderr")]
+        self.part = job.part
         self._job: Run | None = job
         self._is_run_allowed = False
         self._is_begun = False
@@ -527,6 +533,9 @@ class Attempt:
         said: list[EventData] = []
         told = is_active = False
         for message in messages:
+            if self.part is not Part.EXECUTE and isinstance(message, _OF_TASKS):
+                self._broken(RemoteViolation(f"{type(message).__name__} of a {self.part}"))
+                break
             match message:
                 case Emit(item=item):
                     self._output_left -= max(memoryview(item).nbytes, EVENT_SIZE)

@@ -115,10 +115,14 @@ class _Witness(_Times):
 
     def task_summary(self, state: RunState, name: str) -> TaskSummary:
         standing, since, error = self.tasks.get(name, (Standing.WAITING, None, None))
-        is_frozen = self.is_frozen and standing is Standing.RUNNING
+        shown = _TASK_SHOWN[standing]
+        if self.is_frozen and standing is Standing.RUNNING:
+            shown = "paused"
+        elif standing is Standing.COMPLETED and error is not None:
+            shown = "skipped"
         return TaskSummary(
             id=name,
-            state="paused" if is_frozen else _TASK_SHOWN[standing],
+            state=shown,
             attempt=state.tasks[name].done or state.tasks[name].attempt,
             since=since,
             error=error,

@@ -26,6 +26,7 @@ from msgspec import Raw
 from pydantic import ValidationError
 
 from ..protocol import codec, pipeline
+from ..protocol.answers import Action
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import (
     Base,
@@ -34,14 +35,13 @@ from ..protocol.pipeline import (
     Edge,
     Entry,
     FileEntry,
-    ModuleEntry,
     Network,
-    PickleEntry,
     PipelineSpec,
     TaskSpec,
 )
 from ..protocol.units import format_rate
 from .core import graph
+from .core.graph import downstream
 from .format import (
     ENV_NAME,
     Defaults,
@@ -174,6 +174,7 @@ class _Compiler:
             raise self._error()
         model = self._validate(raw)
         edges = self._edges(raw)
+        self._check_answers(model, edges)
         tasks = [self._task(id, task, model.defaults) for id, task in model.tasks.items()]
         workspace = self._workspace_folder(model)
         for name in model.checkpoints.after:
@@ -196,6 +197,8 @@ class _Compiler:
             max_parallel=model.max_parallel,
             priority=model.priority,
             stream_backlog=model.stream_backlog,
+            retry_budget=model.retry_budget,
+            rollback_budget=model.rollback_budget,
         )
 
     def _wrong(self, message: str, path: KeyPath) -> None:
@@ -316,6 +319,45 @@ class _Compiler:
                 self._wrong(f"a cycle: {round_trip}; take one of these edges out", first)
         return tuple(sorted(edges_found))
 
+    # --- what is done about failures
+
+    def _check_answers(self, model: Pipeline, edges: tuple[Edge, ...]) -> None:
+        """What rules name, and what `always` needs."""
+        sources: dict[str, list[str]] = {id: [] for id in model.tasks}
+        for edge in edges:
+            sources.get(edge.to, []).append(edge.source)
+        for id, task in model.tasks.items():
+            path: KeyPath = ("tasks", id)
+            rules = task.recover if isinstance(task.recover, tuple) else ()
+            where = (*path, "recover")
+            for number, rule in enumerate(rules, 1):
+                if rule.do is Action.FALLBACK and rule.to not in task.fallbacks:
+                    meant = did_you_mean(rule.to, task.fallbacks)
+                    self._wrong(
+                        f"rule {number}: {shown(rule.to)} is none of the task's fallbacks{meant}",
+                        where,
+                    )
+                elif rule.do is Action.ROLLBACK and rule.to not in downstream(sources, [id]):
+                    self._wrong(
+                        f"rule {number}: {shown(rule.to)} is neither this task nor upstream of it; "
+                        "a rollback from here goes to one of those",
+                        where,
+                    )
+                elif rule.do is Action.ROLLBACK and task.always:
+                    self._wrong(f"rule {number}: an `always` task cannot roll back", where)
+            if not task.always:
+                continue
+            if not sources[id]:
+                self._wrong("needs nothing; name in `needs` what it cleans up after", path)
+            if any(edge.to == id and edge.stream for edge in edges):
+                self._wrong("reads a stream, and an `always` task cannot; use plain edges", path)
+            if _merged(model.defaults.timeouts, task.timeouts)["wall"] is None:
+                self._wrong(
+                    "has no wall limit; an `always` task is not under the run's deadline and needs "
+                    "its own",
+                    (*path, "timeouts"),
+                )
+
     # --- one task
 
     def _task(self, id: str, task: Task, defaults: Defaults) -> TaskSpec:
@@ -350,6 +392,19 @@ class _Compiler:
             rate=self._rate(task, path),
             priority=task.priority,
             network=Network(network),
+            validate=self._checked(task.validate_, (*path, "validate")),
+            output_schema=task.output_schema,
+            recover=(
+                None
+                if isinstance(task.recover, tuple)
+                else self._checked(task.recover, (*path, "recover"))
+            ),
+            rules=task.recover if isinstance(task.recover, tuple) else (),
+            fallbacks={
+                name: self._file_of(entry, (*path, "fallbacks", name))
+                for name, entry in task.fallbacks.items()
+            },
+            always=task.always,
         )
 
     def _bulkhead(self, task: Task, path: KeyPath) -> pipeline.Bulkhead | None:
@@ -373,25 +428,27 @@ class _Compiler:
         if before != said:
             self._wrong(f"{said} for the key {key}, which has {before} further up", path)
 
+    def _checked(self, entry: Entry | None, path: KeyPath) -> Entry | None:
+        return None if entry is None else self._file_of(entry, path)
+
+    def _file_of(self, entry: Entry, path: KeyPath) -> Entry:
+        if isinstance(entry, FileEntry):
+            self._file(entry.file, path)
+        return entry
+
     def _entry(self, task: Task, path: KeyPath) -> Entry:
         if task.execute is not None and task.command is not None:
             self._wrong("has both execute and command; take one out", path)
         if task.command is not None:
             return task.command
-        match task.execute:
-            case None:
-                if not self._bad & {(*path, "execute"), (*path, "command")}:
-                    self._wrong(
-                        "has neither execute nor command; add one, such as "
-                        "execute: agents.py:analyze",
-                        path,
-                    )
-                return CommandEntry(())
-            case FileEntry(file=file):
-                self._file(file, (*path, "execute"))
-            case ModuleEntry() | PickleEntry():
-                pass
-        return task.execute
+        if task.execute is None:
+            if not self._bad & {(*path, "execute"), (*path, "command")}:
+                self._wrong(
+                    "has neither execute nor command; add one, such as execute: agents.py:analyze",
+                    path,
+                )
+            return CommandEntry(())
+        return self._file_of(task.execute, (*path, "execute"))
 
     def _env_of(self, env: dict[str, str | None], path: KeyPath) -> dict[str, str | None]:
         for name, text in env.items():

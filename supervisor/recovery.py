@@ -18,7 +18,14 @@ import msgspec
 from msgspec import Raw
 
 from ..protocol.errors import LocalViolation, UsageError
-from ..protocol.events import DATA, CheckpointCreated, RunStarted, TaskCompleted, TaskSaved
+from ..protocol.events import (
+    DATA,
+    CheckpointCreated,
+    RunStarted,
+    TaskCompleted,
+    TaskSaved,
+    TaskSkipped,
+)
 from ..protocol.pipeline import PipelineSpec
 from .core.commands import Record
 from .core.state import RunState
@@ -94,7 +101,7 @@ def fold(
         except (LocalViolation, UsageError, msgspec.MsgspecError, ValueError) as error:
             # What we would never have written: somebody else did, or the disk.
             raise JournalError(f"run {run}: event {event.seq} cannot be: {error}") from error
-        if omitted and isinstance(data, TaskCompleted) and event.task is not None:
+        if omitted and isinstance(data, TaskCompleted | TaskSkipped) and event.task is not None:
             state.tasks[event.task].output = None
         if witness is not None:
             witness(state, record, told)
@@ -113,7 +120,9 @@ def read_outputs(
             event = reader.completion(task, attempt)
             if event is None:
                 raise JournalError(f"run {run.id}: no output of task {task} (attempt {attempt})")
-            found[task, attempt] = msgspec.msgpack.decode(event.data, type=TaskCompleted).output
+            data = msgspec.msgpack.decode(event.data, type=DATA[event.kind])
+            assert isinstance(data, TaskCompleted | TaskSkipped)
+            found[task, attempt] = data.output
     return found
 
 

@@ -82,17 +82,18 @@ def _wanted(spec: PipelineSpec) -> dict[str, Path]:
     places: set[str] = set()
     for task in spec.tasks:
         places.update(task.sources)
-        match task.execute:
-            case FileEntry(file=file):
-                places.add(_package_of(root, file))
-            case ModuleEntry(module=module):
-                top = module.partition(".")[0]
-                if (root / top).is_dir():
-                    places.add(top)
-                elif (root / f"{top}.py").is_file():
-                    places.add(f"{top}.py")
-            case _:
-                pass
+        for entry in (task.execute, task.validate, task.recover, *task.fallbacks.values()):
+            match entry:
+                case FileEntry(file=file):
+                    places.add(_package_of(root, file))
+                case ModuleEntry(module=module):
+                    top = module.partition(".")[0]
+                    if (root / top).is_dir():
+                        places.add(top)
+                    elif (root / f"{top}.py").is_file():
+                        places.add(f"{top}.py")
+                case _:
+                    pass
     return {place: root / place for place in places}
 
 

@@ -37,7 +37,15 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-ENDINGS = {"task.completed", "task.retrying", "task.failed", "task.cancelled", "task.restarted"}
+ENDINGS = {
+    "task.completed",
+    "task.skipped",
+    "task.retrying",
+    "task.recovered",
+    "task.failed",
+    "task.cancelled",
+    "task.restarted",
+}
 LAST = {"run.completed", "run.failed", "run.cancelled"}
 
 # Small enough that many fit any host's budget at once.

@@ -1,7 +1,7 @@
 """The import rules of ARCHITECTURE.md, read from the source alone.
 
-protocol ← sandbox ← supervisor; protocol is stdlib + msgspec; sandbox adds psutil, pyzmq in the
-guest, cloudpickle in its loader; the core is pure and knows only protocol.
+protocol ← sandbox ← supervisor; protocol is stdlib + msgspec; sandbox adds psutil, and what runs
+inside adds a library each in one file; the core is pure and knows only protocol.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ FILE_MAY_ALSO = {
     "sandbox/guestlink.py": {"zmq"},
     "sandbox/zygote.py": {"zmq"},
     "sandbox/loader.py": {"cloudpickle"},
+    "sandbox/schema.py": {"jsonschema"},
 }
 IMPURE = {
     "asyncio", "ctypes", "datetime", "io", "multiprocessing", "os", "pathlib", "random", "secrets",

@@ -9,7 +9,8 @@ whether it reaches the same state. Everything that is wrong is told, not only th
     numbers       seq counts from 1 without holes, and so does each task's own count
     attempts      numbered 1, 2, 3 by `task.ready`; one at a time; each ends once, then is silent
     order         an attempt is made ready when all its inputs have completed (who speaks on its
-                  stream edges has started), and completes when they have too
+                  stream edges has started), and completes when they have too; of an `always` task
+                  when they have ended
     once          a task that has completed runs again only where a rollback or a fork undid it
     crashes       attempts that were open when a run was taken over end as restarted
     checkpoints   each holds what had completed, with the totals of it, and is closed downwards
@@ -45,8 +46,10 @@ from casemate.protocol.events import (
     TaskCompleted,
     TaskFailed,
     TaskReady,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
+    TaskSkipped,
     TaskStarted,
 )
 from casemate.protocol.pipeline import PipelineSpec
@@ -58,7 +61,8 @@ from casemate.supervisor.state import RunDirectory, StateDirectory
 __all__ = ["assert_true_story", "verify"]
 
 _ENDINGS = (
-    TaskCompleted, TaskRetrying, TaskFailed, TaskCancelled, TaskRestarted,
+    TaskCompleted, TaskSkipped, TaskRetrying, TaskRecovered, TaskFailed, TaskCancelled,
+    TaskRestarted,
 )  # fmt: skip
 _LAST = (RunCompleted, RunFailed, RunCancelled)
 _PAGE_SIZE = 16 * 1024 * 1024
@@ -106,6 +110,7 @@ class _Story:
         self.plain: dict[str, set[str]] = {}
         self.streams: dict[str, set[str]] = {}
         self.below: dict[str, set[str]] = {}  # dependants
+        self.always: set[str] = set()
         self.checkpoints: dict[str, dict[str, _Done]] = {}  # all that each holds
         self.head: str | None = None
         self.generation = 0
@@ -116,6 +121,11 @@ class _Story:
 
     def completed(self) -> set[str]:
         return {name for name, task in self.tasks.items() if task.end is TaskCompleted}
+
+    def held(self) -> set[str]:
+        """What a checkpoint holds now: what has completed, and all that it depends on too."""
+        completed = self.completed()
+        return completed - self.with_dependants(self.tasks.keys() - completed)
 
     def with_dependants(self, tasks: set[str]) -> set[str]:
         found, pending = set(tasks), list(tasks)
@@ -158,6 +168,8 @@ class _Story:
             self.plain[task.id] = set()
             self.streams[task.id] = set()
             self.below[task.id] = set()
+            if task.always:
+                self.always.add(task.id)
         for edge in self.spec.edges:
             (self.streams if edge.stream else self.plain)[edge.to].add(edge.source)
             self.below[edge.source].add(edge.to)
@@ -194,7 +206,7 @@ class _Story:
             self.wrong(f"{name}: attempt {attempt} while attempt {task.attempt} is open")
         if task.end is not None:
             self.wrong(f"{name}: attempt {attempt} though it had ended ({task.end.__name__})")
-        missing = self.plain[name] - self.completed()
+        missing = self.missing(name)
         silent = {
             source for source in self.streams[name]
             if not self.tasks[source].has_started and self.tasks[source].end is not TaskCompleted
@@ -203,6 +215,12 @@ class _Story:
             self.wrong(f"{name}: ready without {', '.join(sorted(missing | silent))}")
         task.attempt = attempt or task.attempt + 1
         task.is_open, task.has_started, task.is_lost = True, False, False
+
+    def missing(self, name: str) -> set[str]:
+        """Plain inputs that it may not begin without."""
+        if name in self.always:
+            return {source for source in self.plain[name] if self.tasks[source].end is None}
+        return self.plain[name] - self.completed()
 
     def _between_attempts(self, name: str, task: _Task, kind: str, data: EventData) -> None:
         if task.is_open or task.end is not None:
@@ -221,12 +239,14 @@ class _Story:
             task.has_started = True
         elif isinstance(data, _ENDINGS):
             task.is_open = task.has_started = False
-            if isinstance(data, TaskCompleted | TaskFailed | TaskCancelled):
+            if isinstance(data, TaskFailed | TaskCancelled):
                 task.end = type(data)
+            elif isinstance(data, TaskCompleted | TaskSkipped):
+                task.end = TaskCompleted
+                task.layer = data.layer if isinstance(data, TaskCompleted) else None
+                task.output, task.done = bytes(data.output), task.attempt
             if isinstance(data, TaskCompleted):
-                task.layer, task.output = data.layer, bytes(data.output)
-                task.done = task.attempt
-                missing = (self.plain[name] | self.streams[name]) - self.completed()
+                missing = self.missing(name) | (self.streams[name] - self.completed())
                 if missing:
                     self.wrong(f"{name}: completed before {', '.join(sorted(missing))}")
 
@@ -247,7 +267,7 @@ class _Story:
             self._end(kind, data)
 
     def _checkpoint(self, data: CheckpointCreated) -> None:
-        completed = self.completed()
+        completed = self.held()
         if data.checkpoint in self.checkpoints:
             self.wrong(f"checkpoint {data.checkpoint} again")
         if data.parent != self.head:
@@ -258,11 +278,6 @@ class _Story:
                 f"checkpoint {data.checkpoint} holds {sorted(held)}, had completed "
                 f"{sorted(completed)}"
             )
-        open_below = {
-            source for task in completed for source in self.plain[task] | self.streams[task]
-        } - completed  # fmt: skip
-        if open_below:
-            self.wrong(f"checkpoint {data.checkpoint} holds dependants of {sorted(open_below)}")
         layers = [layer for task in completed if (layer := self.tasks[task].layer) is not None]
         totals = (
             len(completed), sum(each.files for each in layers), sum(each.bytes for each in layers),

@@ -100,7 +100,8 @@ def _state(state: RunState) -> Text:
     return Text(f"{mark} {state}", style=style)
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def _table(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Table:
+    """`long`: the column that gives way where the others need the room."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for name in columns:
         table.add_column(
@@ -108,7 +109,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
             justify="right" if name in right else "left",
             no_wrap=True,
             overflow="ellipsis",
+            ratio=1 if name == long else None,
         )
+    table.expand = bool(long)
     return table
 
 
@@ -230,7 +233,7 @@ def _why_line(reason: Reason) -> Text:
 
 
 def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:
-    table = _table("task", "state", "try", "since", "error", right=("try", "since"))
+    table = _table("task", "state", "try", "since", "error", right=("try", "since"), long="error")
     for task in tasks:
         mark, style = STYLES.get(task.state, ("·", ""))
         error = f"{task.error.kind}: {task.error.message}" if task.error is not None else ""
@@ -359,15 +362,16 @@ def print_output(text: str, task: str | None, *, as_json: bool, state: Path | No
                 f"run {run.id} is {summary.state}: its outputs are there when it has completed; "
                 f"`casemate output {run.id} TASK` prints one task's"
             )
-        wanted: tuple[str, str | None] = ("run.completed", None)
+        wanted: tuple[tuple[str, ...], str | None] = (("run.completed",), None)
         field = "outputs"
     else:
         if task not in {each.id for each in tasks}:
             raise UsageError(f"run {run.id} has no task {task!r}")
-        wanted, field = ("task.completed", task), "output"
+        wanted, field = (("task.completed", "task.skipped"), task), "output"
+    kinds, of = wanted
     seqs = [
         event.seq for event, undone in _story(run)
-        if (event.kind, event.task) == wanted and not undone
+        if event.kind in kinds and event.task == of and not undone
     ]  # fmt: skip
     if not seqs:
         raise CasemateError(f"run {run.id}: task {task} has no output: it has not completed")

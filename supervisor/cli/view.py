@@ -34,6 +34,7 @@ STYLES = {
     "completed": ("✔", "green"),
     "failed": ("✘", "red"),
     "cancelled": ("✘", "magenta"),
+    "skipped": ("→", "yellow"),
 }
 BECOMES = {
     "task.ready": "ready",
@@ -43,6 +44,8 @@ BECOMES = {
     "task.failed": "failed",
     "task.cancelled": "cancelled",
     "task.restarted": "waiting",
+    "task.recovered": "waiting",
+    "task.skipped": "skipped",
 }
 # One line of a task's own text on one screen line; 8 KiB of it may arrive in one event.
 TEXT_WIDTH = 200
@@ -94,6 +97,11 @@ def lines_of(event: PipelineEvent) -> Iterator[str]:
             yield f"completed in {seconds(data['seconds'])}: {shown(event, 'output')}"
         case "task.retrying":
             yield f"{describe(data['error'])}; again in {seconds(data['delay'])}"
+        case "task.recovered":
+            how = "its fallback" if data["action"] == "fallback" else "a rollback to before"
+            yield f"{describe(data['error'])}; goes on with {how} {printable(data['to'])}"
+        case "task.skipped":
+            yield f"{describe(data['error'])}; skipped, its output is {shown(event, 'output')}"
         case "task.restarted":
             yield f"to be done again: {printable(data['reason'])}"
         case "task.failed" | "task.cancelled":

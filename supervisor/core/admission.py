@@ -113,7 +113,9 @@ class Line(Queued):
     """One run's ready tasks. A task is known by its rank: where it stands in the run's order."""
 
     __slots__ = (
+        "checks",
         "free",
+        "is_drained",
         "is_shut",
         "lane",
         "lanes",
@@ -147,6 +149,8 @@ class Line(Queued):
             self.order = tuple(sorted(graph.order, key=lambda task: -specs[task].priority))
             self.rank = {task: rank for rank, task in enumerate(self.order)}
         self.is_shut = False
+        self.is_drained = False
+        self.checks: dict[int, None] = {}  # the first come first, before all tasks
         self.live = 0
         self.served = served  # the number of the grant that last served it, or found it new
         self.free = Lane(self, ())  # never waits, and is not in the queue
@@ -159,7 +163,8 @@ class Line(Queued):
         self.uses: dict[Gate, None] = {}
 
     def is_able(self) -> bool:
-        return not self.is_shut and self.live < self.max_parallel
+        """What stands at gates may start, as far as the run is concerned."""
+        return not (self.is_shut or self.is_drained or self.live >= self.max_parallel)
 
     def first(self) -> Lane | None:
         """The lane of the next task that no gate holds back, as far as is known."""
@@ -245,9 +250,10 @@ class Admission:
             del self._unused[count], self._counts[count.key]
         return Line(run, spec, graph, specs, self._grants)
 
-    def shut(self, line: Line, is_shut: bool) -> None:
-        """Whether nothing of the run may start for now."""
+    def shut(self, line: Line, is_shut: bool, is_drained: bool = False) -> None:
+        """Whether nothing of the run may start for now, or nothing but checks."""
         line.is_shut = is_shut
+        line.is_drained = is_drained
         self._changed[line] = None
 
     def clear(self, line: Line) -> None:
@@ -259,6 +265,7 @@ class Admission:
         line.lanes = {(): Lane(line, ())}
         line.free = line.lanes[()]
         line.queue = PriorityQueue()
+        line.checks.clear()
         line.singles.clear()
         line.standing.clear()
         self._changed[line] = None
@@ -276,13 +283,18 @@ class Admission:
     # Tasks.
 
     def enter(
-        self, line: Line, task: str, *, hold: str | None = None, is_gated: bool = True
+        self, line: Line, task: str, *, hold: str | None = None, is_check: bool = False
     ) -> None:
-        """A task is ready to start. `hold`: a key that may be held. `is_gated`: False where no
-        limit under a key is meant, for it is not the task's own work that starts."""
+        """A task is ready to start. `hold`: a key that may be held. `is_check`: it is a check that
+        starts. What was begun goes first, for it is one question from being over; and it is bound
+        by no key, since it is not the task's own work."""
         rank, spec = line.rank[task], line.specs[task]
+        self._changed[line] = None
+        if is_check:
+            line.checks[rank] = None
+            return
         lane = line.free
-        if is_gated and not (
+        if not (
             spec.max_parallel is None
             and spec.bulkhead is None
             and spec.rate is None
@@ -296,11 +308,11 @@ class Admission:
         lane.push(rank)
         if lane is not line.free:
             self._place(lane)
-        self._changed[line] = None
 
     def withdraw(self, line: Line, task: str) -> None:
         """A task is not ready any more, if it was."""
         rank = line.rank[task]
+        line.checks.pop(rank, None)
         standing = line.standing.pop(rank, None)
         single = line.singles.pop(rank, None)
         if single is not None:
@@ -345,14 +357,18 @@ class Admission:
             line = self._turns.first()
             if line is None:
                 return None
-            lane = line.lane
-            assert lane is not None, "a line without a task has no turn"
-            if lane.gates and not self._is_let_in(now, lane):
-                continue
-            rank = lane.heap[0]
-            single = line.singles.get(rank) if line.singles else None
-            if single is not None and not self._is_let_in(now, single):
-                continue
+            lane, single = None, None
+            if line.checks:
+                rank = next(iter(line.checks))
+            else:
+                lane = line.lane
+                assert lane is not None, "a line without a task has no turn"
+                if lane.gates and not self._is_let_in(now, lane):
+                    continue
+                rank = lane.heap[0]
+                single = line.singles.get(rank) if line.singles else None
+                if single is not None and not self._is_let_in(now, single):
+                    continue
             task = line.order[rank]
             limits = line.specs[task].limits
             memory = limits.memory
@@ -362,8 +378,17 @@ class Admission:
                 cpu = math.ceil(min(limits.cpu * 1000, self.cpu_budget))
             if self.memory + memory > self.memory_budget or self.cpu + cpu > self.cpu_budget:
                 return None
-            gates = lane.gates if single is None else lane.gates + single.gates
-            self._start(now, lane, rank, single, gates)
+            gates: tuple[Gate, ...] = ()
+            if lane is None:
+                del line.checks[rank]
+            else:
+                gates = lane.gates if single is None else lane.gates + single.gates
+                self._start(now, lane, rank, single, gates)
+            self._grants += 1
+            line.served = self._grants
+            line.live += 1
+            self._turns.served(line)
+            self._changed[line] = None
             self.live += 1
             self.memory += memory
             self.cpu += cpu
@@ -421,13 +446,14 @@ class Admission:
                 self._wake(now, self._opened.popitem()[0])
 
     def _queue(self, line: Line) -> None:
-        if line.is_shut or line.live >= line.max_parallel:
-            self._turns.discard(line)
+        line.lane = None
+        if line.is_able():
+            line.lane = line.first()
+        else:
             for waiter in list(line.places):
                 self._let_go(waiter)
-            return
-        line.lane = line.first()
-        if line.lane is None:
+        has_check = line.checks and not line.is_shut and line.live < line.max_parallel
+        if line.lane is None and not has_check:
             self._turns.discard(line)
         else:
             self._turns.put((-line.priority, line.live, line.served), line)
@@ -449,11 +475,6 @@ class Admission:
                 gate.start(now)
                 self._stir(gate.count)
             self._place(lane)
-        self._grants += 1
-        line.served = self._grants
-        line.live += 1
-        self._turns.served(line)
-        self._changed[line] = None
 
     def _place(self, lane: Lane) -> None:
         """After anything that may have changed which of its tasks is the first."""

@@ -1,5 +1,8 @@
 """The life of one attempt, from spawn to the death of its tree: the volatile half of a task.
 
+A check of an attempt (its output validated, its error recovered from) is a sandbox like any other
+and lives the same life, after that of the attempt itself and under the same number.
+
 The first cause wins. Once an attempt is doomed (a timeout, a cancel) or has told its result, later
 causes change nothing, and its clocks stand still but for the grace period. `Ended` comes last and
 from any phase: only then is the tree known to be dead.
@@ -8,13 +11,16 @@ from any phase: only then is the tree known to be dead.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from msgspec import Raw
+from msgspec import structs
 
-from ...protocol.events import ErrorKind, TaskError
-from ...protocol.pipeline import TaskSpec
+from ...protocol.events import ErrorKind, TaskCompleted, TaskError
+from ...protocol.limits import CHECK_WALL
+from ...protocol.messages import Part
+from ...protocol.pipeline import TaskSpec, Timeouts
 from .commands import CancelAttempt, Kill
 from .events import Ended, Started, Told
 from .lifecycle import Lifecycle
@@ -23,7 +29,7 @@ from .priority import Queued
 if TYPE_CHECKING:
     from .admission import Grant
 
-__all__ = ["LIFECYCLE", "TRANSITIONS", "Attempt", "Clock", "Phase"]
+__all__ = ["LIFECYCLE", "TRANSITIONS", "Attempt", "Check", "Clock", "Phase"]
 
 
 class Phase(Enum):
@@ -60,11 +66,26 @@ class Clock(Queued):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What an attempt came to, and what has to be asked before it counts: is this output good
+    (`completion`), is there a way on from this error (`error`)? One of the two is set."""
+
+    number: int
+    completion: TaskCompleted | None = None
+    error: TaskError | None = None
+
+    @property
+    def part(self) -> Part:
+        return Part.RECOVER if self.completion is None else Part.VALIDATE
+
+
 class Attempt(Clock):
     __slots__ = (
         "_wall",
         "active",
         "asked",
+        "check",
         "grant",
         "is_waiting",
         "message",
@@ -79,12 +100,23 @@ class Attempt(Clock):
         "told",
     )
 
-    def __init__(self, run: str, spec: TaskSpec, number: int, now: float, grant: Grant) -> None:
+    def __init__(
+        self,
+        run: str,
+        spec: TaskSpec,
+        number: int,
+        now: float,
+        grant: Grant,
+        check: Check | None = None,
+    ) -> None:
         super().__init__()
         self.grant = grant  # what it takes from the host
+        if check is not None:
+            spec = structs.replace(spec, timeouts=_of_check(spec.timeouts))
         self.run = run
         self.spec = spec
         self.number = number
+        self.check = check  # None: it is the attempt itself
         self.phase = Phase.SPAWNING
         self.spawned = now
         self.started: float | None = None
@@ -108,8 +140,10 @@ class Attempt(Clock):
 
     @property
     def is_doomed(self) -> bool:
-        """Whatever it gives, it will not complete."""
-        return self.reason is not None or self.restart is not None
+        """Whatever it gives, it will not complete (an error may be recovered from, but what came
+        before it is not given again)."""
+        failed = self.check is not None and self.check.error is not None
+        return failed or self.reason is not None or self.restart is not None
 
     def skip(self, since: float, now: float) -> None:
         """It stood still between the two: so did its clocks."""
@@ -146,7 +180,7 @@ class Attempt(Clock):
             return ErrorKind.TIMEOUT_WALL, f"ran longer than {timeouts.wall:g} s"
         return ErrorKind.TIMEOUT_IDLE, f"said nothing for {timeouts.idle:g} s"
 
-    def verdict(self, output: Raw | None, error: TaskError | None) -> TaskError | None:
+    def verdict(self, error: TaskError | None) -> TaskError | None:
         """What the attempt ends with, given what was seen at its end; None: it completed."""
         if self.reason is None:
             return error
@@ -163,4 +197,11 @@ class Attempt(Clock):
             traceback=error.traceback,
             refused=error.refused,
             usage=error.usage,
+            retry_after=error.retry_after,
         )
+
+
+def _of_check(timeouts: Timeouts) -> Timeouts:
+    """A check has no time limits of its own but these: it looks at one value."""
+    wall = CHECK_WALL if timeouts.wall is None else min(timeouts.wall, CHECK_WALL)
+    return Timeouts(start=timeouts.start, wall=wall, idle=None, cpu=None, grace=0.0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...protocol.events import ErrorKind, EventData
+from msgspec import Raw
+
+from ...protocol.events import ErrorKind, EventData, TaskError
+from ...protocol.messages import Part
 
 __all__ = ["CancelAttempt", "Command", "Fetch", "Freeze", "Kill", "Record", "Spawn", "Thaw"]
 
@@ -22,14 +25,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start one attempt. `upstream` are the tasks whose outputs are its input, in id order; both
-    empty: the run's input. `streams`: whose items it is sent while it runs, (task, attempt)."""
+    """Start one attempt, or a check of it. `upstream` are the tasks whose outputs are its input, in
+    id order. `streams`: whose items it is sent while it runs, (task, attempt). A check gets `value`
+    alone: the output to validate, the error to recover from."""
 
     run: str
     task: str
     attempt: int
     upstream: tuple[str, ...]
     streams: tuple[tuple[str, int], ...] = ()
+    part: Part = Part.EXECUTE
+    value: Raw | TaskError | None = None
 
 
 @dataclass(frozen=True, slots=True)

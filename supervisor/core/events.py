@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from ...protocol.answers import RecoveryAction, ValidationResult
 from ...protocol.events import Layer, TaskError
 from ...protocol.pipeline import PipelineSpec
 from .state import RunState
@@ -14,6 +15,7 @@ from .state import RunState
 __all__ = [
     "Active",
     "Adopt",
+    "Answered",
     "CancelRun",
     "CheckpointRun",
     "Ended",
@@ -131,9 +133,23 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The same of a check: its tree is dead. `answer` is what it said (None: a recovery that leaves
+    it to the retry policy), or why it said nothing."""
+
+    run: str
+    task: str
+    attempt: int
+    answer: ValidationResult | RecoveryAction | TaskError | None
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRun:
+    """Twice, or `at_once`: its `always` tasks too."""
+
     run: str
     reason: str
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +210,7 @@ Input = (
     | Used
     | Told
     | Ended
+    | Answered
     | CancelRun
     | FailRun
     | PauseRun

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...protocol.events import TaskError
+from ...protocol.messages import Part
 from ...protocol.units import format_size
-from .attempt import Attempt, Phase
+from .attempt import Attempt, Check, Phase
 
 __all__ = ["Look", "words"]
 
@@ -27,6 +28,7 @@ class Look:
     memory: int  # what the task's limits ask for
     live: tuple[str, ...]  # tasks of its run that have an attempt alive
     attempt: Attempt | None = None  # its own
+    check: Check | None = None  # that its attempt has come to, and waits for a slot
     stop: TaskError | None = None  # why the run is being ended
     dying: tuple[str, ...] = ()  # tasks whose attempts a rollback of the run waits for
     speakers: tuple[str, ...] = ()  # its result is there, and counts when these have completed
@@ -57,6 +59,8 @@ def _words(look: Look) -> Iterator[str]:
         yield f"{_names(look.restarting)}, whose stream it reads, is being killed and begins again."
     if look.attempt is not None:
         yield from _of_attempt(look.attempt)
+    if look.check is not None:
+        yield f"{_checking(look.check)}, once there is a slot for that."
     if look.speakers:
         yield (
             "It has given its result, which counts when all whose streams it read have completed: "
@@ -67,6 +71,9 @@ def _words(look: Look) -> Iterator[str]:
 
 
 def _of_attempt(attempt: Attempt) -> Iterator[str]:
+    if attempt.check is not None and attempt.phase in (Phase.SPAWNING, Phase.RUNNING):
+        yield f"{_checking(attempt.check)}, in a sandbox of its own."
+        return
     why = attempt.message
     if attempt.reason is not None:
         why = f"{attempt.reason}: {attempt.message}"
@@ -84,6 +91,14 @@ def _of_attempt(attempt: Attempt) -> Iterator[str]:
             yield f"It is being killed: {why}."
         case _ if attempt.is_waiting:
             yield "It waits for items of the streams it reads; its idle clock stands still."
+
+
+def _checking(check: Check) -> str:
+    if check.part is Part.VALIDATE:
+        return "It has given its result: whether that is valid is looked at"
+    error = check.error
+    assert error is not None  # the other part has one
+    return f"It has failed ({error.kind}: {error.message}): its recover function is asked"
 
 
 def _in_line(look: Look, before: int, first: str | None) -> Iterator[str]:

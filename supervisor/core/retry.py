@@ -19,6 +19,7 @@ __all__ = [
     "BLAMELESS_DELAY",
     "BLAMELESS_RETRIES",
     "FINAL",
+    "backoff_delay",
     "is_covered",
     "retry_delay",
 ]
@@ -46,9 +47,11 @@ def retry_delay(
     seed: int,
     task: str,
     attempt: int,
+    asked: float | None = None,
 ) -> float | None:
     """Seconds until the next attempt, None if there is none. `failures` and `blameless` count the
-    attempts that failed before this one."""
+    attempts that failed before this one. `asked`: the least that the failure asked to wait, which
+    the policy's `max_delay` still bounds."""
     if kind in FINAL:
         return None
     if kind in BLAMELESS:
@@ -57,6 +60,12 @@ def retry_delay(
         return BLAMELESS_DELAY * 2.0**blameless
     if failures + 1 >= policy.attempts or not is_covered(kind, policy.on):
         return None
+    delay = backoff_delay(policy, failures=failures, seed=seed, task=task, attempt=attempt)
+    return max(delay, min(asked or 0.0, policy.max_delay))
+
+
+def backoff_delay(policy: Retry, *, failures: int, seed: int, task: str, attempt: int) -> float:
+    """Seconds before the retry that follows on so many failures and one."""
     try:
         delay = min(policy.delay * policy.backoff**failures, policy.max_delay)
     except OverflowError:  # backoff 10 has left the floats by the 309th retry

@@ -32,6 +32,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from ...protocol.answers import Action, RecoveryAction, ValidationResult
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.events import (
     CheckpointCreated,
@@ -51,17 +52,20 @@ from ...protocol.events import (
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
     TaskSaved,
+    TaskSkipped,
     TaskStarted,
 )
 from .admission import Admission, Grant, Line, check
-from .attempt import Attempt, Clock, Phase
+from .attempt import Attempt, Check, Clock, Phase
 from .commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
 from .events import (
     Active,
     Adopt,
+    Answered,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -82,8 +86,9 @@ from .events import (
 from .gates import Gate
 from .look import Look
 from .priority import PriorityQueue
-from .retry import retry_delay
-from .state import RunStanding, RunState
+from .recovering import by_rule, invalid_output, not_validated, noted, refused, unanswered, used_up
+from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, backoff_delay, retry_delay
+from .state import OVER, RunStanding, RunState
 from .task import Standing
 
 __all__ = ["Scheduler"]
@@ -92,9 +97,12 @@ __all__ = ["Scheduler"]
 class _Run:
     __slots__ = (
         "backoffs",
+        "checks",
         "deadline",
         "every",
         "frozen",
+        "has_cleanup",
+        "is_abandoned",
         "is_fetching",
         "is_held",
         "line",
@@ -111,6 +119,7 @@ class _Run:
         self.line = line  # its tasks that are ready
         self.live: dict[str, Attempt] = {}
         self.provisional: dict[str, TaskCompleted] = {}  # of the task's latest attempt
+        self.checks: dict[str, Check] = {}  # to be spawned
         self.backoffs: dict[str, _Backoff] = {}
         self.deadline: _Deadline | None = None
         self.every: _Every | None = None
@@ -119,7 +128,15 @@ class _Run:
         self.frozen = False  # its attempts do, too
         self.is_fetching = False  # outputs that its tasks need
         self.is_held = False
+        self.has_cleanup = any(task.always for task in state.spec.tasks)
+        self.is_abandoned = False  # being ended, its `always` tasks too
         self.rolling: _Rolling | None = None
+
+    def goes_on(self, task: str) -> bool:
+        """Whether it may still be run: the run is not being ended, or this is for its end."""
+        if self.stop is None:
+            return True
+        return self.state.specs[task].always and not self.is_abandoned
 
     def clocks(self) -> list[_Alarm]:
         alarms: list[_Alarm] = list(self.backoffs.values())
@@ -208,6 +225,7 @@ class Scheduler:
             Used: self._used,
             Told: self._told,
             Ended: self._ended,
+            Answered: self._answered,
             CancelRun: self._cancel,
             FailRun: self._fail_run,
             PauseRun: self._pause,
@@ -275,6 +293,7 @@ class Scheduler:
             memory=state.specs[task].limits.memory,
             live=tuple(sorted(found.live)),
             attempt=found.live.get(task),
+            check=found.checks.get(task),
             stop=found.stop,
             dying=dying,
             speakers=tuple(
@@ -383,6 +402,7 @@ class Scheduler:
             self._stop(now, run, state.cancelled)
         elif state.failures and spec.fail_fast:
             self._stop_fast(now, run, next(iter(state.failures)))
+        self._return(now, run)
         missing = tuple(state.missing_outputs())
         if missing:
             run.is_fetching = True
@@ -406,6 +426,8 @@ class Scheduler:
             run = self._runs[started.run]
             attempt.start(run.stopped if run.frozen and run.stopped is not None else now)
             self._reset(attempt)
+            if attempt.check is not None:
+                return
             data = TaskStarted(pid=started.pid, walls=started.walls)
             self._record(run, started.task, started.attempt, data)
             for reader in run.state.graph.readers[started.task]:
@@ -454,31 +476,95 @@ class Scheduler:
         name = f"task {ended.run}/{ended.task} (attempt {ended.attempt})"
         if (ended.output is None) == (ended.error is None):
             raise LocalViolation(f"{name}: Ended needs either an output or an error")
+        if attempt.check is not None:
+            raise LocalViolation(f"{name}: Ended while a check of it lives")
         if ended.output is not None and attempt.started is None and attempt.reason is None:
             raise LocalViolation(f"{name}: Ended with an output while {attempt.phase.name}")
-        attempt.move(Ended)
-        run = self._runs[ended.run]
-        del run.live[ended.task]
-        self._admission.leave(attempt.grant)
-        self._clocks.discard(attempt)
-
-        error = attempt.verdict(ended.output, ended.error)
-        lost = self._lost_upstream(run, ended.task)
-        if lost is not None and run.stop is None and (error is None or attempt.restart is not None):
-            self._fail(now, run, ended.task, ended.attempt, lost)
-        elif attempt.restart is not None and run.stop is None:
-            self._restart(now, run, ended.task, ended.attempt, attempt.restart)
-        elif error is None:
+        run = self._bury(attempt)
+        error = attempt.verdict(ended.error)
+        if self._overruled(now, run, attempt, error):
+            pass
+        elif error is not None:
+            self._attempt_failed(now, run, ended.task, ended.attempt, error)
+        else:
             assert ended.output is not None  # checked above
             data = TaskCompleted(
                 output=ended.output, seconds=attempt.seconds(now), layer=ended.layer
             )
-            run.provisional[ended.task] = data
-            self._complete_if_final(run, ended.task)
-        elif attempt.reason in (ErrorKind.CANCELLED, ErrorKind.TIMEOUT_RUN):
-            self._record(run, ended.task, ended.attempt, TaskCancelled(error=error))
+            if not run.state.specs[ended.task].is_validated:
+                self._accept(run, ended.task, data)
+            elif run.goes_on(ended.task):
+                self._check(run, ended.task, Check(ended.attempt, completion=data))
+            else:  # it was too late to be looked at
+                assert run.stop is not None
+                cancelled = TaskCancelled(error=_stopped(run.stop))
+                self._record(run, ended.task, ended.attempt, cancelled)
+        self._after_end(now, run)
+
+    def _answered(self, now: float, answered: Answered) -> None:
+        attempt = self._find(answered)
+        if attempt is None:
+            return
+        check, answer = attempt.check, answered.answer
+        if check is None:
+            name = f"task {answered.run}/{answered.task} (attempt {answered.attempt})"
+            raise LocalViolation(f"{name}: Answered by the attempt itself")
+        run = self._bury(attempt)
+        error = attempt.verdict(answer if isinstance(answer, TaskError) else None)
+        if self._overruled(now, run, attempt, error):
+            pass
+        elif check.error is not None:
+            failure = check.error
+            if error is not None:
+                failure = unanswered(failure, error)
+            wish = answer if error is None and isinstance(answer, RecoveryAction) else None
+            self._recover(now, run, answered.task, answered.attempt, failure, wish)
+        elif error is not None:
+            failure = error if error.kind in BLAMELESS else not_validated(error)
+            self._attempt_failed(now, run, answered.task, answered.attempt, failure)
+        elif isinstance(answer, ValidationResult) and answer.ok:
+            assert check.completion is not None
+            self._accept(run, answered.task, check.completion)
         else:
-            self._retry_or_fail(now, run, attempt, error)
+            reasons = tuple(answer.reasons) if isinstance(answer, ValidationResult) else ()
+            failure = invalid_output(reasons)
+            self._attempt_failed(now, run, answered.task, answered.attempt, failure)
+        self._after_end(now, run)
+
+    def _check(self, run: _Run, task: str, check: Check) -> None:
+        run.checks[task] = check
+        self._admission.enter(run.line, task, is_check=True)
+
+    def _bury(self, attempt: Attempt) -> _Run:
+        """Nothing of it is alive any more."""
+        attempt.move(Ended)
+        run = self._runs[attempt.run]
+        del run.live[attempt.spec.id]
+        self._admission.leave(attempt.grant)
+        self._clocks.discard(attempt)
+        return run
+
+    def _overruled(self, now: float, run: _Run, attempt: Attempt, error: TaskError | None) -> bool:
+        """Whether something else than what it came to decides what becomes of it, and has."""
+        task, number = attempt.spec.id, attempt.number
+        lost = self._lost_upstream(run, task)
+        if lost is not None and run.stop is None and (error is None or attempt.restart is not None):
+            self._fail(now, run, task, number, lost)
+        elif attempt.restart is not None and run.goes_on(task):
+            self._restart(now, run, task, number, attempt.restart)
+        elif error is not None and attempt.reason in (ErrorKind.CANCELLED, ErrorKind.TIMEOUT_RUN):
+            self._record(run, task, number, TaskCancelled(error=error))
+        elif error is not None and attempt.reason is ErrorKind.UPSTREAM_FAILED:
+            self._fail(now, run, task, number, error)
+        else:
+            return False
+        return True
+
+    def _accept(self, run: _Run, task: str, data: TaskCompleted) -> None:
+        run.provisional[task] = data
+        self._complete_if_final(run, task)
+
+    def _after_end(self, now: float, run: _Run) -> None:
         if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
         if run.stop is not None and not run.live:
@@ -493,6 +579,8 @@ class Scheduler:
     def _cancel(self, now: float, cancel: CancelRun) -> None:
         run = self._runs.get(cancel.run)
         if run is not None:
+            # Who says it again does not want to wait for what cleans up.
+            run.is_abandoned = cancel.at_once or run.stop is not None
             self._stop(now, run, TaskError(kind=ErrorKind.CANCELLED, message=cancel.reason))
             self._settle(now, run)
 
@@ -502,7 +590,9 @@ class Scheduler:
             self._stop(now, run, fail.error)
             self._settle(now, run)
 
-    def _find(self, said: Started | Saved | Waits | Used | Told | Ended) -> Attempt | None:
+    def _find(
+        self, said: Started | Saved | Waits | Used | Told | Ended | Answered
+    ) -> Attempt | None:
         """The attempt that something is said of; None: it is over."""
         run = self._runs.get(said.run)
         if run is None:
@@ -581,14 +671,23 @@ class Scheduler:
 
     def _spawn(self, now: float, run: _Run, grant: Grant) -> None:
         state, spec = run.state, run.state.specs[grant.task]
-        attempt = Attempt(state.run, spec, state.tasks[spec.id].attempt, now, grant)
+        check = run.checks.pop(spec.id, None)
+        number = state.tasks[spec.id].attempt
+        attempt = Attempt(state.run, spec, number, now, grant, check)
         run.live[spec.id] = attempt
         self._reset(attempt)
+        if check is not None:
+            value = check.error if check.completion is None else check.completion.output
+            self._commands.append(
+                Spawn(state.run, spec.id, attempt.number, (), part=check.part, value=value)
+            )
+            return
         speakers = ((each, state.tasks[each]) for each in state.graph.streams[spec.id])
         streams = tuple((each, speaker.done or speaker.attempt) for each, speaker in speakers)
-        self._commands.append(
-            Spawn(state.run, spec.id, attempt.number, state.graph.inputs[spec.id], streams)
-        )
+        upstream = state.graph.inputs[spec.id]
+        if spec.always:
+            upstream = tuple(t for t in upstream if state.tasks[t].standing is Standing.COMPLETED)
+        self._commands.append(Spawn(state.run, spec.id, attempt.number, upstream, streams))
 
     def _doom(self, now: float, attempt: Attempt, reason: ErrorKind, message: str) -> None:
         """End an attempt, politely where it has a grace period and someone to ask."""
@@ -630,13 +729,16 @@ class Scheduler:
         self._admission.enter(run.line, task)
 
     def _make_ready_if_due(self, run: _Run, task: str) -> None:
-        if run.stop is not None or not run.state.is_due(task):
+        if not run.goes_on(task) or not run.state.is_due(task):
             return
         if run.rolling is not None and task in run.rolling.touched:
             return
         speakers = (run.live.get(source) for source in run.state.graph.streams[task])
         if any(speaker is not None and speaker.is_doomed for speaker in speakers):
             return  # there will be another
+        checks = (run.checks.get(source) for source in run.state.graph.streams[task])
+        if any(check is not None and check.error is not None for check in checks):
+            return
         self._make_ready(run, task)
 
     def _complete_if_final(self, run: _Run, task: str) -> None:
@@ -649,12 +751,17 @@ class Scheduler:
             ):
                 continue
             data = run.provisional.pop(name)
-            self._record(run, name, state.tasks[name].attempt, data)
-            if self._wants_checkpoint(run, name):
-                self._checkpoint(run)
-            for dependant in state.graph.dependants[name]:
-                self._make_ready_if_due(run, dependant)
+            self._completed(run, name, state.tasks[name].attempt, data)
             pending += state.graph.readers[name]
+
+    def _completed(
+        self, run: _Run, task: str, attempt: int, data: TaskCompleted | TaskSkipped
+    ) -> None:
+        self._record(run, task, attempt, data)
+        if self._wants_checkpoint(run, task):
+            self._checkpoint(run)
+        for dependant in run.state.graph.dependants[task]:
+            self._make_ready_if_due(run, dependant)
 
     def _restart(self, now: float, run: _Run, task: str, attempt: int | None, reason: str) -> None:
         """A task whose attempt is over begins again, and so do the readers of its stream."""
@@ -689,26 +796,95 @@ class Scheduler:
     def _withdraw(self, run: _Run, task: str) -> None:
         """Take a task that has no live attempt out of every line."""
         run.provisional.pop(task, None)
+        run.checks.pop(task, None)
         self._admission.withdraw(run.line, task)
 
-    def _retry_or_fail(self, now: float, run: _Run, attempt: Attempt, error: TaskError) -> None:
-        task = attempt.spec.id
-        state = run.state.tasks[task]
-        delay = None
-        if run.stop is None and self._lost_upstream(run, task) is None:
-            delay = retry_delay(
-                attempt.spec.retry,
-                error.kind,
-                failures=state.failures,
-                blameless=state.blameless,
-                seed=run.state.seed,
-                task=task,
-                attempt=attempt.number,
-            )
-        if delay is None:
-            self._fail(now, run, task, attempt.number, error)
+    def _attempt_failed(
+        self, now: float, run: _Run, task: str, attempt: int, error: TaskError
+    ) -> None:
+        """Its `recover` is asked first; where it has no answer, the retry policy."""
+        spec, state = run.state.specs[task], run.state.tasks[task]
+        if error.kind in FINAL or not run.goes_on(task) or self._lost_upstream(run, task):
+            self._fail(now, run, task, attempt, error)
+        elif error.kind in BLAMELESS and state.blameless < BLAMELESS_RETRIES:
+            self._retry_or_fail(now, run, task, attempt, error)
+        elif spec.recover is not None:
+            self._check(run, task, Check(attempt, error=error))
+        else:
+            wish = by_rule(spec.rules, error.kind, state.tried)
+            self._recover(now, run, task, attempt, error, wish)
+
+    def _recover(
+        self,
+        now: float,
+        run: _Run,
+        task: str,
+        attempt: int,
+        error: TaskError,
+        wish: RecoveryAction | None,
+    ) -> None:
+        """Do about an error what is wished, where that can be; without a wish the retry policy
+        decides."""
+        problem = None if wish is None else refused(run.state, task, wish)
+        if problem is not None:
+            error, wish = noted(error, f"recover gave no answer that can be: {problem}"), None
+        if wish is None:
+            self._retry_or_fail(now, run, task, attempt, error)
             return
-        self._record(run, task, attempt.number, TaskRetrying(error=error, delay=delay))
+        state, spec = run.state.tasks[task], run.state.specs[task]
+        spent = used_up(run.state, wish.do)
+        if spent is not None:
+            self._fail(now, run, task, attempt, noted(error, f"recover: {spent}"))
+        elif wish.do is Action.RETRY:
+            delay = wish.after
+            if delay is None:
+                delay = backoff_delay(
+                    spec.retry,
+                    failures=state.failures,
+                    seed=run.state.seed,
+                    task=task,
+                    attempt=attempt,
+                )
+            self._try_again(now, run, task, attempt, error, delay)
+        elif wish.do is Action.SKIP:
+            self._completed(run, task, attempt, TaskSkipped(error=error, output=wish.output))
+            for reader in run.state.graph.readers[task]:
+                self._complete_if_final(run, reader)
+        elif wish.do is Action.FAIL:
+            self._fail(now, run, task, attempt, error)
+        else:
+            assert wish.to is not None  # of a fallback, of a rollback
+            data = TaskRecovered(error=error, action=wish.do, to=wish.to)
+            self._record(run, task, attempt, data)
+            self._restart_readers(now, run, task)
+            self._make_ready_if_due(run, task)
+            self._return(now, run)
+
+    def _retry_or_fail(
+        self, now: float, run: _Run, task: str, attempt: int, error: TaskError
+    ) -> None:
+        state, spec = run.state.tasks[task], run.state.specs[task]
+        delay = retry_delay(
+            spec.retry,
+            error.kind,
+            failures=state.failures,
+            blameless=state.blameless,
+            seed=run.state.seed,
+            task=task,
+            attempt=attempt,
+            asked=error.retry_after,
+        )
+        spent = None if error.kind in BLAMELESS else used_up(run.state, Action.RETRY)
+        if delay is not None and spent is None:
+            self._try_again(now, run, task, attempt, error, delay)
+        else:
+            is_spent = delay is not None and spent is not None
+            self._fail(now, run, task, attempt, noted(error, f"{spent}") if is_spent else error)
+
+    def _try_again(
+        self, now: float, run: _Run, task: str, attempt: int, error: TaskError, delay: float
+    ) -> None:
+        self._record(run, task, attempt, TaskRetrying(error=error, delay=delay))
         self._back_off(now, run, task, delay)
         self._restart_readers(now, run, task)
 
@@ -734,6 +910,8 @@ class Scheduler:
             for dependant in dependants[upstream]:
                 standing = tasks[dependant].standing
                 if dependant in seen or standing in (Standing.COMPLETED, Standing.CANCELLED):
+                    continue
+                if run.state.specs[dependant].always:
                     continue
                 seen.add(dependant)
                 if error.kind is ErrorKind.UPSTREAM_FAILED:
@@ -764,20 +942,24 @@ class Scheduler:
         self._stop(now, run, TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message))
 
     def _stop(self, now: float, run: _Run, cause: TaskError) -> None:
-        """End a run: what lives is killed, what waits is cancelled. The run's last event comes
-        when the last attempt has ended."""
-        if run.stop is not None:
+        """End a run: what lives is killed, what waits is cancelled, but for its `always` tasks
+        where it is not abandoned. The run's last event comes when the last attempt has ended."""
+        if run.stop is not None and not run.is_abandoned:
             return
-        run.stop = cause
+        run.stop = run.stop or cause
         run.rolling = None
-        error = _stopped(cause)
-        for backoff in run.backoffs.values():
-            self._clocks.discard(backoff)
-        run.backoffs.clear()
-        self._admission.clear(run.line)
+        error = _stopped(run.stop)
+        for name in [name for name in run.backoffs if not run.goes_on(name)]:
+            self._clocks.discard(run.backoffs.pop(name))
+        order = run.state.graph.order
+        for name in [name for name in order if not run.goes_on(name)]:
+            run.checks.pop(name, None)
+            self._admission.withdraw(run.line, name)
         run.provisional.clear()
-        for name in run.state.graph.order:
+        for name in order:
             task = run.state.tasks[name]
+            if run.goes_on(name):
+                continue
             if (attempt := run.live.get(name)) is not None:
                 self._doom(now, attempt, error.kind, cause.message)
                 if run.frozen and attempt.phase is Phase.ASKED:  # its grace would never be over
@@ -787,6 +969,8 @@ class Scheduler:
                 self._record(run, name, task.attempt, TaskCancelled(error=error))
             elif task.standing in (Standing.WAITING, Standing.BACKOFF):
                 self._record(run, name, None, TaskCancelled(error=error))
+        if run.has_cleanup and run.stopped is not None:
+            self._wake(now, run)  # a pause does not keep what cleans up
 
     def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
@@ -832,7 +1016,8 @@ class Scheduler:
 
     def _wants_checkpoint(self, run: _Run, task: str) -> bool:
         strategy = run.state.spec.checkpoints
-        return strategy.every_task or task in strategy.after
+        is_due = strategy.every_task or task in strategy.after
+        return is_due and task not in run.state.loose
 
     def _checkpoint(self, run: _Run) -> None:
         state = run.state
@@ -840,7 +1025,7 @@ class Scheduler:
             checkpoint=f"c{len(state.checkpoints)}",
             parent=state.head,
             tasks=tuple(state.fresh),
-            total=state.completed,
+            total=state.completed - len(state.loose),
             files=state.files,
             bytes=state.bytes,
         )
@@ -858,9 +1043,20 @@ class Scheduler:
             raise UsageError(f"run {state.run} is being ended: {run.stop.message}")
         if run.rolling is not None:
             raise UsageError(f"run {state.run} is being rolled back already")
-        undone = state.undone_by(rollback.checkpoint, rollback.before)
-        restored = () if rollback.checkpoint is None else state.restored_by(rollback.checkpoint)
-        run.rolling = _Rolling(rollback.checkpoint, rollback.before, undone, restored)
+        self._begin_rollback(now, run, rollback.checkpoint, rollback.before)
+
+    def _return(self, now: float, run: _Run) -> None:
+        """Begin a rollback that a task asked for; one that is under way goes before it."""
+        if run.state.returning and run.rolling is None and run.stop is None:
+            self._begin_rollback(now, run, None, next(iter(run.state.returning.values())))
+
+    def _begin_rollback(
+        self, now: float, run: _Run, checkpoint: str | None, before: str | None
+    ) -> None:
+        state = run.state
+        undone = state.undone_by(checkpoint, before)
+        restored = () if checkpoint is None else state.restored_by(checkpoint)
+        run.rolling = _Rolling(checkpoint, before, undone, restored)
         for task in (*undone, *restored):
             if (attempt := run.live.get(task)) is not None:
                 self._begin_again(attempt, "rolled back")
@@ -917,6 +1113,11 @@ class Scheduler:
         if run.state.standing is not RunStanding.PAUSED:
             return
         self._record(run, None, None, RunResumed())
+        self._wake(now, run)
+        self._queue(run)
+
+    def _wake(self, now: float, run: _Run) -> None:
+        """Its clocks go again, and what was frozen does."""
         since, was_frozen = run.stopped, run.frozen
         run.stopped, run.frozen = None, False
         if since is not None:
@@ -928,7 +1129,6 @@ class Scheduler:
                     attempt.skip(since, now)
                     self._reset(attempt)
                     self._commands.append(Thaw(attempt.run, attempt.spec.id, attempt.number))
-        self._queue(run)
 
     def _under_way(self, run: str) -> _Run:
         found = self._runs.get(run)
@@ -938,11 +1138,16 @@ class Scheduler:
 
     def _queue(self, run: _Run) -> None:
         """After anything that may have changed whether its tasks may start."""
-        is_shut = run.is_fetching or run.is_held or run.stopped is not None
-        if is_shut is not run.line.is_shut:
-            self._admission.shut(run.line, is_shut)
+        is_shut = run.is_fetching or run.is_held or run.frozen
+        is_drained = run.stopped is not None  # of what is left, a check is a part
+        if (is_shut, is_drained) != (run.line.is_shut, run.line.is_drained):
+            self._admission.shut(run.line, is_shut, is_drained)
 
     def _record(self, run: _Run, task: str | None, attempt: int | None, data: EventData) -> None:
         record = Record(run.state.run, task, attempt, data)
         run.state.apply(record)
         self._commands.append(record)
+        if run.has_cleanup and task is not None and run.state.tasks[task].standing in OVER:
+            for taker in run.state.graph.takers[task]:
+                if run.state.specs[taker].always:
+                    self._make_ready_if_due(run, taker)

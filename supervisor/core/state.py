@@ -12,8 +12,8 @@ Outputs are kept while a dependant may still need them, and those of sinks to th
 After a rollback some that were dropped are needed again (`missing_outputs`): they are in the
 journal, from where the engine gets them (`give`).
 
-A checkpoint is the set of tasks that had completed, kept as what it adds to its parent: a run of
-ten thousand tasks makes as many checkpoints.
+A checkpoint is the set of tasks that had completed (with all their upstream), kept as what it adds
+to its parent: a run of ten thousand tasks makes as many checkpoints.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Raw
 
+from ...protocol.answers import Action
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.events import (
     CheckpointCreated,
@@ -45,9 +46,11 @@ from ...protocol.events import (
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
     TaskSaved,
+    TaskSkipped,
     TaskStarted,
 )
 from ...protocol.pipeline import PipelineSpec, TaskSpec
@@ -55,12 +58,13 @@ from . import task as task_life
 from .commands import Record
 from .graph import Graph, build, downstream
 from .lifecycle import Lifecycle
-from .retry import BLAMELESS
+from .retry import BLAMELESS, BLAMELESS_RETRIES
 from .task import Standing
 
 __all__ = [
     "ENDED",
     "LIFECYCLE",
+    "OVER",
     "TRANSITIONS",
     "Checkpoint",
     "Completion",
@@ -115,7 +119,8 @@ ENDED = frozenset(_ENDINGS.values())
 
 @dataclass(slots=True)
 class TaskState:
-    waits: int  # plain upstream tasks that have not completed
+    # Plain upstream tasks that have not completed; of an `always` task, that have not ended.
+    waits: int
     wanted: int  # dependants that have not ended, who may still ask for the output
     standing: Standing = Standing.WAITING
     attempt: int = 0  # the latest number given
@@ -123,6 +128,8 @@ class TaskState:
     failures: int = 0  # attempts that count against the retry policy
     blameless: int = 0  # attempts that failed through no fault of the task
     delay: float = 0.0  # of the latest retry
+    fallback: str | None = None  # what is called in the place of `execute`
+    tried: tuple[str, ...] = ()  # fallbacks it has gone on with, that one included
     generation: int = 0  # how often it was undone
     output: Raw | None = None
     layer: Layer | None = None  # of the attempt that completed
@@ -167,6 +174,10 @@ class RunState:
     failures: dict[str, Failure] = field(default_factory=dict)
     cancelled: TaskError | None = None  # why the first of its tasks was
     generation: int = 0  # how often the run was rolled back or forked
+    retries: int = 0  # of its retry budget
+    rollbacks: int = 0  # of its rollback budget
+    # Tasks that wait for a rollback they asked for, to just before which task.
+    returning: dict[str, str] = field(default_factory=dict)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     head: str | None = None  # the checkpoint that what follows builds on
     fresh: list[str] = field(default_factory=list)  # completed since then
@@ -175,7 +186,10 @@ class RunState:
     tasks: dict[str, TaskState] = field(init=False)
     unfinished: int = field(init=False)  # tasks that have not ended
     completed: int = 0
-    files: int = 0  # in the layers of what has completed
+    # Completed tasks that no checkpoint holds: `always` tasks whose upstream did not complete, and
+    # what follows on them. Who goes back does what they cleaned up again, and then cleans up again.
+    loose: set[str] = field(default_factory=set)
+    files: int = 0  # in the layers of what has completed and is not loose
     bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -213,6 +227,7 @@ class RunState:
         return (
             state.standing is Standing.WAITING
             and not state.waits
+            and task not in self.returning
             and self.silent_source(task) is None
         )
 
@@ -226,6 +241,10 @@ class RunState:
             ),
             None,
         )
+
+    def upstream_of(self, task: str) -> set[str]:
+        """All that it depends on, however far."""
+        return downstream(self.graph.upstream, self.graph.upstream[task])
 
     # What may be returned to.
 
@@ -332,6 +351,10 @@ class RunState:
             task.standing = task_life.LIFECYCLE.next(subject, task.standing, type(data))
             task.output = task.layer = task.saved = None
             task.done = task.failures = task.blameless = 0
+            task.fallback = None
+            task.tried = ()
+            self.returning.pop(name, None)
+            self.loose.discard(name)
             task.generation += 1
             self.failures.pop(name, None)
         for name in restored:
@@ -348,7 +371,11 @@ class RunState:
         if data.checkpoint is None:
             # No checkpoint holds just what is left: the next one names all of it.
             standing = Standing.COMPLETED
-            self.fresh = [t for t in self.graph.order if self.tasks[t].standing is standing]
+            self.fresh = [
+                name
+                for name in self.graph.order
+                if self.tasks[name].standing is standing and name not in self.loose
+            ]
         self._count()
 
     def _count(self) -> None:
@@ -356,16 +383,16 @@ class RunState:
         tasks, graph = self.tasks, self.graph
         self.completed = self.unfinished = self.files = self.bytes = 0
         for name, task in tasks.items():
-            task.waits = sum(
-                tasks[source].standing is not Standing.COMPLETED for source in graph.inputs[name]
-            )
-            task.wanted = sum(tasks[d].standing not in _OVER for d in graph.dependants[name])
+            enough = OVER if self.specs[name].always else _COMPLETED
+            task.waits = sum(tasks[source].standing not in enough for source in graph.inputs[name])
+            task.wanted = sum(tasks[d].standing not in OVER for d in graph.dependants[name])
             if graph.dependants[name] and not task.wanted:
                 task.output = None
-            self.unfinished += task.standing not in _OVER
+            self.unfinished += task.standing not in OVER
             if task.standing is Standing.COMPLETED:
                 self.completed += 1
-                self._add(task.layer)
+                if name not in self.loose:
+                    self._add(task.layer)
 
     def _add(self, layer: Layer | None) -> None:
         if layer is not None:
@@ -410,10 +437,24 @@ class RunState:
         task, standing = self._move(record, 0)
         task.standing = standing
         task.delay = data.delay
-        if data.error.kind in BLAMELESS:
+        if data.error.kind in BLAMELESS and task.blameless < BLAMELESS_RETRIES:
             task.blameless += 1
         else:
             task.failures += 1
+            self.retries += 1
+        self._begin_again(record)
+
+    def _recovered(self, record: Record, data: TaskRecovered) -> None:
+        task, standing = self._move(record, 0)
+        task.standing = standing
+        if data.action is Action.FALLBACK:
+            task.fallback = data.to
+            task.tried = (*task.tried, data.to)
+            task.failures = 0
+            self.retries += 1
+        else:
+            self.returning[record.task or ""] = data.to
+            self.rollbacks += 1
         self._begin_again(record)
 
     def _restarted(self, record: Record, data: TaskRestarted) -> None:
@@ -428,19 +469,35 @@ class RunState:
             self.tasks[reader].saved = None
 
     def _completed(self, record: Record, data: TaskCompleted) -> None:
+        self._finish(record, data.output, data.layer)
+
+    def _skipped(self, record: Record, data: TaskSkipped) -> None:
+        self._finish(record, data.output, None)
+
+    def _finish(self, record: Record, output: Raw, layer: Layer | None) -> None:
         task, standing = self._move(record, 0)
         name = record.task or ""
         task.standing = standing
-        task.output = data.output
-        task.layer = data.layer
+        task.output = output
+        task.layer = layer
         task.done = task.attempt
         task.saved = None
-        self._add(data.layer)
         self.completed += 1
-        self.fresh.append(name)
+        if self._is_whole(name):
+            self._add(layer)
+            self.fresh.append(name)
+        else:
+            self.loose.add(name)
         for taker in self.graph.takers[name]:
-            self.tasks[taker].waits -= 1
+            if not self.specs[taker].always:
+                self.tasks[taker].waits -= 1
         self._close(record)
+
+    def _is_whole(self, task: str) -> bool:
+        return all(
+            self.tasks[source].standing is Standing.COMPLETED and source not in self.loose
+            for source in self.graph.upstream[task]
+        )
 
     def _failed(self, record: Record, data: TaskFailed) -> None:
         task, standing = self._move(record, 0)
@@ -475,14 +532,19 @@ class RunState:
     def _close(self, record: Record) -> None:
         """The task has ended for good: its inputs have one reader less."""
         self.unfinished -= 1
-        for name in self.graph.upstream[record.task or ""]:
+        ended = record.task or ""
+        for taker in self.graph.takers[ended]:
+            if self.specs[taker].always:
+                self.tasks[taker].waits -= 1
+        for name in self.graph.upstream[ended]:
             upstream = self.tasks[name]
             upstream.wanted -= 1
             if not upstream.wanted:
                 upstream.output = None
 
 
-_OVER = frozenset({Standing.COMPLETED, Standing.FAILED, Standing.CANCELLED})
+_COMPLETED = frozenset({Standing.COMPLETED})
+OVER = frozenset({Standing.COMPLETED, Standing.FAILED, Standing.CANCELLED})
 
 
 def _name(record: Record) -> str:
@@ -505,8 +567,10 @@ _FOLD: dict[type[EventData], Callable[[RunState, Record, Any], None]] = {
     TaskStarted: RunState._started,
     TaskSaved: RunState._saved,
     TaskRetrying: RunState._retrying,
+    TaskRecovered: RunState._recovered,
     TaskRestarted: RunState._restarted,
     TaskCompleted: RunState._completed,
+    TaskSkipped: RunState._skipped,
     TaskFailed: RunState._failed,
     TaskCancelled: RunState._cancelled,
 }

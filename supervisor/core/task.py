@@ -5,8 +5,9 @@ durable half: it knows nothing of processes or clocks. One attempt's life, from 
 in `attempt.py`; between two facts here an attempt may pass through several phases there.
 
 An attempt's number is given by `task.ready`; from there on it ends with exactly one of completed,
-retrying, failed, cancelled, restarted. What happens to a task without an attempt (upstream failed,
-run cancelled while it waited or between two attempts) has no number in that event.
+skipped, retrying, recovered, failed, cancelled, restarted. What happens to a task without an
+attempt (upstream failed, run cancelled while it waited or between two attempts) has no number in
+that event.
 
 A rollback takes any task back to the start, whatever became of it; an attempt that was under way
 has ended as restarted before. The numbers of attempts go on.
@@ -24,8 +25,10 @@ from ...protocol.events import (
     TaskCompleted,
     TaskFailed,
     TaskReady,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
+    TaskSkipped,
     TaskStarted,
 )
 from .lifecycle import Lifecycle
@@ -36,12 +39,22 @@ __all__ = ["LIFECYCLE", "TRANSITIONS", "Standing"]
 class Standing(Enum):
     WAITING = auto()  # for its upstream
     READY = auto()  # for a slot, or for its sandbox
-    RUNNING = auto()
+    RUNNING = auto()  # also while its output or its error is looked at
     BACKOFF = auto()  # between two attempts
     COMPLETED = auto()
     FAILED = auto()
     CANCELLED = auto()
 
+
+# Of an attempt, also where its sandbox never came to be.
+_ATTEMPT_ENDS: dict[type[EventData], Standing] = {
+    TaskRetrying: Standing.BACKOFF,
+    TaskRecovered: Standing.WAITING,
+    TaskSkipped: Standing.COMPLETED,
+    TaskFailed: Standing.FAILED,
+    TaskCancelled: Standing.CANCELLED,
+    TaskRestarted: Standing.WAITING,
+}
 
 _UNDONE: dict[type[EventData], Standing] = {
     RunRolledBack: Standing.WAITING,
@@ -57,17 +70,11 @@ TRANSITIONS: dict[Standing, dict[type[EventData], Standing]] = {
     },
     Standing.READY: {
         TaskStarted: Standing.RUNNING,
-        TaskRetrying: Standing.BACKOFF,
-        TaskFailed: Standing.FAILED,
-        TaskCancelled: Standing.CANCELLED,
-        TaskRestarted: Standing.WAITING,
+        **_ATTEMPT_ENDS,
     },
     Standing.RUNNING: {
         TaskCompleted: Standing.COMPLETED,
-        TaskRetrying: Standing.BACKOFF,
-        TaskFailed: Standing.FAILED,
-        TaskCancelled: Standing.CANCELLED,
-        TaskRestarted: Standing.WAITING,
+        **_ATTEMPT_ENDS,
     },
     Standing.BACKOFF: {
         TaskReady: Standing.READY,

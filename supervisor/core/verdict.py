@@ -93,6 +93,7 @@ def _told(failure: Fail, pids_refused: bool | None) -> TaskError:
         message=failure.message,
         type=failure.type,
         traceback=failure.traceback,
+        retry_after=failure.retry_after,
     )
 
 

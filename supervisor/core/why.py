@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
+from ...protocol.answers import Action
 from ...protocol.events import (
     CheckpointCreated,
     ErrorKind,
@@ -33,16 +34,19 @@ from ...protocol.events import (
     TaskCompleted,
     TaskError,
     TaskFailed,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
+    TaskSkipped,
     TaskStarted,
     Usage,
 )
-from ...protocol.pipeline import PipelineSpec, Retry, TaskSpec
+from ...protocol.pipeline import PipelineSpec, Retry, Rule, TaskSpec
 from ...protocol.units import format_size
 from .commands import Record
+from .recovering import used_up
 from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, is_covered, retry_delay
-from .state import RunStanding, RunState
+from .state import OVER, RunStanding, RunState
 from .task import Standing
 
 __all__ = ["Fact", "Facts", "Reason", "explain"]
@@ -129,7 +133,8 @@ class _Asked:
     def waiting(self) -> Iterator[Reason]:
         state, task = self.state, self.task
         needed = state.graph.inputs[task]
-        missing = [each for each in needed if not self._has_completed(each)]
+        is_enough = OVER if self.spec.always else {Standing.COMPLETED}
+        missing = [each for each in needed if state.tasks[each].standing not in is_enough]
         silent = [
             each
             for each in state.graph.streams[task]
@@ -138,13 +143,19 @@ class _Asked:
         if missing:
             of = f", {len(missing)} of the {len(needed)} that it needs"
             all_of = "" if len(missing) == len(needed) else of
-            yield Reason(text=f"It waits for {_names(missing)}{all_of}.")
+            to = " to end, however that is (always)" if self.spec.always else ""
+            yield Reason(text=f"It waits for {_names(missing)}{all_of}{to}.")
         if silent:
             also = " also" if missing else ""
             yield Reason(
                 text=f"It{also} waits for {_names(silent)} to speak, whose stream it reads."
             )
-        if not missing and not silent:
+        if task in state.returning:
+            yield Reason(
+                text=f"It asked to go back to before {state.returning[task]}, which waits until "
+                "what that undoes is dead."
+            )
+        elif not missing and not silent:
             yield Reason(text="All that it needs is there.")
         yield from self._stopped()
         yield from self._said_live()
@@ -156,6 +167,7 @@ class _Asked:
         yield _reason(
             fact, f"Attempt {fact.attempt} is ready: all that it needs is there. It has not begun."
         )
+        yield from self._fallback()
         yield from self._stopped()
         yield from self._said_live()
         is_going = self.state.standing is RunStanding.RUNNING and not self.is_interrupted
@@ -170,6 +182,7 @@ class _Asked:
         yield _reason(
             fact, f"Attempt {fact.attempt} {was if self.is_interrupted else 'is running'}."
         )
+        yield from self._fallback()
         yield from self._stopped()
         yield from self._said_live()
         timeouts = self.spec.timeouts
@@ -183,17 +196,9 @@ class _Asked:
         assert isinstance(fact.data, TaskRetrying)
         error, delay, own = fact.data.error, fact.data.delay, self.own
         yield from self._failure(fact, error)
-        if error.kind in BLAMELESS:
-            text = (
-                f"{error.kind} is not the task's fault: it is tried again, uncounted, "
-                f"{own.blameless} of at most {BLAMELESS_RETRIES} times."
-            )
-        else:
-            text = (
-                f"It is tried again: {own.failures} of its {self.spec.retry.attempts} attempts "
-                f"{'has' if own.failures == 1 else 'have'} failed. {_policy(self.spec.retry)}"
-            )
-        yield Reason(text=text)
+        yield Reason(text=self._again(error))
+        if error.retry_after is not None:
+            yield Reason(text=f"The error asked to wait {_seconds(error.retry_after)}.")
         yield from self._stopped()
         yield from self._said_live()
         due = self._due(fact, delay, RunStanding.PAUSED)
@@ -203,7 +208,10 @@ class _Asked:
 
     def completed(self) -> Iterator[Reason]:
         fact = self.facts.own[-1]
-        if isinstance(fact.data, RunRolledBack):  # it gave back what had been
+        if isinstance(fact.data, TaskSkipped):
+            yield from self._failure(fact, fact.data.error)
+            yield Reason(text=f"{self._recover(fact.data.error, Action.SKIP)} says skip.")
+        elif isinstance(fact.data, RunRolledBack):  # it gave back what had been
             text = f"It has completed, in attempt {self.own.done}: {_rollback(fact.data)} gave"
             yield _reason(fact, f"{text} that back.")
         else:
@@ -212,7 +220,7 @@ class _Asked:
             made = self.facts.checkpoint
             assert isinstance(made.data, CheckpointCreated)
             yield _reason(made, f"Checkpoint {made.data.checkpoint} holds it.")
-        elif isinstance(fact.data, TaskCompleted):
+        elif isinstance(fact.data, TaskCompleted | TaskSkipped):
             yield Reason(text="No checkpoint holds it yet.")
         yield from self._past(len(self.facts.own) - 1)
 
@@ -225,6 +233,8 @@ class _Asked:
         else:
             yield from self._failure(fact, error)
             yield Reason(text=self._not_again(fact, error))
+            if self.spec.recover is not None and fact.attempt is not None:
+                yield Reason(text="Its recover function was asked first, and gave no way on.")
         yield from self._past(len(self.facts.own) - 1)
 
     def cancelled(self) -> Iterator[Reason]:
@@ -254,6 +264,47 @@ class _Asked:
         yield from self._past(len(self.facts.own) - 1)
 
     # Pieces of these.
+
+    def _fallback(self) -> Iterator[Reason]:
+        if self.own.fallback is not None:
+            yield Reason(text=f"Its fallback {self.own.fallback} is called in place of execute.")
+
+    def _rule(self, kind: ErrorKind) -> tuple[int, Rule] | None:
+        """The rule that counts, but for fallbacks that are used up."""
+        tried = self.own.tried
+        for number, rule in enumerate(self.spec.rules, 1):
+            if is_covered(kind, rule.on) and not (rule.do is Action.FALLBACK and rule.to in tried):
+                return number, rule
+        return None
+
+    def _recover(self, error: TaskError, do: Action) -> str:
+        """Who said what is to be done."""
+        for number, rule in enumerate(self.spec.rules, 1):
+            if is_covered(error.kind, rule.on) and rule.do is do:
+                return f"Rule {number} of its recover, on {_listed(rule.on)},"
+        return "Its recover function"
+
+    def _again(self, error: TaskError) -> str:
+        """Why there will be another attempt."""
+        own, retry, kind = self.own, self.spec.retry, error.kind
+        found = self._rule(kind)
+        counts = kind not in BLAMELESS or self._blameless_retries() > BLAMELESS_RETRIES
+        if found is not None and found[1].do is Action.RETRY and counts:
+            number, budget = found[0], self.state.spec.retry_budget
+            return (
+                f"Rule {number} of its recover has it tried again. {self.state.retries} of the "
+                f"run's retry_budget of {budget} are used."
+            )
+        if not counts:
+            return (
+                f"{kind} is not the task's fault: it is tried again, uncounted, "
+                f"{own.blameless} of at most {BLAMELESS_RETRIES} times."
+            )
+        asked = "" if self.spec.recover is None else " Its recover function was asked first."
+        return (
+            f"It is tried again: {own.failures} of its {retry.attempts} attempts "
+            f"{'has' if own.failures == 1 else 'have'} failed. {_policy(retry)}{asked}"
+        )
 
     def _stopped(self) -> Iterator[Reason]:
         """Why nothing goes on in the whole run."""
@@ -354,6 +405,14 @@ class _Asked:
             return f"What ends with {kind} is never tried again."
         if fact.attempt is None:
             return "It was refused before it began: to try again would change nothing."
+        found = self._rule(kind)
+        if found is not None:
+            number, rule = found
+            spent = used_up(self.state, rule.do)
+            if rule.do is Action.FAIL:
+                return f"Rule {number} of its recover, on {_listed(rule.on)}, says fail."
+            if spent is not None:
+                return f"Rule {number} of its recover says {rule.do}, but {spent}."
         if kind in BLAMELESS:
             if own.blameless >= BLAMELESS_RETRIES:
                 return (
@@ -369,13 +428,17 @@ class _Asked:
                 f"It is not tried again: {own.failures + 1} attempts have failed, and "
                 f"retry.attempts is {retry.attempts}."
             )
-        assert self._would_retry(fact, kind)
         silent = [
             each for each in self.state.graph.streams[self.task]
             if self.state.tasks[each].standing is Standing.FAILED
         ]  # fmt: skip
+        spent = used_up(self.state, Action.RETRY)
+        if spent is not None and kind not in BLAMELESS:
+            return f"Its policy would have tried it again, but {spent}."
         if silent:
             return f"It is not tried again: {_names(silent)} failed, whose stream it reads."
+        if self.spec.recover is not None and self._would_retry(fact, kind):
+            return "Its recover function ended it, or the run was being ended."
         return "Its policy would have tried it again, but the run was being ended."
 
     def _would_retry(self, fact: Fact, kind: ErrorKind) -> bool:
@@ -425,6 +488,16 @@ class _Asked:
             yield Reason(text=text)
         for fact in past[-_NAMED:]:
             yield _reason(fact, "Before: " + _ended(fact, self._began(fact)))
+
+    def _blameless_retries(self) -> int:
+        """Its tries again, since it was last undone, for what is not its fault."""
+        count = 0
+        for fact in self.facts.own:
+            if isinstance(fact.data, RunRolledBack | RunForked):
+                count = 0
+            elif isinstance(fact.data, TaskRetrying):
+                count += fact.data.error.kind in BLAMELESS
+        return count
 
     def _has_completed(self, task: str) -> bool:
         return self.state.tasks[task].standing is Standing.COMPLETED
@@ -505,6 +578,21 @@ def _completed(attempt: int | None, data: TaskCompleted, after: str) -> str:
     return f"Attempt {attempt} completed, after {_seconds(data.seconds)}."
 
 
+def _recovered(attempt: int | None, data: TaskRecovered, after: str) -> str:
+    if data.action is Action.FALLBACK:
+        answer = f"it goes on with its fallback {data.to}"
+    else:
+        answer = f"the run is rolled back to just before {data.to}"
+    return f"Attempt {attempt} {_failed_with(data.error, after)}. Its recover answered: {answer}."
+
+
+def _skipped(attempt: int | None, data: TaskSkipped, after: str) -> str:
+    return (
+        f"Attempt {attempt} {_failed_with(data.error, after)}. Its recover answered: skip it, with "
+        "an output in the place of its own."
+    )
+
+
 def _rolled_back(attempt: int | None, data: RunRolledBack, after: str) -> str:
     return f"{_rollback(data).capitalize()} took it back to its beginning."
 
@@ -516,6 +604,8 @@ def _forked(attempt: int | None, data: RunForked, after: str) -> str:
 # Any: each function takes the data it is listed under.
 _ENDINGS: dict[type[EventData], Callable[[int | None, Any, str], str]] = {
     TaskRetrying: _retried,
+    TaskRecovered: _recovered,
+    TaskSkipped: _skipped,
     TaskFailed: _failed,
     TaskCancelled: _cancelled,
     TaskRestarted: _restarted,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .protocol.answers import RecoveryAction, ValidationResult
     from .protocol.errors import CasemateError, SetupRefused, UsageError
     from .protocol.events import ErrorKind, TaskError
     from .sandbox.context import RuntimeContext
@@ -36,6 +37,7 @@ __all__ = [
     "Pipeline",
     "PipelineEvent",
     "Rate",
+    "RecoveryAction",
     "Retry",
     "RunResult",
     "RuntimeContext",
@@ -46,11 +48,13 @@ __all__ = [
     "TaskError",
     "Timeouts",
     "UsageError",
+    "ValidationResult",
     "__version__",
     "run_sandboxed",
 ]
 
 _HOME = {
+    ".protocol.answers": ("RecoveryAction", "ValidationResult"),
     ".protocol.errors": ("CasemateError", "SetupRefused", "UsageError"),
     ".protocol.events": ("ErrorKind", "TaskError"),
     ".sandbox.context": ("RuntimeContext",),

@@ -8,10 +8,14 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
     task a parallel=1 bulkhead=api:2 rate=10/min rate=api:10/min priority=5 cores=0.5
     task b needs=a
     task c reads=a                      its stream
+    task d needs=a always validate recover fallbacks=x,y
+    task e rules=error:retry:2;crash:skip:7;timeout:fallback:x;memory:rollback:a;pids:fail
 
 (checkpoints: `none` unless said, `every-task`, `after:a,b`, `every:30`) and then, each at a time,
 what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
 `waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
+`answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
+rollback, fail, nothing, error crash boom),
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
 `rollback r before b`, `fetched r`, `fork r copy c1`. `adopt r` is a crash: the scheduler, its other
 runs and all that lived are gone, a new one takes the run over as its journal tells it. Tasks of a
@@ -29,6 +33,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import msgspec
+from casemate.protocol.answers import Action, RecoveryAction, ValidationResult
 from casemate.protocol.events import (
     KIND_OF,
     CheckpointCreated,
@@ -37,6 +42,7 @@ from casemate.protocol.events import (
     RunCompleted,
     RunFailed,
     RunForked,
+    RunPaused,
     RunRecovered,
     RunRolledBack,
     RunStarted,
@@ -45,11 +51,15 @@ from casemate.protocol.events import (
     TaskError,
     TaskFailed,
     TaskReady,
+    TaskRecovered,
     TaskRestarted,
     TaskRetrying,
     TaskSaved,
+    TaskSkipped,
     TaskStarted,
 )
+from casemate.protocol.limits import RETRY_BUDGET, ROLLBACK_BUDGET
+from casemate.protocol.messages import Part
 from casemate.protocol.pipeline import (
     Bulkhead,
     Checkpoints,
@@ -59,6 +69,7 @@ from casemate.protocol.pipeline import (
     PipelineSpec,
     Rate,
     Retry,
+    Rule,
     TaskSpec,
     Timeouts,
 )
@@ -76,6 +87,7 @@ from casemate.supervisor.core.commands import (
 from casemate.supervisor.core.events import (
     Active,
     Adopt,
+    Answered,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -97,7 +109,16 @@ from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.state import RunState
 from msgspec import Raw
 
-ENDINGS = (TaskCompleted, TaskRetrying, TaskFailed, TaskCancelled, TaskRestarted)
+ENDINGS = (
+    TaskCompleted,
+    TaskSkipped,
+    TaskRetrying,
+    TaskRecovered,
+    TaskFailed,
+    TaskCancelled,
+    TaskRestarted,
+)
+COMPLETIONS = (TaskCompleted, TaskSkipped)
 NO_CHECKPOINTS = Checkpoints(every_task=False)
 RUN_ENDINGS = (RunCompleted, RunFailed, RunCancelled)
 
@@ -129,10 +150,16 @@ def make_task(
     bulkhead: str | None = None,
     rate: str | None = None,
     priority: int = 0,
+    validate: bool = False,
+    recover: bool = False,
+    rules: tuple[Rule, ...] = (),
+    fallbacks: tuple[str, ...] = (),
+    always: bool = False,
 ) -> TaskSpec:
+    command = CommandEntry(argv=("true",))
     return TaskSpec(
         id=name,
-        execute=CommandEntry(argv=("true",)),
+        execute=command,
         spec=NIL,
         sources=(),
         env={},
@@ -145,6 +172,11 @@ def make_task(
         bulkhead=None if bulkhead is None else _bulkhead(bulkhead),
         rate=None if rate is None else _rate(rate),
         priority=priority,
+        validate=command if validate else None,
+        recover=command if recover else None,
+        rules=rules,
+        fallbacks=dict.fromkeys(fallbacks, command),
+        always=always,
     )
 
 
@@ -169,6 +201,8 @@ def make_pipeline(
     timeout: float | None = None,
     max_parallel: int | None = None,
     priority: int = 0,
+    retry_budget: int = RETRY_BUDGET,
+    rollback_budget: int = ROLLBACK_BUDGET,
 ) -> PipelineSpec:
     return PipelineSpec(
         name="p",
@@ -183,6 +217,8 @@ def make_pipeline(
         timeout=timeout,
         max_parallel=max_parallel,
         priority=priority,
+        retry_budget=retry_budget,
+        rollback_budget=rollback_budget,
     )
 
 
@@ -197,6 +233,7 @@ class Judge:
         self.max_parallel = max_parallel
         self.memory = memory
         self.cores = cores
+        self.checking: set[tuple[str, str]] = set()  # what lives is a check: no key binds it
         self.starts: dict[str, list[float]] = {}  # by key of a rate
         self.specs: dict[str, PipelineSpec] = {}
         self.live: dict[tuple[str, str], int] = {}
@@ -210,6 +247,7 @@ class Judge:
         self.over: set[str] = set()
         self.paused: set[str] = set()
         self.frozen: set[tuple[str, str, int]] = set()
+        self.drained: set[str] = set()  # of those that are paused
         self.read: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
 
     def crash(self) -> None:
@@ -224,10 +262,17 @@ class Judge:
         if isinstance(input, Told):
             self.told.add((input.run, input.task, input.attempt))
         ending = None
-        if isinstance(input, Ended) and self.live.get((input.run, input.task)) == input.attempt:
+        if (
+            isinstance(input, Ended | Answered)
+            and self.live.get((input.run, input.task)) == input.attempt
+        ):
             ending = (input.run, input.task, input.attempt)
             del self.live[ending[:2]]
             self.frozen.discard(ending)
+            # A check that follows is another process.
+            self.killed.discard(ending)
+            self.asked.pop(ending, None)
+            self.told.discard(ending)
         for command in commands:
             match command:
                 case Record():
@@ -248,8 +293,13 @@ class Judge:
                     key = self._live_key(command)
                     assert key in self.frozen and key not in self.killed
                     self.frozen.remove(key)
-        if ending is not None and not self.reads_on(ending[:2]):
+        if ending is not None and not self.reads_on(ending[:2]) and not self.is_checked(ending):
             assert ending in self.ended, f"{ending} ended and nothing was recorded"
+
+    def is_checked(self, ending: tuple[str, str, int]) -> bool:
+        """It may be that what came of it is looked at first."""
+        spec = self._spec(*ending[:2])
+        return spec.validate is not None or spec.recover is not None
 
     def reads_on(self, key: tuple[str, str]) -> bool:
         """Its result is provisional: somebody whose stream it reads has not completed."""
@@ -268,7 +318,7 @@ class Judge:
             self._go_back(record.run, record.data)
         elif isinstance(record.data, ENDINGS) and record.attempt is not None:
             self.ended.add((*key, record.attempt))
-            if isinstance(record.data, TaskCompleted):
+            if isinstance(record.data, COMPLETIONS):
                 self.completed[key] = record.attempt
 
     def _completed(self, run: str) -> dict[str, int]:
@@ -327,9 +377,17 @@ class Judge:
         assert key not in self.live, f"{spawn}: a live attempt already"
         assert self.attempts[key] == spawn.attempt, f"{spawn}: not the attempt made ready"
         assert (*key, spawn.attempt) not in self.ended
-        assert spawn.run not in self.paused, f"{spawn}: while its run is paused"
+        if spawn.part is not Part.EXECUTE:
+            assert spawn.run not in self.paused or spawn.run in self.drained
+            self._check(spawn)
+            return
+        always = self._spec(*key).always
+        assert spawn.run not in self.paused or always, f"{spawn}: while its run is paused"
         edges = [edge for edge in spec.edges if edge.to == spawn.task]
         upstream = tuple(sorted(edge.source for edge in edges if not edge.stream))
+        if always:
+            assert not any((spawn.run, source) in self.live for source in upstream)
+            upstream = tuple(name for name in upstream if (spawn.run, name) in self.completed)
         assert spawn.upstream == upstream
         streams = tuple(sorted(edge.source for edge in edges if edge.stream))
         assert tuple(name for name, _ in spawn.streams) == streams
@@ -340,7 +398,24 @@ class Judge:
             assert not is_over or (spawn.run, name) in self.completed, f"{spawn}: {name} is over"
         for source in upstream:
             assert (spawn.run, source) in self.completed, f"{spawn}: before its input {source}"
-        self.live[key] = spawn.attempt
+        self._add(spawn)
+        self.checking.discard(key)
+        bound = [self._spec(*each) for each in self.live if each not in self.checking]
+        self._check_keys(now, self._spec(*key), bound)
+
+    def _check(self, spawn: Spawn) -> None:
+        spec = self._spec(spawn.run, spawn.task)
+        assert not spawn.upstream and not spawn.streams and spawn.value is not None
+        if spawn.part is Part.VALIDATE:
+            assert isinstance(spawn.value, Raw) and spec.validate is not None
+        else:
+            assert isinstance(spawn.value, TaskError) and spec.recover is not None
+        self.checking.add((spawn.run, spawn.task))
+        self._add(spawn)
+
+    def _add(self, spawn: Spawn) -> None:
+        spec = self.specs[spawn.run]
+        self.live[spawn.run, spawn.task] = spawn.attempt
         assert len(self.live) <= self.max_parallel
         if spec.max_parallel is not None:
             assert sum(run == spawn.run for run, _ in self.live) <= spec.max_parallel
@@ -348,7 +423,6 @@ class Judge:
         assert sum(each.limits.memory for each in living) <= self.memory
         cores = sum(min(each.limits.cpu or 0, self.cores) for each in living)
         assert cores <= self.cores + 1e-9
-        self._check_keys(now, self._spec(*key), living)
 
     def _check_keys(self, now: float, spec: TaskSpec, living: list[TaskSpec]) -> None:
         """Of what has just been spawned, among all that is bound by the same key. All pipelines
@@ -375,8 +449,11 @@ class Judge:
         kind = KIND_OF[type(data)]
         if kind == "run.paused":
             self.paused.add(record.run)
+            if isinstance(data, RunPaused) and data.drain:
+                self.drained.add(record.run)
         elif kind in ("run.resumed", "run.completed", "run.failed", "run.cancelled"):
             self.paused.discard(record.run)
+            self.drained.discard(record.run)
         if isinstance(data, RUN_ENDINGS):
             assert not any(run == record.run for run, _ in self.live), f"{record}: something lives"
             self.over.add(record.run)
@@ -395,6 +472,8 @@ class Judge:
                 assert key not in self.live, f"{record}: its tree may be alive"
                 assert (*key, record.attempt) not in self.ended, f"{record}: ended twice"
                 self.ended.add((*key, record.attempt))
+            if isinstance(data, TaskSkipped):
+                self.completed[key] = record.attempt or 0
             if isinstance(data, TaskCompleted):
                 assert not self.reads_on(key), f"{record}: what it reads may begin again"
                 self.completed[key] = record.attempt or 0
@@ -461,6 +540,8 @@ class Simulated:
                 max_parallel=int(options["parallel"]) if "parallel" in options else None,
                 priority=int(options.get("priority", 0)),
                 checkpoints=_strategy(options.get("checkpoints", "none")),
+                retry_budget=int(options.get("retries", RETRY_BUDGET)),
+                rollback_budget=int(options.get("rollbacks", ROLLBACK_BUDGET)),
             )
         elif what == "task":
             run = list(self.runs.values())[-1] if self.runs else None
@@ -477,9 +558,23 @@ class Simulated:
                 if key in options
             }
             on = tuple(filter(None, options.pop("on", "error,crash,timeout").split(",")))
+            rules = tuple(map(_rule, filter(None, options.pop("rules", "").split(";"))))
+            fallbacks = tuple(filter(None, options.pop("fallbacks", "").split(",")))
             seconds = {key: float(value) for key, value in options.items()}
             # mypy cannot know the keys; a wrong one is a TypeError, which is what we want.
-            run.tasks.append(make_task(words[0], on=on, **texts, **whole, **seconds))  # type: ignore[arg-type]
+            task = make_task(
+                words[0],
+                on=on,
+                rules=rules,
+                fallbacks=fallbacks,
+                validate="validate" in flags,
+                recover="recover" in flags,
+                always="always" in flags,
+                **texts,  # type: ignore[arg-type]  # a wrong key is a TypeError
+                **whole,  # type: ignore[arg-type]
+                **seconds,  # type: ignore[arg-type]
+            )
+            run.tasks.append(task)
         else:
             raise ValueError(f"not a declaration: {line}")
 
@@ -562,6 +657,8 @@ class Simulated:
                 return Ended(run, task, attempt, output=None, error=failure)
             case "ended", _:
                 return Ended(run, task, attempt, output=None, error=None)
+            case "answered", (answer, _, _):
+                return Answered(run, task, attempt, _answer(answer))
         raise ValueError(f"not an input: {line}")
 
     def _parse_wish(self, verb: str, run: str, *words: str) -> Input:
@@ -611,7 +708,7 @@ class Simulated:
         return {
             (record.task or "", record.attempt or 0): record.data.output
             for record in self.journal
-            if record.run == run and isinstance(record.data, TaskCompleted)
+            if record.run == run and isinstance(record.data, COMPLETIONS)
         }
 
 
@@ -625,6 +722,8 @@ class _Declared:
     edges: list[tuple[str, str]] = field(default_factory=list)
     streams: list[tuple[str, str]] = field(default_factory=list)
     checkpoints: Checkpoints = NO_CHECKPOINTS
+    retry_budget: int = RETRY_BUDGET
+    rollback_budget: int = ROLLBACK_BUDGET
 
     def spec(self) -> PipelineSpec:
         return make_pipeline(
@@ -636,7 +735,41 @@ class _Declared:
             timeout=self.timeout,
             max_parallel=self.max_parallel,
             priority=self.priority,
+            retry_budget=self.retry_budget,
+            rollback_budget=self.rollback_budget,
         )
+
+
+def _rule(text: str) -> Rule:
+    """`error:retry:2`, `crash,timeout:skip:7`, `error:fallback:x`, `memory:rollback:a`..."""
+    kinds, do, *what = text.split(":")
+    on = tuple(kinds.split(","))
+    match Action(do), what:
+        case Action.RETRY, [after]:
+            return Rule(on=on, do=Action.RETRY, after=float(after))
+        case Action.SKIP, [output]:
+            return Rule(on=on, do=Action.SKIP, output=raw(msgspec.json.decode(output)))
+        case (Action.FALLBACK | Action.ROLLBACK) as do_it, [to]:
+            return Rule(on=on, do=do_it, to=to)
+        case (Action.RETRY | Action.FAIL) as do_it, []:
+            return Rule(on=on, do=do_it)
+    raise ValueError(f"not a rule: {text}")
+
+
+def _answer(text: str) -> ValidationResult | RecoveryAction | TaskError | None:
+    verb, _, rest = text.partition(" ")
+    match verb:
+        case "ok":
+            return ValidationResult(True)
+        case "bad":
+            return ValidationResult(False, (rest,) if rest else ())
+        case "nothing":
+            return None
+        case "error":
+            kind, _, message = rest.partition(" ")
+            return TaskError(kind=ErrorKind(kind), message=message or "it broke")
+    rule = _rule(f"error:{verb}" + (f":{rest}" if rest else ""))
+    return RecoveryAction(do=rule.do, after=rule.after, output=rule.output, to=rule.to)
 
 
 def _strategy(text: str) -> Checkpoints:
@@ -657,6 +790,10 @@ def show(command: Command) -> str:
         return f"fetch {command.run}: {', '.join(f'{t}#{n}' for t, n in command.outputs)}"
     subject = f"{prefix}{command.task}#{command.attempt}"
     match command:
+        case Spawn(value=Raw() as value, part=part):
+            return f"check {subject} {part} {_show_value(value)}"
+        case Spawn(value=TaskError() as value, part=part):
+            return f"check {subject} {part} {_show_error(value)}"
         case Spawn():
             given = f" given {', '.join(command.upstream)}" if command.upstream else ""
             if command.streams:
@@ -686,6 +823,10 @@ def _show_record(prefix: str, record: Record) -> str:
             return f"{text} {_show_value(data.output)} in {data.seconds:g} s"
         case TaskRetrying():
             return f"{text} in {data.delay:g} s: {_show_error(data.error)}"
+        case TaskSkipped():
+            return f"{text} with {_show_value(data.output)}: {_show_error(data.error)}"
+        case TaskRecovered():
+            return f"{text} by {data.action} {data.to}: {_show_error(data.error)}"
         case TaskFailed() | TaskCancelled():
             return f"{text}: {_show_error(data.error)}"
         case RunCompleted():

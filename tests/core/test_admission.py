@@ -276,14 +276,14 @@ def test_a_place_that_was_kept_for_a_task_is_gone_when_its_key_is_held() -> None
     house.admission.forget(crowd)
 
 
-def test_what_is_not_a_tasks_own_work_is_bound_by_no_key() -> None:
+def test_a_check_is_bound_by_no_key_and_goes_first() -> None:
     house = House()
     spec = make_pipeline([make_task("a", bulkhead="api:1"), make_task("b", bulkhead="api:1")])
     specs = {task.id: task for task in spec.tasks}
     line = house.admission.line(0, "r", spec, build(spec), specs)
     house.admission.enter(line, "a")
-    house.admission.enter(line, "b", is_gated=False)
-    assert house.tasks() == ["a", "b"]
+    house.admission.enter(line, "b", is_check=True)
+    assert house.tasks() == ["b", "a"]
 
 
 # --- the host -------------------------------------------------------------------------------------

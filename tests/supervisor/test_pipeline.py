@@ -303,15 +303,88 @@ BAD = [
         "name: x\nqqq: 3\ntasks: {a: {command: [ls], zzz: 1}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are bulkhead, command, env, execute, limits, max_parallel, needs, network, priority, rate, retry, sources, spec, timeouts""",
+          review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, retry_budget, rollback_budget, stream_backlog, tasks, timeout, workspace
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, bulkhead, command, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, rate, recover, retry, sources, spec, timeouts, validate""",
     ),
     (
-        "name: x\ntasks: {a: {command: [ls], output_schema: {}, breaker: {failures: 5}}}",
+        "name: x\ntasks: {a: {command: [ls], proc: readonly, python: x}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: tasks.a.output_schema: is not supported by this version of casemate yet; leave it out
-          review.yaml:2: tasks.a.breaker: is not supported by this version of casemate yet; leave it out""",
+          review.yaml:2: tasks.a.proc: is not supported by this version of casemate yet; leave it out
+          review.yaml:2: tasks.a.python: is not supported by this version of casemate yet; leave it out""",
+    ),
+    # what is done about failures
+    (
+        "name: x\ntasks: {a: {command: [ls], validate: check}}",
+        "review.yaml:2: tasks.a.validate: \"check\" names no function; write FILE.py:FUNCTION (beside "
+        "the pipeline's file) or PACKAGE.MODULE:FUNCTION",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], validate: 'gone.py:check'}}",
+        "review.yaml:2: tasks.a.validate: \"gone.py\" in {folder}: No such file or directory",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], output_schema: [1]}}",
+        "review.yaml:2: tasks.a.output_schema: expected a JSON Schema such as {type: object}, got "
+        "a list",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{do: retry}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: on is missing; name error kinds, such as [error, "
+        "timeout]",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: rety}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: do is \"rety\"; expected retry, skip, fallback, "
+        "rollback, fail; did you mean retry?",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: cancelled, do: fail}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: \"cancelled\" is not an error kind that can be "
+        "recovered from",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: skip, after: 1s}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: unknown key; the keys here are do, on, output",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: retry, after: 2d}]}}",
+        'review.yaml:2: tasks.a.recover: rule 1: after is "2d", more than a day',
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: fallback}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: fallback needs fallback: the name of one of the "
+        "task's fallbacks",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: fallback, fallback: b}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: \"b\" is none of the task's fallbacks",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls], recover: [{on: error, "
+        "do: rollback, to: c}]}}",
+        'review.yaml:2: tasks.b.recover: rule 1: "c" is neither this task nor upstream of it; a '
+        "rollback from here goes to one of those",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], fallbacks: {cheap: 3}}}",
+        "review.yaml:2: tasks.a.fallbacks: cheap: expected a text, got 3; write "
+        "FILE.py:FUNCTION (beside the pipeline's file) or PACKAGE.MODULE:FUNCTION",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], always: true}}",
+        "review.yaml:2: tasks.a: needs nothing; name in `needs` what it cleans up after",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls], always: true, needs: a, "
+        "timeouts: {wall: none}}}",
+        "review.yaml:2: tasks.b.timeouts: has no wall limit; an `always` task is not under the "
+        "run's deadline and needs its own",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls]}, b: {command: [ls], always: true}}\n"
+        "edges: [{from: a, to: b, stream: true}]",
+        "review.yaml:2: tasks.b: reads a stream, and an `always` task cannot; use plain edges",
     ),
     ("name: x\nname: y\n", "review.yaml:2: name is given twice, first on line 1"),
     # values
@@ -476,7 +549,7 @@ def test_problems_are_also_there_apart_for_programs(folder: Path) -> None:
         (
             "x.json",
             '{"name": "x",\n "tasks": {"a": {"command": ["ls"],\n "wall": 3}}}',
-            "x.json:3: tasks.a.wall: unknown key; the keys here are bulkhead, command, env, execute, ",
+            "x.json:3: tasks.a.wall: unknown key; the keys here are always, bulkhead, command, ",
         ),
         ("x.json", '{"name": "x",}', "x.json:1: is not JSON: "),
         ("x.json", '{"name": "x",\n"name": "y"}', 'x.json: the key "name" is given twice in one map'),
@@ -798,12 +871,14 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     assert schema["required"] == ["name", "tasks"]
     assert set(schema["properties"]) == {
         "$schema", "name", "tasks", "edges", "workspace", "defaults", "fail_fast", "timeout",
-        "max_parallel", "base", "conflict", "checkpoints", "stream_backlog", "priority",
+        "max_parallel", "base", "conflict", "checkpoints", "stream_backlog", "retry_budget",
+        "rollback_budget", "priority",
     }  # fmt: skip
     models = schema["$defs"]
     assert set(models["Task"]["properties"]) == {
         "execute", "command", "spec", "needs", "limits", "timeouts", "retry", "sources", "env",
-        "network", "max_parallel", "bulkhead", "rate", "priority",
+        "max_parallel", "bulkhead", "rate", "priority",
+        "network", "validate", "output_schema", "recover", "fallbacks", "always",
     }  # fmt: skip
     assert set(models["Limits"]["properties"]) == set(Limits.__struct_fields__)
     assert set(models["Timeouts"]["properties"]) == set(Timeouts.__struct_fields__)

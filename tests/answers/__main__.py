@@ -1,0 +1,43 @@
+"""`python -m answers [--only KIND]` with `PYTHONPATH=tests`: the table, expected and received."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from runs import Embedded
+
+from .table import UNASKED, cells, is_refused, run_cells, unasked
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="answers", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="KIND", help="of one kind of error")
+    parser.add_argument("--parallel", type=int, default=8, help="attempts at once")
+    chosen = parser.parse_args()
+    wanted = [cell for cell in cells() if chosen.only in (None, cell.name, cell.kind.kind)]
+    wrong, began = 0, time.monotonic()
+
+    def say(name: str, action: str, expected: str, got: str) -> None:
+        nonlocal wrong
+        wrong += got != expected
+        print(f"{name:<26}{action:<20}{got}" + ("" if got == expected else f"   NOT {expected}"))
+
+    with tempfile.TemporaryDirectory(prefix="casemate-answers-") as folder:
+        place = Path(folder)
+        with Embedded(place / "state", max_parallel=chosen.parallel) as house:
+            for cell, got in zip(wanted, run_cells(house, place / "repo", wanted), strict=True):
+                action = f"{cell.action}{' (function)' if cell.is_function else ''}"
+                say(cell.name, action, cell.expected(), got)
+            for kind in UNASKED if chosen.only is None else ():
+                say(kind, "(nobody is asked)", UNASKED[kind][0], unasked(house, kind))
+                say(kind, "(a rule)", "refused", "refused" if is_refused(kind) else "accepted")
+    print(f"{len(wanted)} cells, {wrong} not as expected, {time.monotonic() - began:.1f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
