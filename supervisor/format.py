@@ -39,6 +39,7 @@ from ..protocol.limits import (
     STREAM_CREDIT_SIZE,
 )
 from ..protocol.pipeline import (
+    BREAKER_KEY_PATTERN,
     TASK_ID_PATTERN,
     Checkpoints,
     CommandEntry,
@@ -53,6 +54,7 @@ from .reading import KeyPath, shown
 
 __all__ = [
     "ENV_NAME",
+    "Breaker",
     "Defaults",
     "Limits",
     "Model",
@@ -72,6 +74,9 @@ GIB = 1024 * MIB
 PICKLE_SIZE = 512 * KIB
 SPEC_SIZE = 256 * KIB
 COMMAND_SIZE = 128 * KIB  # beside a spec; the kernel takes no longer word either
+
+# The times of so many are kept for each breaker.
+BREAKER_FAILURES = 1000
 
 # Nobody waits for a hundredth try; a retry storm of one task stays below this.
 ATTEMPTS = 100
@@ -188,7 +193,8 @@ class Timeouts(Model):
 
 
 # What a task's own failure can be. A wall that was hit is no accident: `violation` is retried only
-# where it is named. `setup` and `lost` are never the task's fault and retried whatever this says.
+# where it is named. `setup` and `lost` are never the task's fault and retried whatever this says;
+# who was kept back by a breaker for as long as it lets itself be has waited enough.
 _RETRIED = (
     "error", "invalid_output", "timeout", "memory", "pids", "disk", "output_limit", "crash",
     "protocol",
@@ -200,7 +206,7 @@ def _named(kinds: Iterable[ErrorKind]) -> list[str]:
     return sorted({name for kind in kinds for name in (kind.value, kind.value.partition(".")[0])})
 
 
-_RETRYABLE = _named(set(ErrorKind) - retry.FINAL - retry.BLAMELESS)
+_RETRYABLE = _named(set(ErrorKind) - retry.FINAL - retry.BLAMELESS - {ErrorKind.BREAKER_OPEN})
 # Also `setup` and `lost`, when their own tries are used up.
 _RECOVERABLE = _named(set(ErrorKind) - retry.FINAL)
 
@@ -244,6 +250,35 @@ class Retry(Model):
     ] = Field(
         default_factory=lambda: _RETRIED,  # as a default, pydantic's schema would warn of it
         description="error kinds; timeout stands for every timeout.*",
+    )
+
+
+class Breaker(Model):
+    """After so many failures no attempt is started for a while, in any run of the state directory;
+    then a single one is, as a probe. `{}` takes all the defaults."""
+
+    failures: int = Field(default=5, ge=1, le=BREAKER_FAILURES, description="that open it")
+    window: _Limit = Field(
+        default=60.0, description="within which they count; none: in a row, however far apart"
+    )
+    open_for: Annotated[_Duration, AfterValidator(_more_than_no_time)] = Field(
+        default=30.0, description="until a probe; doubled (backoff) for each probe that fails"
+    )
+    backoff: float = Field(default=2.0, ge=1, le=100, allow_inf_nan=False)
+    # Long enough to leave a service alone, short enough that its return is noticed over a coffee.
+    max_open_for: Annotated[_Duration, AfterValidator(_more_than_no_time)] = Field(
+        default=600.0, description="the longest wait for a probe, where open_for is not longer"
+    )
+    on_open: Literal["kill", "drain"] = Field(
+        default="kill", description="what becomes of attempts that run; drain: left to end"
+    )
+    key: str | None = Field(
+        default=None,
+        pattern=BREAKER_KEY_PATTERN,
+        description="tasks with the same share one; else it is PIPELINE/TASK",
+    )
+    wait: _Limit = Field(
+        default=300.0, description="how long a task is kept back before it fails; none: for ever"
     )
 
 
@@ -467,6 +502,9 @@ class Defaults(Model):
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     retry: Retry = Field(default_factory=Retry)
+    breaker: Breaker | None = Field(
+        default=None, description="opens after repeated failures; null: none"
+    )
     sources: _Names = Field(
         default=[], description="files and folders that tasks import, read-only"
     )
@@ -646,9 +684,9 @@ class Pipeline(Model):
     json_schema_location: str | None = Field(default=None, alias="$schema")
 
 
-# What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
+# What DESIGN names and later versions bring. Better a refusal than a wish that nobody hears.
 _LATER = {
-    "breaker", "degrade", "proc", "python", "ro", "rw",
+    "degrade", "proc", "python", "ro", "rw",
 }  # fmt: skip
 
 
@@ -688,7 +726,12 @@ def _model_at(path: KeyPath) -> type[Model]:
     around = path[:-1]
     if not around:
         return Pipeline
-    nested: dict[str | int, type[Model]] = {"limits": Limits, "timeouts": Timeouts, "retry": Retry}
+    nested: dict[str | int, type[Model]] = {
+        "limits": Limits,
+        "timeouts": Timeouts,
+        "retry": Retry,
+        "breaker": Breaker,
+    }
     if around[0] == "defaults":
         return nested[around[1]] if len(around) > 1 else Defaults
     return nested[around[2]] if len(around) > 2 else Task
@@ -713,6 +756,8 @@ def explain(path: KeyPath, error: Any, model: type[BaseModel] | None = None) -> 
     if kind == "string_pattern_mismatch":
         if path == ("name",):
             return f"{shown(value)}: a name is up to 100 letters, digits, spaces, . _ or -"
+        if path[-1] == "key":
+            return f"{shown(value)}: a key is up to 200 letters, digits, spaces, . _ - / or :"
         return f"{shown(value)}: a task's id is 1 to 64 letters, digits, _ or -"
     if kind == "greater_than_equal":
         return f"{shown(value)} is too little; at least {context['ge']:g}"

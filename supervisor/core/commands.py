@@ -99,7 +99,7 @@ class Fetch:
 @dataclass(frozen=True, slots=True)
 class TellBreaker:
     """Let the row of this key take a step, in this order among all that is told; None: only look
-    at it. Answer with `BreakerMoved`, and send one whenever the row moves, until `ForgetBreaker`."""
+    at it. Answer with `BreakerMoved`, and send one whenever it moves, until `ForgetBreaker`."""
 
     number: int
     key: str

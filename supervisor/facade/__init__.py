@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from .protocol.events import ErrorKind, TaskError
     from .sandbox.context import RuntimeContext
     from .supervisor.api import PipelineEvent, RunResult, Supervisor
-    from .supervisor.builder import AgentSpec, Limits, Pipeline, Retry, Task, Timeouts
+    from .supervisor.builder import AgentSpec, Breaker, Limits, Pipeline, Retry, Task, Timeouts
     from .supervisor.sandboxed import SandboxResult, run_sandboxed
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "Breaker",
     "CasemateError",
     "ErrorKind",
     "Limits",
@@ -48,7 +49,15 @@ _HOME = {
     ".protocol.events": ("ErrorKind", "TaskError"),
     ".sandbox.context": ("RuntimeContext",),
     ".supervisor.api": ("PipelineEvent", "RunResult", "Supervisor"),
-    ".supervisor.builder": ("AgentSpec", "Limits", "Pipeline", "Retry", "Task", "Timeouts"),
+    ".supervisor.builder": (
+        "AgentSpec",
+        "Breaker",
+        "Limits",
+        "Pipeline",
+        "Retry",
+        "Task",
+        "Timeouts",
+    ),
     ".supervisor.sandboxed": ("SandboxResult", "run_sandboxed"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
