@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from casemate.protocol.pipeline import PipelineSpec
-from fakes import wait_until
 from runs import Embedded, History, Place, is_alive
 
 TASKS = """
