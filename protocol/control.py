@@ -213,6 +213,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     ended: float | None = None
     last_seq: int = 0
     problem: str | None = None  # of a damaged run
+    breakers: tuple[str, ...] = ()  # keys that its tasks use; in a list of runs left out
 
 
 class TaskSummary(Struct, frozen=True, kw_only=True):

@@ -23,16 +23,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from ..protocol.errors import CasemateError, UsageError
-from .core.breaker import Happening, Row, step
+from .core.breaker import Happening, Row, Standing, remaining, step
 from .core.commands import ForgetBreaker, TellBreaker
 from .core.events import BreakerMoved
 
-__all__ = ["BreakerDesk", "BreakerStore"]
+__all__ = ["BreakerDesk", "BreakerStore", "standing_of"]
 
 _VERSION = 1
 
@@ -150,6 +151,22 @@ def _make(path: Path) -> None:
 def _read(db: sqlite3.Connection, key: str) -> Row:
     found = db.execute("SELECT data FROM breakers WHERE key = ?", (key,)).fetchone()
     return Row() if found is None else _row.decode(found[0])
+
+
+def standing_of(key: str, row: Row, now: float) -> dict[str, Any]:
+    """A row for people and programs. `failures`: that count now, or that opened it; `retry_in`:
+    seconds until a probe may be let through, None while it is closed."""
+    is_closed = row.standing is Standing.CLOSED
+    probe = row.probe
+    return {
+        "key": key,
+        "state": row.standing.value,
+        "failures": len(row.failures) if is_closed else row.counted,
+        "open_for": row.open_for,
+        "opening": row.opening,
+        "retry_in": None if is_closed else round(remaining(row, now), 3),
+        "probe": None if probe is None else f"{probe.run}/{probe.task}/{probe.attempt}",
+    }
 
 
 class BreakerDesk:
