@@ -346,6 +346,7 @@ class Scheduler:
                 each for each in speakers if state.tasks[each].standing is not Standing.COMPLETED
             ),
             restarting=tuple(each for each in sources if each in doomed),
+            kept_by=found.held[task].breaker.key if task in found.held else None,
             is_fetching=found.is_fetching,
             in_line=(len(line) - 1, state.graph.order[line[0]]) if position in line else None,
             most=state.spec.max_parallel,

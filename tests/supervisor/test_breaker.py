@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from casemate.protocol.pipeline import PipelineSpec
-from runs import Embedded, History, Place, is_alive
+from runs import Embedded, History, Live, Place, is_alive
 
 TASKS = """
 import time
@@ -16,6 +21,18 @@ def sick(input, ctx):
     if ctx.attempt <= ctx.spec["fails"]:
         raise ConnectionError("no answer")
     return ctx.attempt
+def sick_then_hangs(input, ctx):
+    if ctx.attempt <= 3:
+        raise ConnectionError("no answer")
+    ctx.emit("here")
+    if ctx.attempt == 4:
+        time.sleep(3600)
+    return ctx.attempt
+def steady(input, ctx):
+    ctx.emit("here")
+    for n in range(1_000_000):
+        ctx.progress(n)
+        time.sleep(0.05)
 def hangs_once(input, ctx):
     ctx.emit("here")
     if ctx.attempt == 1:
@@ -56,11 +73,18 @@ def hanging(place: Place, **breaker: Any) -> PipelineSpec:
     return place.spec(tasks={"hangs_once": {"breaker": {**BREAKER, **breaker}}})
 
 
+def casemate(*words: str) -> Any:
+    """What the command prints with --json."""
+    whole = [sys.executable, "-m", "casemate.supervisor.cli", *words, "--json"]
+    found = subprocess.run(whole, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)
+
+
 def of_breakers(history: History) -> list[str]:
     return [e.kind.removeprefix("breaker.") for e in history.events if e.kind.startswith("breaker")]
 
 
-def test_three_runs_share_a_breaker_and_what_one_run_suffers_spares_the_others(
+def test_three_runs_share_a_breaker_and_what_one_suffers_spares_the_others(
     house: Embedded, state: Path, place: Place
 ) -> None:
     with Embedded(state) as other:  # a supervisor of its own, as in another terminal
@@ -71,17 +95,99 @@ def test_three_runs_share_a_breaker_and_what_one_run_suffers_spares_the_others(
         patient = house.start(sick(place, fails=3))
         histories = [live.finish() for live in (*victims, patient)]
     assert not any(is_alive(pid) for pid in pids)
-    assert [history.outcome for history in histories] == ["run.completed"] * 3
+    for history in histories:
+        assert history.outcome == "run.completed"
+        opened = history.of("breaker.opened")[0].data
+        assert opened == {"key": "model-api", "failures": 3, "open_for": 0.3, "opening": 1}
     for history in histories[:2]:
         killed = history.one("task.retrying")
         assert killed.data["error"]["kind"] == "breaker_open"
         assert killed.data["delay"] == 0
         assert history.output("hangs_once") == 2
-    opened = {history.of("breaker.opened")[0].data["opening"] for history in histories}
-    assert opened == {1}
-    for history in histories:
-        first = history.of("breaker.opened")[0].data
-        assert first == {"key": "model-api", "failures": 3, "open_for": 0.3, "opening": 1}
-        assert of_breakers(history)[-1] == "closed" or history.outcome == "run.completed"
-    # The probe of one of the three closed it for all: nothing was started between.
-    assert [of_breakers(history)[0] for history in histories] == ["opened"] * 3
+    # Whoever ended last was not the probe, but waited for it.
+    told = [of_breakers(history) for history in histories]
+    assert ["opened", "half_open", "closed"] in told
+
+
+def test_what_a_person_opens_and_resets_acts_in_every_supervisor(
+    house: Embedded, state: Path, place: Place
+) -> None:
+    live = house.start(hanging(place))
+    live.wait("task.emitted")
+    key = BREAKER["key"]
+    opened = casemate("breaker", "open", key, "--for", "1h", "--state", str(state))
+    assert (opened["state"], opened["open_for"]) == ("open", 3600)
+    live.wait("task.retrying")
+    live.wait("task.ready", count=2)
+    [listed] = casemate("breaker", "list", "--state", str(state))
+    assert (listed["key"], listed["state"], listed["opening"]) == (key, "open", 1)
+    shown = casemate("show", live.run, "--state", str(state))
+    assert [each["key"] for each in shown["breakers"]] == [key]
+    why = casemate("show", live.run, "--why", "hangs_once", "--state", str(state))
+    assert key in json.dumps(why)
+    assert casemate("breaker", "reset", key, "--state", str(state))["state"] == "closed"
+    history = live.finish()
+    assert of_breakers(history) == ["opened", "closed"]
+    assert history.of("breaker.opened")[0].data["failures"] == 0
+
+
+def test_an_open_breaker_outlives_its_supervisor_and_is_told_once(
+    state: Path, place: Place
+) -> None:
+    with Embedded(state) as house:
+        live = house.start(sick(place, fails=3, open_for="1h", max_open_for="1h"))
+        live.wait("breaker.opened")
+        live.wait("task.ready", count=4)
+        os.kill(house.engine, signal.SIGKILL)
+        house.engine_is_gone()
+    with Embedded(state) as house:
+        house.call(house.supervisor.resume(live.run))
+        again = Live(house, live.run)
+        again.wait("task.ready", count=5)
+        [row] = casemate("breaker", "list", "--state", str(state))
+        assert (row["state"], row["opening"]) == ("open", 1)
+        casemate("breaker", "reset", str(BREAKER["key"]), "--state", str(state))
+        history = again.finish()
+    assert history.outcome == "run.completed"
+    assert of_breakers(history) == ["opened", "closed"]
+
+
+def test_a_probe_that_died_with_its_supervisor_is_followed_by_anothers(
+    house: Embedded, state: Path, place: Place
+) -> None:
+    """Nothing is heard of it: the lease runs out, and who waits in another supervisor is next."""
+    task = {"retry": {"attempts": 9, "delay": "0s"}, "breaker": BREAKER}
+    with Embedded(state) as doomed:
+        first = doomed.start(place.spec(tasks={"sick_then_hangs": task}))
+        first.wait("task.emitted")  # it is the probe
+        waits = house.start(hanging(place))
+        waits.wait("task.ready")
+        os.kill(doomed.engine, signal.SIGKILL)
+        history = waits.finish() if waits.wait("task.started") is None else None
+        assert history is None
+        # Its own first attempt hangs, as the probe; a person ends that.
+        casemate("breaker", "open", str(BREAKER["key"]), "--for", "1ms", "--state", str(state))
+        history = waits.finish()
+    assert history.output("hangs_once") == 2
+    house.call(house.supervisor.resume(first.run))
+    resumed = Live(house, first.run).finish()
+    assert resumed.output("sick_then_hangs") == 5
+
+
+def test_drain_lets_end_what_runs_and_wait_ends_what_waits(house: Embedded, place: Place) -> None:
+    lasting = place.spec(
+        tasks={
+            "steady": {"breaker": {**BREAKER, "on_open": "drain"}},
+        }
+    )
+    live = house.start(lasting)
+    live.wait("task.emitted")
+    given_up = house.run(
+        sick(place, fails=3, open_for="1h", max_open_for="1h", wait="200ms", on_open="drain")
+    )
+    assert given_up.outcome == "run.failed"
+    assert given_up.error("sick")["kind"] == "breaker_open"
+    live.wait("breaker.opened")
+    live.wait("task.progress")  # it goes on
+    live.cancel()
+    assert live.finish().outcome == "run.cancelled"
