@@ -80,7 +80,7 @@ class Moved(NamedTuple):
 class KeyClock(Clock):
     """One key: its row, and when something is to be done about it."""
 
-    __slots__ = ("asked", "held", "key", "probe", "row", "until", "users")
+    __slots__ = ("asked", "closing", "held", "key", "probe", "row", "until", "users")
 
     def __init__(self, key: str) -> None:
         super().__init__()
@@ -88,6 +88,7 @@ class KeyClock(Clock):
         self.row: Row | None = None
         self.until = math.inf  # a claim may be made; or, with a probe, the lease is to be renewed
         self.asked = 0  # the number of the newest word whose answer is waited for
+        self.closing: str | None = None  # the run whose probe succeeded, until that is answered
         self.users: dict[str, None] = {}  # runs, as they came
         self.held: dict[Probe, None] = {}  # in the order they came
         self.probe: Probe | None = None  # ours, let through
@@ -147,6 +148,10 @@ class Breakers:
                 del self._keys[name]
                 self._words.append(ForgetBreaker(name))
 
+    def is_closing(self, run: str) -> bool:
+        """Whether it has just closed a breaker, and its journal does not tell so yet."""
+        return any(key.closing == run for key in self._keys.values())
+
     # Attempts.
 
     def lets(self, key: str, attempt: Probe) -> bool:
@@ -169,6 +174,7 @@ class Breakers:
         key = self._keys[policy.key]
         if attempt == key.probe:
             key.probe = None
+            key.closing = attempt.run
             self._ask(key, Succeeded(attempt, policy))
         elif policy.window is None:  # it starts the count anew
             self._say(key, Succeeded(attempt, policy))
@@ -197,7 +203,7 @@ class Breakers:
         before, row = key.row, moved.row
         key.row = row
         if moved.number >= key.asked:
-            key.asked = 0
+            key.asked, key.closing = 0, None
         if key.probe is not None and row.probe != key.probe:
             key.probe = None  # nothing was heard of it for too long
         freed: tuple[Probe, ...] = ()

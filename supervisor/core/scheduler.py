@@ -1071,7 +1071,8 @@ class Scheduler:
         state = run.state
         if self._runs.get(state.run) is not run:
             return  # it has ended in this very step
-        if state.unfinished or run.rolling is not None or run.is_fetching:
+        is_closing = run.stop is None and self._breakers.is_closing(state.run)
+        if state.unfinished or run.rolling is not None or run.is_fetching or is_closing:
             self._queue(run)
             return
         self._record(run, None, None, self._outcome(run))
@@ -1123,7 +1124,8 @@ class Scheduler:
             run = self._runs[attempt.run]
             self._clocks.discard(run.held.pop(attempt.task))
             heapq.heappush(run.ready, run.state.graph.position[attempt.task])
-            self._queue(run)
+        for name in found.runs:
+            self._settle(now, self._runs[name])
 
     def _tell_of_breaker(self, run: _Run, key: str, row: Row, before: Row | None) -> None:
         for data in news(key, row, run.state.breakers.get(key), before):

@@ -531,10 +531,10 @@ class Story(Town):
     def finish_all(self) -> None:
         """A fair world: all is said and seen, what lives comes to a good end, time passes."""
         for _ in range(3000):
+            self.talk()
             waiting = [name for name in self.worlds if self.under_way(name)]
             if not waiting:
                 return
-            self.talk()
             for name in waiting:
                 for run in sorted(self.worlds[name].judge.paused & set(self.under_way(name))):
                     self.tell(name, ResumeRun(run))
