@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import secrets
 import sqlite3
 import threading
@@ -23,17 +24,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from ..protocol.control import BreakerSummary
 from ..protocol.errors import CasemateError, UsageError
-from .core.breaker import Happening, Row, Standing, remaining, step
+from ..protocol.pipeline import BREAKER_KEY_PATTERN
+from .core.breaker import Forced, Happening, Reset, Row, Standing, remaining, step
 from .core.commands import ForgetBreaker, TellBreaker
 from .core.events import BreakerMoved
 
-__all__ = ["BreakerDesk", "BreakerStore", "standing_of"]
+__all__ = ["BreakerDesk", "BreakerStore", "read_breakers", "standing_of", "step_breaker"]
 
 _VERSION = 1
 
@@ -153,20 +155,35 @@ def _read(db: sqlite3.Connection, key: str) -> Row:
     return Row() if found is None else _row.decode(found[0])
 
 
-def standing_of(key: str, row: Row, now: float) -> dict[str, Any]:
-    """A row for people and programs. `failures`: that count now, or that opened it; `retry_in`:
-    seconds until a probe may be let through, None while it is closed."""
+def standing_of(key: str, row: Row, now: float) -> BreakerSummary:
+    """A row for people and programs."""
     is_closed = row.standing is Standing.CLOSED
     probe = row.probe
-    return {
-        "key": key,
-        "state": row.standing.value,
-        "failures": len(row.failures) if is_closed else row.counted,
-        "open_for": row.open_for,
-        "opening": row.opening,
-        "retry_in": None if is_closed else round(remaining(row, now), 3),
-        "probe": None if probe is None else f"{probe.run}/{probe.task}/{probe.attempt}",
-    }
+    return BreakerSummary(
+        key=key,
+        state=row.standing.value,
+        failures=len(row.failures) if is_closed else row.counted,
+        open_for=row.open_for,
+        opening=row.opening,
+        retry_in=None if is_closed else round(remaining(row, now), 3),
+        probe=None if probe is None else f"{probe.run}/{probe.task}/{probe.attempt}",
+    )
+
+
+def read_breakers(state: Path) -> list[BreakerSummary]:
+    """All of a state directory, as they are now."""
+    with closing(BreakerStore(state)) as store:
+        rows, now = store.rows(), time.time()
+    return [standing_of(key, row, now) for key, row in rows.items()]
+
+
+def step_breaker(state: Path, key: str, happening: Forced | Reset) -> BreakerSummary:
+    """A person's hand on one: every supervisor of the state directory acts on it."""
+    if re.search(BREAKER_KEY_PATTERN, key) is None:
+        raise UsageError(f"{key!r}: not a breaker's key; `casemate breaker list` has them")
+    with closing(BreakerStore(state)) as store:
+        now = time.time()
+        return standing_of(key, store.step(key, now, happening), now)
 
 
 class BreakerDesk:

@@ -42,6 +42,7 @@ from msgspec import Raw
 
 from ..protocol import codec
 from ..protocol.answers import RecoveryAction, ValidationResult
+from ..protocol.control import BreakerSummary
 from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
 from ..protocol.events import (
     CheckpointCreated,
@@ -60,8 +61,9 @@ from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, TaskSpec
 from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
-from .breakers import BreakerDesk
+from .breakers import BreakerDesk, step_breaker
 from .control import carry_out
+from .core.breaker import Forced, Reset
 from .core.commands import (
     CancelAttempt,
     Command,
@@ -477,6 +479,10 @@ class Engine:
         """Why a run ended without its last event; None where it did not."""
         known = self._runs.get(run) or self._over.get(run)
         return known.problem if known is not None else None
+
+    async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary:
+        """A person's hand on a breaker of the state directory."""
+        return await asyncio.to_thread(step_breaker, self.state.path, key, happening)
 
     # --- the core ----------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol import codec
-from ...protocol.control import RunState, RunSummary, TaskSummary
+from ...protocol.control import BreakerSummary, RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
-from ..breakers import BreakerStore, standing_of
+from ..breakers import read_breakers
 from ..config import load_config
 from ..control import Client
 from ..core.why import Reason
@@ -118,25 +118,21 @@ def table_of(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Tabl
     return table
 
 
-def breaker_line(found: dict[str, Any]) -> str:
-    """What `standing_of` has, in words."""
-    if found["state"] == "closed":
+def breaker_line(found: BreakerSummary) -> str:
+    if found.retry_in is None:
         return "closed"
-    if found["probe"] is not None:
-        return f"half open: {printable(found['probe'])} is the probe"
-    left = found["retry_in"]
-    return "open, a probe " + (f"in {left:.1f} s" if left else "may be let through")
+    if found.probe is not None:
+        return f"half open: {printable(found.probe)} is the probe"
+    wait = f"in {found.retry_in:.1f} s" if found.retry_in else "is due"
+    return f"open, a probe {wait}"
 
 
-def _breakers(directory: StateDirectory, keys: Container[str] | None = None) -> list[Any]:
+def _open_breakers(
+    directory: StateDirectory, keys: Container[str] | None = None
+) -> list[BreakerSummary]:
     """Those that are not closed, of all or of these keys."""
-    store, now = BreakerStore(directory.path), time.time()
-    try:
-        rows = store.rows()
-    finally:
-        store.close()
-    found = [standing_of(key, row, now) for key, row in rows.items() if keys is None or key in keys]
-    return [each for each in found if each["state"] != "closed"]
+    found = read_breakers(directory.path)
+    return [each for each in found if each.state != "closed" and (keys is None or each.key in keys)]
 
 
 # ---------------------------------------------------------------------------------------------- ps
@@ -159,8 +155,8 @@ def print_ps(*, everything: bool, as_json: bool, state: Path | None) -> int:
         name = printable(run.pipeline or "", 30)
         table.add_row(run.id, Text(name), _state(run.state), f"{done}/{of}", _age(run.started))
     _console().print(table)
-    for found in _breakers(directory):
-        print(f"breaker {printable(found['key'])}: {breaker_line(found)}")
+    for found in _open_breakers(directory):
+        print(f"breaker {printable(found.key)}: {breaker_line(found)}")
     hidden = len(directory.run_ids()) - len(rows)
     if hidden > 0:
         print(f"… and {hidden} older (--all)", file=sys.stderr)
@@ -184,13 +180,13 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
     directory = open_state(state)
     run = directory.find_run(text)
     summary, tasks = describe(run)
-    breakers = _breakers(directory, summary.breakers)
+    breakers = _open_breakers(directory, summary.breakers)
     story = list(_story(run)) if everything else []
     if as_json:
         shown = {
             "run": msgspec.to_builtins(summary),
             "tasks": msgspec.to_builtins(tasks),
-            "breakers": breakers,
+            "breakers": msgspec.to_builtins(breakers),
         }
         if everything:
             shown["story"] = [event.as_json() | {"undone": undone} for event, undone in story]
@@ -205,7 +201,7 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
     console.print(head)
     for found in breakers:
         console.print(
-            Text(f"breaker {printable(found['key'])}: {breaker_line(found)}", style="yellow")
+            Text(f"breaker {printable(found.key)}: {breaker_line(found)}", style="yellow")
         )
     if summary.problem:
         console.print(printable(summary.problem), markup=False)

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from casemate.protocol.errors import CasemateError, UsageError
 from casemate.protocol.pipeline import Breaker, OnOpen
@@ -118,8 +119,8 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_how_a_row_stands_is_told_in_plain_data(tmp_path: Path) -> None:
     row = BreakerStore(tmp_path).step("k", 1.0, Forced(7))
-    assert standing_of("k", row, 3.0) == {
+    assert msgspec.to_builtins(standing_of("k", row, 3.0)) == {
         "key": "k", "state": "open", "failures": 0, "open_for": 7.0, "opening": 1,
         "retry_in": 5.0, "probe": None,
     }  # fmt: skip
-    assert standing_of("k", Row(), 3.0)["retry_in"] is None
+    assert standing_of("k", Row(), 3.0).retry_in is None
