@@ -873,7 +873,7 @@ def test_a_breaker_has_its_defaults_and_the_tasks_own_key(folder: Path) -> None:
           b: {command: [ls], breaker: {key: model api, open_for: 20m, on_open: drain, wait: none}}
           c: {command: [ls], breaker: null}
         """
-    a, b, c = load(folder, document).tasks
+    a, b, c = load_pipeline(write(folder, document)).tasks
     assert a.breaker == Breaker(
         key="x/a",
         failures=3,
