@@ -481,7 +481,8 @@ class Story(Town):
         elif what == 6:
             self.tell(name, Tick())
         elif what == 7 and random.random() < 0.2:
-            self.person(random.choice([Forced(3), Reset()]), random.choice("kl"))
+            happenings: list[Happening] = [Forced(3), Reset()]
+            self.person(random.choice(happenings), random.choice("kl"))
         elif what == 8 and runs and random.random() < 0.4:
             run = random.choice(runs)
             wishes: list[Input] = [

@@ -11,7 +11,6 @@ journals by time, and what `casemate breaker list` says at the moments that matt
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from casemate.protocol.pipeline import PipelineSpec
+from casemate.supervisor.cli.breaker import list_breakers
 from runs import Embedded, History, Place, is_alive
 
 TASKS = """
@@ -51,10 +51,8 @@ def spec(place: Place, name: str, **what: object) -> PipelineSpec:
 
 
 def listed(state: Path, when: str) -> None:
-    code = "from casemate.supervisor.cli import main; main()"
-    words = ["breaker", "list", "--state", str(state)]
-    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    print(f"\n$ casemate breaker list        ({when})\n{found.stdout.rstrip()}")
+    print(f"\n$ casemate breaker list        ({when})", flush=True)
+    list_breakers(as_json=False, state=state)
 
 
 def told(histories: dict[str, History]) -> None:

@@ -39,7 +39,8 @@ def hangs_once(input, ctx):
         time.sleep(3600)
     return ctx.attempt
 """
-BREAKER = {"failures": 3, "window": "60s", "open_for": "300ms", "key": "model-api"}
+KEY = "model-api"
+BREAKER = {"failures": 3, "window": "60s", "open_for": "300ms", "key": KEY}
 
 
 @pytest.fixture
@@ -115,18 +116,18 @@ def test_what_a_person_opens_and_resets_acts_in_every_supervisor(
 ) -> None:
     live = house.start(hanging(place))
     live.wait("task.emitted")
-    key = BREAKER["key"]
-    opened = casemate("breaker", "open", key, "--for", "1h", "--state", str(state))
+    opened = casemate("breaker", "open", KEY, "--for", "1h", "--state", str(state))
     assert (opened["state"], opened["open_for"]) == ("open", 3600)
     live.wait("task.retrying")
     live.wait("task.ready", count=2)
     [listed] = casemate("breaker", "list", "--state", str(state))
-    assert (listed["key"], listed["state"], listed["opening"]) == (key, "open", 1)
+    assert (listed["key"], listed["state"], listed["opening"]) == (KEY, "open", 1)
     shown = casemate("show", live.run, "--state", str(state))
-    assert [each["key"] for each in shown["breakers"]] == [key]
+    assert [each["key"] for each in shown["breakers"]] == [KEY]
     why = casemate("show", live.run, "--why", "hangs_once", "--state", str(state))
-    assert key in json.dumps(why)
-    assert casemate("breaker", "reset", key, "--state", str(state))["state"] == "closed"
+    assert KEY in json.dumps(why)
+    assert house.call(house.supervisor.reset_breaker(KEY)).state == "closed"
+    assert [each.state for each in house.call(house.supervisor.breakers())] == ["closed"]
     history = live.finish()
     assert of_breakers(history) == ["opened", "closed"]
     assert history.of("breaker.opened")[0].data["failures"] == 0
@@ -146,7 +147,7 @@ def test_an_open_breaker_outlives_its_supervisor_and_is_told_once(
         again.wait("task.ready", count=5)
         [row] = casemate("breaker", "list", "--state", str(state))
         assert (row["state"], row["opening"]) == ("open", 1)
-        casemate("breaker", "reset", str(BREAKER["key"]), "--state", str(state))
+        casemate("breaker", "reset", KEY, "--state", str(state))
         history = again.finish()
     assert history.outcome == "run.completed"
     assert of_breakers(history) == ["opened", "closed"]
