@@ -16,9 +16,11 @@ is the reply `error`, never a closed connection.
 
 Requests that read are answered by the front from the journals; those that steer (`pause`, `resume`,
 `cancel`, `checkpoint`, `rollback`, `fork`) are passed on to the engine, and answered `done` when it
-has carried them out; so is `why`, which changes nothing. An `id` that is a string names one such
-request for good: sent again, as a client does who got no reply, it is not carried out again but
-answered with the first one's reply. A number names nothing beyond its connection.
+has carried them out; so is `why`, which changes nothing. `breakers` reads what all runs of the
+state directory share; `open_breaker` and `reset_breaker` are carried out by any engine. An `id`
+that is a string names one such request for good: sent again, as a client does who got no reply, it
+is not carried out again but answered with the first one's reply. A number names nothing beyond its
+connection.
 
 A late joiner: subscribe, wait for a heartbeat, replay from 0, then drop every live event whose seq
 he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he has.
@@ -33,10 +35,15 @@ from msgspec import Meta, Struct
 
 from .events import TaskError
 from .limits import CONTROL_ID_LENGTH, CONTROL_REASON_LENGTH, CONTROL_VERSION, NAME_LENGTH
+from .pipeline import BREAKER_KEY_PATTERN
 
 __all__ = [
     "HEARTBEAT_TOPIC",
     "Because",
+    "BreakerSummary",
+    "BreakerVerb",
+    "Breakers",
+    "BreakersShown",
     "Cancel",
     "Checkpoint",
     "ControlAnswer",
@@ -52,6 +59,7 @@ __all__ = [
     "Heartbeat",
     "List",
     "Listed",
+    "OpenBreaker",
     "Pause",
     "Problem",
     "Replay",
@@ -59,10 +67,12 @@ __all__ = [
     "Reply",
     "Request",
     "RequestId",
+    "ResetBreaker",
     "Resume",
     "Rollback",
     "RunState",
     "RunSummary",
+    "RunVerb",
     "Show",
     "Shown",
     "TaskSummary",
@@ -104,6 +114,8 @@ Number = Annotated[int, Meta(ge=0, le=2**53)]
 RequestId = int | Annotated[str, Meta(max_length=CONTROL_ID_LENGTH)]
 # What reaches the engine is small: ids of runs and tasks, names of checkpoints.
 Name = Annotated[str, Meta(max_length=NAME_LENGTH)]
+Key = Annotated[str, Meta(pattern=BREAKER_KEY_PATTERN)]
+Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 Reason = Annotated[str, Meta(max_length=CONTROL_REASON_LENGTH)]
 
 
@@ -188,8 +200,28 @@ class Why(_Request, frozen=True, kw_only=True, tag="why"):
     task: Name
 
 
-ControlVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork
-Request = List | Show | Replay | Fetch | ControlVerb
+class Breakers(_Request, frozen=True, kw_only=True, tag="breakers"):
+    """Those of the state directory that have seen a failure."""
+
+
+class OpenBreaker(_Request, frozen=True, kw_only=True, tag="open_breaker"):
+    """Open one by hand, for all runs of the state directory, until a probe `open_for` seconds
+    later."""
+
+    key: Key
+    open_for: Seconds = 30.0
+
+
+class ResetBreaker(_Request, frozen=True, kw_only=True, tag="reset_breaker"):
+    """Close one and forget its failures."""
+
+    key: Key
+
+
+RunVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork
+BreakerVerb = OpenBreaker | ResetBreaker
+ControlVerb = RunVerb | BreakerVerb
+Request = List | Show | Replay | Fetch | Breakers | ControlVerb
 
 
 # -------------------------------------------------------------------------------------- replies
@@ -213,6 +245,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     ended: float | None = None
     last_seq: int = 0
     problem: str | None = None  # of a damaged run
+    breakers: tuple[str, ...] = ()  # keys that its tasks use; in a list of runs left out
 
 
 class TaskSummary(Struct, frozen=True, kw_only=True):
@@ -222,6 +255,19 @@ class TaskSummary(Struct, frozen=True, kw_only=True):
     attempt: int = 0
     since: float | None = None  # wall clock: when it came into this state
     error: TaskError | None = None
+
+
+class BreakerSummary(Struct, frozen=True, kw_only=True):
+    """`failures`: that count now, or that opened it. `retry_in`: seconds until a probe may be let
+    through, None while it is closed. `opening`: how often it was opened."""
+
+    key: str
+    state: str  # closed, open, half_open
+    failures: int
+    open_for: float
+    opening: int
+    retry_in: float | None
+    probe: str | None  # RUN/TASK/ATTEMPT that is let through
 
 
 class ControlError(StrEnum):
@@ -285,9 +331,15 @@ class Because(_Reply, frozen=True, kw_only=True, tag="why"):
     words: tuple[str, ...]  # sentences; none: the journal tells all
 
 
+class BreakersShown(_Reply, frozen=True, kw_only=True, tag="breakers"):
+    """All, or the one that was opened or reset, as it is now."""
+
+    breakers: tuple[BreakerSummary, ...]
+
+
 class Error(_Reply, frozen=True, kw_only=True, tag="error"):
     error: Problem
 
 
-ControlAnswer = Done | Because | Error
-Reply = Listed | Shown | Replayed | Fetched | Done | Because | Error
+ControlAnswer = Done | Because | BreakersShown | Error
+Reply = Listed | Shown | Replayed | Fetched | Done | Because | BreakersShown | Error

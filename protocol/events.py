@@ -16,6 +16,9 @@ from .answers import Action
 __all__ = [
     "DATA",
     "KIND_OF",
+    "BreakerClosed",
+    "BreakerHalfOpen",
+    "BreakerOpened",
     "CheckpointCreated",
     "ErrorKind",
     "Event",
@@ -68,6 +71,7 @@ class ErrorKind(StrEnum):
     CONFLICT = "conflict"
     PROTOCOL = "protocol"
     SETUP = "setup"
+    BREAKER_OPEN = "breaker_open"
     UPSTREAM_FAILED = "upstream_failed"
     CANCELLED = "cancelled"
     LOST = "lost"
@@ -169,6 +173,29 @@ class WorkspaceChanged(Struct, frozen=True, kw_only=True):
     total: int
 
 
+class _Breaker(Struct, frozen=True, kw_only=True):
+    """What a breaker that this run's tasks use has come to, for all runs of the state directory.
+    `failures`: that led to its latest opening; 0 where it was opened by hand. `open_for`: how long
+    it keeps attempts back then, in seconds. `opening`: the how manieth of its life that one is."""
+
+    key: str
+    failures: int
+    open_for: float
+    opening: int
+
+
+class BreakerOpened(_Breaker, frozen=True, kw_only=True):
+    pass
+
+
+class BreakerHalfOpen(_Breaker, frozen=True, kw_only=True):
+    """One attempt of all runs is let through."""
+
+
+class BreakerClosed(_Breaker, frozen=True, kw_only=True):
+    pass
+
+
 class TaskReady(Struct, frozen=True):
     pass
 
@@ -265,6 +292,9 @@ EventData = (
     | RunForked
     | CheckpointCreated
     | WorkspaceChanged
+    | BreakerOpened
+    | BreakerHalfOpen
+    | BreakerClosed
     | TaskReady
     | TaskStarted
     | TaskEmitted
@@ -293,6 +323,9 @@ DATA: dict[str, type[EventData]] = {
     "run.forked": RunForked,
     "checkpoint.created": CheckpointCreated,
     "workspace.changed": WorkspaceChanged,
+    "breaker.opened": BreakerOpened,
+    "breaker.half_open": BreakerHalfOpen,
+    "breaker.closed": BreakerClosed,
     "task.ready": TaskReady,
     "task.started": TaskStarted,
     "task.emitted": TaskEmitted,

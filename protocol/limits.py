@@ -145,6 +145,11 @@ RETRY_AFTER = 24 * 3600.0
 # Paths named in one event or message (conflicts, changes of the workspace); the rest is counted.
 PATHS_NAMED = 20
 
+# Who holds the probe of a breaker says so every second. After five without a word the supervisor is
+# dead, or stands still: the next may probe. A loaded machine delays a word by tenths of a second.
+BREAKER_RENEWAL = 1.0
+BREAKER_LEASE = 5.0
+
 LINK_VERSION = 3
 EVENT_VERSION = 1
 CONTROL_VERSION = 1

@@ -14,8 +14,10 @@ from .answers import Action
 from .limits import RETRY_BUDGET, ROLLBACK_BUDGET, STREAM_BACKLOG
 
 __all__ = [
+    "BREAKER_KEY_PATTERN",
     "TASK_ID_PATTERN",
     "Base",
+    "Breaker",
     "Bulkhead",
     "Checkpoints",
     "CommandEntry",
@@ -26,6 +28,7 @@ __all__ = [
     "Limits",
     "ModuleEntry",
     "Network",
+    "OnOpen",
     "PickleEntry",
     "PipelineSpec",
     "Rate",
@@ -36,6 +39,8 @@ __all__ = [
 ]
 
 TASK_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+# Room for a pipeline's name, a slash and a task's id, which is the key of who names none.
+BREAKER_KEY_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_. /:-]{0,199}$"
 
 
 class Network(StrEnum):
@@ -115,6 +120,28 @@ class Rate(Struct, frozen=True, kw_only=True):
     key: str | None = None
 
 
+class OnOpen(StrEnum):
+    """What becomes of attempts that run when their breaker opens."""
+
+    KILL = "kill"
+    DRAIN = "drain"  # left to end
+
+
+class Breaker(Struct, frozen=True, kw_only=True):
+    """After `failures` within `window` seconds (None: in a row, however far apart) no attempt of
+    any task with this `key` is started for `open_for` seconds; then one is, as a probe. Each probe
+    that fails makes the next wait `backoff` times as long, at most `max_open_for`."""
+
+    key: str
+    failures: int
+    window: float | None
+    open_for: float
+    backoff: float
+    max_open_for: float
+    on_open: OnOpen
+    wait: float | None  # how long a task lets itself be held back; None: for ever
+
+
 class FileEntry(Struct, frozen=True, tag="file"):
     """`agents.py:analyze`: a qualified name in a file of the snapshotted sources."""
 
@@ -165,6 +192,7 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     limits: Limits
     timeouts: Timeouts
     retry: Retry
+    breaker: Breaker | None = None
     network: Network = Network.NONE
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()

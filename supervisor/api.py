@@ -24,12 +24,16 @@ import msgspec
 from msgspec import Raw
 
 from ..protocol import codec
+from ..protocol.control import BreakerSummary
 from ..protocol.errors import CasemateError, SetupRefused, UsageError
 from ..protocol.limits import VALUE_SIZE
 from ..protocol.pipeline import PipelineSpec
+from ..protocol.units import parse_duration
 from . import hostpipe
+from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
 from .config import Config, load_config
+from .core.breaker import Forced, Reset
 from .cursor import PipelineEvent, RunResult, collect, follow
 from .pipeline import compile_document
 from .state import StateDirectory
@@ -184,6 +188,23 @@ class Supervisor:
         assert answer.run is not None
         self._known.add(answer.run)
         return answer.run
+
+    async def breakers(self) -> list[BreakerSummary]:
+        """How the breakers of the state directory stand that have seen a failure."""
+        return await asyncio.to_thread(read_breakers, self._state.path)
+
+    async def open_breaker(self, key: str, open_for: float | str = "30s") -> BreakerSummary:
+        """Open a breaker by hand, for all runs of the state directory, until a probe after
+        `open_for`. What runs of it is killed or drained, as its tasks say."""
+        try:
+            happening = Forced(parse_duration(open_for))
+        except ValueError as error:
+            raise UsageError(f"open_for: {error}") from error
+        return await asyncio.to_thread(step_breaker, self._state.path, key, happening)
+
+    async def reset_breaker(self, key: str) -> BreakerSummary:
+        """Close a breaker and forget its failures."""
+        return await asyncio.to_thread(step_breaker, self._state.path, key, Reset())
 
     async def wait_closed(self) -> None:
         """Until the engine is gone: it has died, or the `async with` has ended."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentSpec",
+    "Breaker",
     "Bulkhead",
     "Limits",
     "Pipeline",
@@ -113,6 +114,22 @@ class Retry(_Options):
     on: Sequence[str] = UNSET
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breaker(_Options):
+    """After repeated failures nothing is started for a while, in any run that shares the key:
+    `Breaker(failures=5, window="60s", open_for="30s", key="model-api")`; `window=None`: in a row.
+    """
+
+    failures: int = UNSET
+    window: float | str | None = UNSET
+    open_for: float | str = UNSET
+    backoff: float = UNSET
+    max_open_for: float | str = UNSET
+    on_open: str = UNSET  # kill or drain
+    key: str = UNSET
+    wait: float | str | None = UNSET
+
+
 @dataclass(frozen=True, slots=True)
 class Bulkhead(_Options):
     """At most `max_parallel` attempts at a time, of all tasks in all runs that name the key:
@@ -154,6 +171,7 @@ class Task:
     limits: Limits | None = None
     timeouts: Timeouts | None = None
     retry: Retry | None = None
+    breaker: Breaker | None = None
     sources: Sequence[str | os.PathLike[str]] = ()
     env: Mapping[str, str | None] | None = None
     network: str | None = None
@@ -184,6 +202,7 @@ class Task:
             ("limits", self.limits),
             ("timeouts", self.timeouts),
             ("retry", self.retry),
+            ("breaker", self.breaker),
         ):
             if options is not None:
                 given[name] = options.document()
@@ -226,7 +245,8 @@ class Pipeline:
 
     `root` is the folder that every path of the pipeline is relative to and stays beneath; by
     default the folder of the file that makes the pipeline (the current folder in a notebook).
-    `limits`, `timeouts`, `retry`, `sources`, `env` and `network` are the defaults of its tasks.
+    `limits`, `timeouts`, `retry`, `breaker`, `sources`, `env` and `network` are the defaults of its
+    tasks.
     """
 
     def __init__(
@@ -241,6 +261,7 @@ class Pipeline:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
@@ -261,6 +282,7 @@ class Pipeline:
         self.limits = limits
         self.timeouts = timeouts
         self.retry = retry
+        self.breaker = breaker
         self.sources = sources
         self.env = env
         self.network = network
@@ -297,6 +319,7 @@ class Pipeline:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
@@ -323,6 +346,7 @@ class Pipeline:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
@@ -348,6 +372,7 @@ class Pipeline:
         limits: Limits | None = None,
         timeouts: Timeouts | None = None,
         retry: Retry | None = None,
+        breaker: Breaker | None = None,
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
@@ -376,6 +401,7 @@ class Pipeline:
                     limits=limits,
                     timeouts=timeouts,
                     retry=retry,
+                    breaker=breaker,
                     sources=sources,
                     env=env,
                     network=network,
@@ -418,6 +444,7 @@ class Pipeline:
             ("limits", self.limits),
             ("timeouts", self.timeouts),
             ("retry", self.retry),
+            ("breaker", self.breaker),
         ):
             if options is not None:
                 defaults[name] = options.document()

@@ -19,6 +19,9 @@ import msgspec
 
 from ..protocol.control import (
     Because,
+    BreakersShown,
+    BreakerSummary,
+    BreakerVerb,
     Cancel,
     Checkpoint,
     ControlAnswer,
@@ -30,12 +33,15 @@ from ..protocol.control import (
     Pause,
     Problem,
     Reply,
+    ResetBreaker,
     Resume,
     Rollback,
+    RunVerb,
     Why,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION
+from .core.breaker import Forced, Reset
 from .state import RunDirectory, StateDirectory, SupervisorRecord
 
 __all__ = ["Client", "Steerable", "carry_out"]
@@ -66,16 +72,21 @@ class Steerable(Protocol):
     ) -> None: ...
     async def fork(self, run: str, checkpoint: str) -> str: ...
     def why(self, run: str, task: str) -> tuple[str, ...]: ...
+    async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary: ...
 
 
 async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
     """Never raises but for bugs: what one client asked must not end the runs of the others."""
     # An interrupted run is nobody's, and resuming it makes it this engine's.
-    if not isinstance(verb, Resume) and not engine.owns(verb.run):
+    if not isinstance(verb, Resume | BreakerVerb) and not engine.owns(verb.run):
         return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")
     try:
         if isinstance(verb, Why):
             return Because(id=verb.id, run=verb.run, words=engine.why(verb.run, verb.task))
+        if isinstance(verb, BreakerVerb):
+            happening = Reset() if isinstance(verb, ResetBreaker) else Forced(verb.open_for)
+            row = await engine.step_breaker(verb.key, happening)
+            return BreakersShown(id=verb.id, breakers=(row,))
         return await _done(engine, verb)
     except UsageError as error:
         return _problem(verb, ControlError.REFUSED, str(error))
@@ -89,7 +100,7 @@ def _problem(verb: ControlVerb, kind: ControlError, message: str) -> Error:
     return Error(id=verb.id, error=Problem(kind, message[:_MESSAGE_LENGTH]))
 
 
-async def _done(engine: Steerable, verb: ControlVerb) -> Done:
+async def _done(engine: Steerable, verb: RunVerb) -> Done:
     run, checkpoint = verb.run, None
     match verb:
         case Pause(drain=drain):
@@ -164,13 +175,13 @@ class Client:
         answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
         return answer.words if isinstance(answer, Because) else ()
 
-    def _steer(self, verb: ControlVerb) -> Done:
+    def _steer(self, verb: RunVerb) -> Done:
         answer = self._ask(verb)
         if not isinstance(answer, Done):
             raise CasemateError(f"run {verb.run}: its supervisor's answer makes no sense")
         return answer
 
-    def _ask(self, verb: ControlVerb) -> Done | Because:
+    def _ask(self, verb: RunVerb) -> Done | Because:
         run = self._state.find_run(verb.run)
         verb = msgspec.structs.replace(verb, run=run.id)
         give_up = time.monotonic() + self._patience
@@ -207,7 +218,7 @@ class Client:
                 )
             time.sleep(0.05)
 
-    def _ask_one(self, owner: SupervisorRecord, verb: ControlVerb, give_up: float) -> Reply:
+    def _ask_one(self, owner: SupervisorRecord, verb: RunVerb, give_up: float) -> Reply:
         import zmq
 
         body, wait = msgspec.msgpack.encode(verb), _FIRST_WAIT

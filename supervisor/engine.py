@@ -9,10 +9,12 @@ of the core (`core/scheduler.py`); the core answers with commands; this file car
     Kill           SIGKILL to the tree; `Ended` follows when it is proved dead
     Freeze, Thaw   the tree stands still, and goes on
     Fetch          outputs that are needed again are read from the journal; `Fetched` follows
+    TellBreaker    a breaker's row takes a step; `BreakerMoved` follows, and whenever it moves
 
 It never imports a task's code, never opens a task's payload, and does no disk work on the loop: the
-journal has its writer thread, files go through `asyncio.to_thread`. No libzmq either: what faces
-tasks is our own endpoint, what faces observers is the front, in a process of its own.
+journal has its writer thread, breakers have theirs, files go through `asyncio.to_thread`. No libzmq
+either: what faces tasks is our own endpoint, what faces observers is the front, in a process of its
+own.
 
 Backpressure has one place: while more than JOURNAL_BACKLOG_SIZE waits to be written, no link and no
 output is read. Then the tasks wait, and what they say is bounded by the journal's queue. Outputs
@@ -40,6 +42,7 @@ from msgspec import Raw
 
 from ..protocol import codec
 from ..protocol.answers import RecoveryAction, ValidationResult
+from ..protocol.control import BreakerSummary
 from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
 from ..protocol.events import (
     CheckpointCreated,
@@ -58,12 +61,26 @@ from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, TaskSpec
 from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
+from .breakers import BreakerDesk, step_breaker
 from .control import carry_out
-from .core.commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
+from .core.breaker import Forced, Reset
+from .core.commands import (
+    CancelAttempt,
+    Command,
+    Fetch,
+    ForgetBreaker,
+    Freeze,
+    Kill,
+    Record,
+    Spawn,
+    TellBreaker,
+    Thaw,
+)
 from .core.events import (
     Active,
     Adopt,
     Answered,
+    BreakerMoved,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -235,6 +252,10 @@ class Engine:
             self._journal = Journal(self._committed_in_thread, self._failed_in_thread)
             # What its thread says last is published while the loop waits for the zygote's end.
             begun.push_async_callback(asyncio.to_thread, self._journal.close)
+            self._desk = BreakerDesk(
+                self.state.path, self._breaker_moved_in_thread, self._breakers_failed_in_thread
+            )
+            begun.push_async_callback(asyncio.to_thread, self._desk.close)
             await self.front.wait_ready()
             self._begun = begun.pop_all()
         return self
@@ -463,6 +484,10 @@ class Engine:
         known = self._runs.get(run) or self._over.get(run)
         return known.problem if known is not None else None
 
+    async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary:
+        """A person's hand on a breaker of the state directory."""
+        return await asyncio.to_thread(step_breaker, self.state.path, key, happening)
+
     # --- the core ----------------------------------------------------------------------------
 
     def _feed(self, input: Input) -> None:
@@ -521,6 +546,21 @@ class Engine:
                     attempt.thaw()
             case Fetch(run=run, outputs=outputs):
                 self._in_background(self._fetch_outputs(run, outputs))
+            case TellBreaker() | ForgetBreaker():
+                self._desk.tell(command)
+
+    def _breaker_moved_in_thread(self, moved: BreakerMoved) -> None:
+        self._loop.call_soon_threadsafe(self._feed, moved)
+
+    def _breakers_failed_in_thread(self, error: CasemateError) -> None:
+        self._loop.call_soon_threadsafe(self._breakers_failed, error)
+
+    def _breakers_failed(self, error: CasemateError) -> None:
+        """Better an end than a breaker that does not open."""
+        failure = TaskError(kind=ErrorKind.DISK, message=str(error))
+        for run, known in list(self._runs.items()):
+            if any(task.breaker is not None for task in known.spec.tasks):
+                self._feed(FailRun(run, failure))
 
     async def _fetch_outputs(self, run: str, outputs: tuple[tuple[str, int], ...]) -> None:
         known = self._runs[run]

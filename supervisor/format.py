@@ -39,6 +39,7 @@ from ..protocol.limits import (
     STREAM_CREDIT_SIZE,
 )
 from ..protocol.pipeline import (
+    BREAKER_KEY_PATTERN,
     TASK_ID_PATTERN,
     Checkpoints,
     CommandEntry,
@@ -53,6 +54,7 @@ from .reading import KeyPath, shown
 
 __all__ = [
     "ENV_NAME",
+    "Breaker",
     "Bulkhead",
     "Defaults",
     "Limits",
@@ -80,6 +82,9 @@ RATE_LIMIT = 100_000
 
 # Enough to tell urgent from idle with room between; a number beyond is a slip.
 PRIORITY = 100
+
+# The times of so many are kept for each breaker.
+BREAKER_FAILURES = 1000
 
 # Nobody waits for a hundredth try; a retry storm of one task stays below this.
 ATTEMPTS = 100
@@ -196,7 +201,8 @@ class Timeouts(Model):
 
 
 # What a task's own failure can be. A wall that was hit is no accident: `violation` is retried only
-# where it is named. `setup` and `lost` are never the task's fault and retried whatever this says.
+# where it is named. `setup` and `lost` are never the task's fault and retried whatever this says;
+# who was kept back by a breaker for as long as it lets itself be has waited enough.
 _RETRIED = (
     "error", "invalid_output", "timeout", "memory", "pids", "disk", "output_limit", "crash",
     "protocol",
@@ -208,7 +214,7 @@ def _named(kinds: Iterable[ErrorKind]) -> list[str]:
     return sorted({name for kind in kinds for name in (kind.value, kind.value.partition(".")[0])})
 
 
-_RETRYABLE = _named(set(ErrorKind) - retry.FINAL - retry.BLAMELESS)
+_RETRYABLE = _named(set(ErrorKind) - retry.FINAL - retry.BLAMELESS - {ErrorKind.BREAKER_OPEN})
 # Also `setup` and `lost`, when their own tries are used up.
 _RECOVERABLE = _named(set(ErrorKind) - retry.FINAL)
 
@@ -255,9 +261,7 @@ class Retry(Model):
     )
 
 
-# A resource outside: it is not a task's id, and may say what it is called elsewhere.
-_KEY_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,99}$"
-_Key = Annotated[str, Field(pattern=_KEY_PATTERN)]
+_Key = Annotated[str, Field(pattern=BREAKER_KEY_PATTERN)]
 _PARALLEL = "attempts of this task at a time, in all runs"
 
 
@@ -295,6 +299,35 @@ def _rate(value: Any) -> Any:
 _RateText = Annotated[str, WithJsonSchema(_RATE_SCHEMA)]
 _Rate = Annotated[Rate, BeforeValidator(_rate, json_schema_input_type=_RateText | Rate)]
 _Priority = Annotated[int, Field(ge=-PRIORITY, le=PRIORITY)]
+
+
+class Breaker(Model):
+    """After so many failures no attempt is started for a while, in any run of the state directory;
+    then a single one is, as a probe. `{}` takes all the defaults."""
+
+    failures: int = Field(default=5, ge=1, le=BREAKER_FAILURES, description="that open it")
+    window: _Limit = Field(
+        default=60.0, description="within which they count; none: in a row, however far apart"
+    )
+    open_for: Annotated[_Duration, AfterValidator(_more_than_no_time)] = Field(
+        default=30.0, description="until a probe; doubled (backoff) for each probe that fails"
+    )
+    backoff: float = Field(default=2.0, ge=1, le=100, allow_inf_nan=False)
+    # Long enough to leave a service alone, short enough that its return is noticed over a coffee.
+    max_open_for: Annotated[_Duration, AfterValidator(_more_than_no_time)] = Field(
+        default=600.0, description="the longest wait for a probe, where open_for is not longer"
+    )
+    on_open: Literal["kill", "drain"] = Field(
+        default="kill", description="what becomes of attempts that run; drain: left to end"
+    )
+    key: str | None = Field(
+        default=None,
+        pattern=BREAKER_KEY_PATTERN,
+        description="tasks with the same share one; else it is PIPELINE/TASK",
+    )
+    wait: _Limit = Field(
+        default=300.0, description="how long a task is kept back before it fails; none: for ever"
+    )
 
 
 _FILE_ENTRY = re.compile(r"(?P<file>[^:\0]{1,1000}\.py):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
@@ -517,6 +550,9 @@ class Defaults(Model):
     limits: Limits = Field(default_factory=Limits)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     retry: Retry = Field(default_factory=Retry)
+    breaker: Breaker | None = Field(
+        default=None, description="opens after repeated failures; null: none"
+    )
     sources: _Names = Field(
         default=[], description="files and folders that tasks import, read-only"
     )
@@ -709,9 +745,9 @@ class Pipeline(Model):
     json_schema_location: str | None = Field(default=None, alias="$schema")
 
 
-# What DESIGN names and later versions bring. Better a refusal than a breaker that never opens.
+# What DESIGN names and later versions bring. Better a refusal than a wish that nobody hears.
 _LATER = {
-    "breaker", "degrade", "proc", "python", "ro", "rw",
+    "degrade", "proc", "python", "ro", "rw",
 }  # fmt: skip
 
 
@@ -760,6 +796,7 @@ def _model_at(path: KeyPath) -> type[Model]:
         "retry": Retry,
         "bulkhead": Bulkhead,
         "rate": Rate,
+        "breaker": Breaker,
     }
     if around[0] == "defaults":
         return nested[around[1]] if len(around) > 1 else Defaults
@@ -786,7 +823,7 @@ def explain(path: KeyPath, error: Any, model: type[BaseModel] | None = None) -> 
         if path == ("name",):
             return f"{shown(value)}: a name is up to 100 letters, digits, spaces, . _ or -"
         if path[-1] == "key":
-            return f"{shown(value)}: a key is 1 to 100 letters, digits, _ . : / @ or -"
+            return f"{shown(value)}: a key is up to 200 letters, digits, spaces, . _ - / or :"
         return f"{shown(value)}: a task's id is 1 to 64 letters, digits, _ or -"
     if kind == "greater_than_equal":
         return f"{shown(value)} is too little; at least {context['ge']:g}"

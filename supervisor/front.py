@@ -58,6 +58,9 @@ from msgspec import Raw, Struct
 
 from ..protocol.control import (
     HEARTBEAT_TOPIC,
+    Breakers,
+    BreakersShown,
+    BreakerVerb,
     ControlAnswer,
     ControlError,
     ControlVerb,
@@ -104,6 +107,7 @@ from ..protocol.limits import (
     REPLAY_PAGE_EVENTS,
     REPLAY_PAGE_SIZE,
 )
+from .breakers import read_breakers
 from .journal import Commit, JournalReader, NotBegunError, Outline
 from .overview import describe, list_runs
 from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
@@ -1083,6 +1087,10 @@ class _Desk:
         if isinstance(request, List):
             most = max(1, min(request.limit, LISTED_RUNS))
             return Listed(id=request.id, runs=tuple(list_runs(self._state, most)))
+        if isinstance(request, BreakerVerb):
+            return request
+        if isinstance(request, Breakers):
+            return BreakersShown(id=request.id, breakers=tuple(read_breakers(self._state.path)))
         run = self._state.find_run(request.run)
         if isinstance(request, ControlVerb):
             return msgspec.structs.replace(request, run=run.id)

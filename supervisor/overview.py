@@ -178,7 +178,11 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
     tasks = () if state is None else tuple(
         witness.task_summary(state, task.id) for task in state.spec.tasks
     )  # fmt: skip
-    return witness.summary(run.id, is_owned, last_seq), tasks
+    summary = witness.summary(run.id, is_owned, last_seq)
+    if state is not None:
+        keys = {task.breaker.key for task in state.spec.tasks if task.breaker is not None}
+        summary = msgspec.structs.replace(summary, breakers=tuple(sorted(keys)))
+    return summary, tasks
 
 
 def explain_task(

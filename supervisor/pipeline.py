@@ -36,6 +36,7 @@ from ..protocol.pipeline import (
     Entry,
     FileEntry,
     Network,
+    OnOpen,
     PipelineSpec,
     TaskSpec,
 )
@@ -44,6 +45,7 @@ from .core import graph
 from .core.graph import downstream
 from .format import (
     ENV_NAME,
+    Breaker,
     Defaults,
     Model,
     Pipeline,
@@ -162,6 +164,7 @@ class _Compiler:
         self._root = root
         self._allow = allow
         self._workspace = workspace
+        self._name = ""  # of the pipeline
         self._problems: list[Problem] = []
         self._bad: set[KeyPath] = set()  # keys that do not hold what they should
         self._keys: dict[tuple[str, str], str] = {}  # what was said of each
@@ -173,6 +176,7 @@ class _Compiler:
             self._wrong(f"expected a map with name and tasks, got {shown(raw)}", ())
             raise self._error()
         model = self._validate(raw)
+        self._name = model.name
         edges = self._edges(raw)
         self._check_answers(model, edges)
         tasks = [self._task(id, task, model.defaults) for id, task in model.tasks.items()]
@@ -391,6 +395,7 @@ class _Compiler:
             bulkhead=self._bulkhead(task, path),
             rate=self._rate(task, path),
             priority=task.priority,
+            breaker=_breaker(f"{self._name}/{id}", task, defaults),
             network=Network(network),
             validate=self._checked(task.validate_, (*path, "validate")),
             output_schema=task.output_schema,
@@ -566,6 +571,18 @@ def _merged(default: Model, own: Model) -> dict[str, Any]:
     if own.model_fields_set:
         values = values | {name: getattr(own, name) for name in own.model_fields_set}
     return values
+
+
+def _breaker(key: str, task: Task, defaults: Defaults) -> pipeline.Breaker | None:
+    """`key`: of a task that names none."""
+    own = task.breaker
+    if own is None and ("breaker" in task.model_fields_set or defaults.breaker is None):
+        return None
+    values = _merged(defaults.breaker or Breaker(), own or Breaker())
+    values["on_open"] = OnOpen(values["on_open"])
+    values["key"] = values["key"] or key
+    values["max_open_for"] = max(values["open_for"], values["max_open_for"])
+    return pipeline.Breaker(**values)
 
 
 def _edge_shown(edge: Any) -> str:

@@ -440,6 +440,46 @@ def gc(
     )
 
 
+breaker = typer.Typer(
+    help="How breakers stand, and a person's hand on them; all runs of the state directory follow.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(breaker, name="breaker")
+Key = Annotated[str, typer.Argument(metavar="KEY", help="As `casemate breaker list` shows it.")]
+
+
+@breaker.command("list", epilog="Example: casemate breaker list --json | jq '.[].key'")
+def breaker_list(json: Json = False, state: State = None) -> None:
+    """List the breakers that have seen a failure."""
+    from .breaker import list_breakers
+
+    sys.exit(list_breakers(as_json=json, state=state))
+
+
+@breaker.command("reset", epilog="Example: casemate breaker reset model-api")
+def breaker_reset(key: Key, json: Json = False, state: State = None) -> None:
+    """Close a breaker and forget its failures."""
+    from .breaker import reset_breaker
+
+    sys.exit(reset_breaker(key, as_json=json, state=state))
+
+
+@breaker.command("open", epilog="Example: casemate breaker open model-api --for 10m")
+def breaker_open(
+    key: Key,
+    open_for: Annotated[
+        str, typer.Option("--for", metavar="DURATION", help="Until a probe is let through.")
+    ] = "30s",
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Open a breaker by hand: what runs of it is killed or drained, as its tasks say."""
+    from .breaker import open_breaker
+
+    sys.exit(open_breaker(key, open_for=open_for, as_json=json, state=state))
+
+
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...protocol import codec
-from ...protocol.control import RunState, RunSummary, TaskSummary
+from ...protocol.control import BreakerSummary, RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
+from ..breakers import read_breakers
 from ..config import load_config
 from ..control import Client
 from ..core.why import Reason
@@ -31,6 +32,7 @@ from ..state import RunDirectory, StateDirectory
 from .view import STYLES, TEXT_WIDTH, bytes_of, lines_of, printable, run_line
 
 __all__ = [
+    "breaker_line",
     "list_checkpoints",
     "open_state",
     "print_events",
@@ -39,6 +41,7 @@ __all__ = [
     "print_ps",
     "print_run",
     "print_why",
+    "table_of",
 ]
 
 # Without --all: one screen.
@@ -100,7 +103,7 @@ def _state(state: RunState) -> Text:
     return Text(f"{mark} {state}", style=style)
 
 
-def _table(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Table:
+def table_of(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Table:
     """`long`: the column that gives way where the others need the room."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), header_style="dim")
     for name in columns:
@@ -113,6 +116,23 @@ def _table(*columns: str, right: tuple[str, ...] = (), long: str = "") -> Table:
         )
     table.expand = bool(long)
     return table
+
+
+def breaker_line(found: BreakerSummary) -> str:
+    if found.retry_in is None:
+        return "closed"
+    if found.probe is not None:
+        return f"half open: {printable(found.probe)} is the probe"
+    wait = f"in {found.retry_in:.1f} s" if found.retry_in else "is due"
+    return f"open, a probe {wait}"
+
+
+def _open_breakers(
+    directory: StateDirectory, keys: Container[str] | None = None
+) -> list[BreakerSummary]:
+    """Those that are not closed, of all or of these keys."""
+    found = read_breakers(directory.path)
+    return [each for each in found if each.state != "closed" and (keys is None or each.key in keys)]
 
 
 # ---------------------------------------------------------------------------------------------- ps
@@ -130,11 +150,13 @@ def print_ps(*, everything: bool, as_json: bool, state: Path | None) -> int:
     if not rows:
         print(f"no runs in {directory.path}", file=sys.stderr)
         return 0
-    table = _table("run", "pipeline", "state", "tasks", "age", right=("tasks", "age"))
+    table = table_of("run", "pipeline", "state", "tasks", "age", right=("tasks", "age"))
     for run, done, of in rows:
         name = printable(run.pipeline or "", 30)
         table.add_row(run.id, Text(name), _state(run.state), f"{done}/{of}", _age(run.started))
     _console().print(table)
+    for found in _open_breakers(directory):
+        print(f"breaker {printable(found.key)}: {breaker_line(found)}")
     hidden = len(directory.run_ids()) - len(rows)
     if hidden > 0:
         print(f"… and {hidden} older (--all)", file=sys.stderr)
@@ -155,11 +177,17 @@ def _counts(directory: StateDirectory, summary: RunSummary) -> tuple[int, int]:
 
 
 def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None) -> int:
-    run = open_state(state).find_run(text)
+    directory = open_state(state)
+    run = directory.find_run(text)
     summary, tasks = describe(run)
+    breakers = _open_breakers(directory, summary.breakers)
     story = list(_story(run)) if everything else []
     if as_json:
-        shown = {"run": msgspec.to_builtins(summary), "tasks": msgspec.to_builtins(tasks)}
+        shown = {
+            "run": msgspec.to_builtins(summary),
+            "tasks": msgspec.to_builtins(tasks),
+            "breakers": msgspec.to_builtins(breakers),
+        }
         if everything:
             shown["story"] = [event.as_json() | {"undone": undone} for event, undone in story]
         print_json(shown)
@@ -171,6 +199,10 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
         took = _age(summary.started, summary.ended)
         head.append(f"  {_clock(summary.started)}, {took}", "dim")
     console.print(head)
+    for found in breakers:
+        console.print(
+            Text(f"breaker {printable(found.key)}: {breaker_line(found)}", style="yellow")
+        )
     if summary.problem:
         console.print(printable(summary.problem), markup=False)
     if everything:
@@ -233,7 +265,7 @@ def _why_line(reason: Reason) -> Text:
 
 
 def _task_table(tasks: tuple[TaskSummary, ...]) -> Table:
-    table = _table("task", "state", "try", "since", "error", right=("try", "since"), long="error")
+    table = table_of("task", "state", "try", "since", "error", right=("try", "since"), long="error")
     for task in tasks:
         mark, style = STYLES.get(task.state, ("·", ""))
         error = f"{task.error.kind}: {task.error.message}" if task.error is not None else ""
@@ -272,7 +304,7 @@ def list_checkpoints(text: str, *, as_json: bool, state: Path | None) -> int:
     if not found:
         print(f"run {run.id}: no checkpoints", file=sys.stderr)
         return 0
-    table = _table(
+    table = table_of(
         "checkpoint", "time", "tasks", "files", "size", "since the last one",
         right=("tasks", "files", "size"),
     )  # fmt: skip

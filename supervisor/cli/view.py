@@ -137,6 +137,15 @@ def run_line(event: PipelineEvent) -> str:
             if data["files"]:
                 told += [counted(data["files"], "file"), bytes_of(data["bytes"])]
             return f"checkpoint {printable(data['checkpoint'])}: {', '.join(told)}"
+        case "breaker.opened":
+            why = (
+                f" after {counted(data['failures'], 'failure')}" if data["failures"] else " by hand"
+            )
+            return f"breaker {printable(data['key'])} opened{why}, for {seconds(data['open_for'])}"
+        case "breaker.half_open":
+            return f"breaker {printable(data['key'])} is half open: one attempt is let through"
+        case "breaker.closed":
+            return f"breaker {printable(data['key'])} closed"
         case "workspace.changed":
             paths = printable(", ".join(data["paths"]))
             files = counted(data["total"], "file")

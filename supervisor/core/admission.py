@@ -3,10 +3,10 @@
 A task that is ready enters the `Line` of its run, and `next` says which one starts: a `Grant` of
 what it takes from the host, given back with `leave`. Four things hold back, from the inside out:
 
-1.  Limits under a key (`gates.py`): of the task in all runs, a bulkhead, a rate, a hold. A run's
-    ready tasks that share the same gates stand in one `Lane`, and the lane as a whole waits at the
-    first gate that has no room: what is ready behind it under another key goes on, and nobody looks
-    at its tasks again before that gate opens. A gate that opens lets as many lanes go on as it has
+1.  Limits under a key (`gates.py`): of the task in all runs, a bulkhead, a rate. A run's ready
+    tasks that share the same gates stand in one `Lane`, and the lane as a whole waits at the first
+    gate that has no room: what is ready behind it under another key goes on, and nobody looks at
+    its tasks again before that gate opens. A gate that opens lets as many lanes go on as it has
     room for, and keeps their places until they start. Gates that belong to one task alone are its
     own: where they are closed, it waits as a `Single` and its lane goes on without it.
 2.  The run: paused, or with as many alive as it allows itself. It leaves the line, and the places
@@ -30,12 +30,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.pipeline import PipelineSpec, TaskSpec
 from .attempt import Clock
-from .gates import Bulkhead, Count, Gate, Hold, Name, Party, RateLimit
+from .gates import Bulkhead, Count, Gate, Name, Party, RateLimit
 from .graph import Graph
 from .priority import PriorityQueue, Queued
 from .turns import Turns
@@ -49,7 +49,6 @@ _KINDS: dict[str, type[Gate]] = {
     "task.rate": RateLimit,
     "bulkhead": Bulkhead,
     "rate": RateLimit,
-    "hold": Hold,
 }
 
 # Below this a rebuild of a lane costs more thought than the memory is worth.
@@ -218,9 +217,15 @@ def _check_at_least_one(name: str, limit: int | None) -> None:
 
 class Admission:
     def __init__(
-        self, slots: int, memory: int, cpu: float, clocks: PriorityQueue[float, Clock]
+        self,
+        slots: int,
+        memory: int,
+        cpu: float,
+        clocks: PriorityQueue[float, Clock],
+        lets: Callable[[float, Line, str], bool],
     ) -> None:
-        """The host's budgets; `clocks`: where a rate's next opening is put."""
+        """The host's budgets; `clocks`: where a rate's next opening is put; `lets`: what a task
+        with a breaker is asked last."""
         if slots < 1:
             raise LocalViolation(f"scheduler: max_parallel is {slots}, expected at least 1")
         # Public to be read: `look.py` tells of them.
@@ -228,6 +233,7 @@ class Admission:
         self.memory_budget = memory
         self.cpu_budget = cpu * 1000
         self._clocks = clocks
+        self._lets = lets
         self.live = 0
         self.memory = 0
         self.cpu = 0  # thousandths, for sums of 0.1 are never quite 1
@@ -282,10 +288,8 @@ class Admission:
 
     # Tasks.
 
-    def enter(
-        self, line: Line, task: str, *, hold: str | None = None, is_check: bool = False
-    ) -> None:
-        """A task is ready to start. `hold`: a key that may be held. `is_check`: it is a check that
+    def enter(self, line: Line, task: str, *, is_check: bool = False) -> None:
+        """A task is ready to start. `is_check`: it is a check that
         starts. What was begun goes first, for it is one question from being over; and it is bound
         by no key, since it is not the task's own work."""
         rank, spec = line.rank[task], line.specs[task]
@@ -294,13 +298,8 @@ class Admission:
             line.checks[rank] = None
             return
         lane = line.free
-        if not (
-            spec.max_parallel is None
-            and spec.bulkhead is None
-            and spec.rate is None
-            and hold is None
-        ):
-            own, shared = self._gates_of(line, spec, hold)
+        if not (spec.max_parallel is None and spec.bulkhead is None and spec.rate is None):
+            own, shared = self._gates_of(line, spec)
             found = line.lanes.get(shared)
             lane = line.lanes[shared] = Lane(line, shared) if found is None else found
             if own:
@@ -370,7 +369,11 @@ class Admission:
                 if single is not None and not self._is_let_in(now, single):
                     continue
             task = line.order[rank]
-            limits = line.specs[task].limits
+            spec = line.specs[task]
+            if lane is not None and spec.breaker is not None and not self._lets(now, line, task):
+                self.withdraw(line, task)  # whoever said no enters it again
+                continue
+            limits = spec.limits
             memory = limits.memory
             # A ceiling above what the host has is no wish for more: it takes all there is.
             cpu = 0
@@ -406,25 +409,6 @@ class Admission:
             gate.end()
             self._stir(gate.count)
         self._changed[line] = None
-
-    # Keys that somebody holds.
-
-    def hold(self, key: str) -> None:
-        """Nothing that names the key starts any more."""
-        self._hold(key).room = 0
-
-    def let_one(self, key: str) -> None:
-        """One that names the key may start, whether it is held or not; none after it."""
-        gate = self._hold(key)
-        gate.room = 1
-        self._stir(gate.count)
-
-    def release(self, key: str) -> None:
-        """What names the key starts as if it had never been held."""
-        gate = self._hold(key)
-        gate.room = math.inf
-        self._stir(gate.count)
-        self._retire(gate)
 
     def keys(self) -> set[tuple[str, str]]:
         """What is counted at this moment: for who looks after what is remembered."""
@@ -592,9 +576,7 @@ class Admission:
         else:
             self._clocks.discard(gate)
 
-    def _gates_of(
-        self, line: Line, spec: TaskSpec, hold: str | None
-    ) -> tuple[tuple[Gate, ...], tuple[Gate, ...]]:
+    def _gates_of(self, line: Line, spec: TaskSpec) -> tuple[tuple[Gate, ...], tuple[Gate, ...]]:
         """Those of the task alone, and those that others share."""
         own: list[Gate] = []
         shared: list[Gate] = []
@@ -603,8 +585,6 @@ class Admission:
             own.append(self._gate("task.max_parallel", name, spec.max_parallel))
         if spec.bulkhead is not None:
             shared.append(self._gate("bulkhead", spec.bulkhead.key, spec.bulkhead.max_parallel))
-        if hold is not None:
-            shared.append(self._gate("hold", hold))
         if (rate := spec.rate) is not None:
             if rate.key is None:
                 own.append(self._gate("task.rate", name, rate.limit, rate.period))
@@ -630,7 +610,7 @@ class Admission:
     def _retire(self, gate: Gate) -> None:
         """Forget a gate that nobody names, but not how a rate was used within its period."""
         count = gate.count
-        if gate.users or (isinstance(gate, Hold) and gate.room < math.inf):
+        if gate.users:
             return
         self._clocks.discard(gate)
         self._opened.pop(gate, None)
@@ -640,8 +620,3 @@ class Admission:
             self._unused[count] = count.starts[-1] + count.period
         elif not count.gates:
             del self._counts[count.key]
-
-    def _hold(self, key: str) -> Hold:
-        gate = self._gate("hold", key)
-        assert isinstance(gate, Hold)
-        return gate

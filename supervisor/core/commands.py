@@ -8,8 +8,20 @@ from msgspec import Raw
 
 from ...protocol.events import ErrorKind, EventData, TaskError
 from ...protocol.messages import Part
+from .breaker import Happening
 
-__all__ = ["CancelAttempt", "Command", "Fetch", "Freeze", "Kill", "Record", "Spawn", "Thaw"]
+__all__ = [
+    "CancelAttempt",
+    "Command",
+    "Fetch",
+    "ForgetBreaker",
+    "Freeze",
+    "Kill",
+    "Record",
+    "Spawn",
+    "TellBreaker",
+    "Thaw",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +96,23 @@ class Fetch:
     outputs: tuple[tuple[str, int], ...]
 
 
-Command = Record | Spawn | CancelAttempt | Kill | Freeze | Thaw | Fetch
+@dataclass(frozen=True, slots=True)
+class TellBreaker:
+    """Let the row of this key take a step, in this order among all that is told; None: only look
+    at it. Answer with `BreakerMoved`, and send one whenever it moves, until `ForgetBreaker`."""
+
+    number: int
+    key: str
+    happening: Happening | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBreaker:
+    """Nobody here uses it any more."""
+
+    key: str
+
+
+Command = (
+    Record | Spawn | CancelAttempt | Kill | Freeze | Thaw | Fetch | TellBreaker | ForgetBreaker
+)

@@ -10,12 +10,14 @@ from msgspec import Raw
 from ...protocol.answers import RecoveryAction, ValidationResult
 from ...protocol.events import Layer, TaskError
 from ...protocol.pipeline import PipelineSpec
+from .breaker import Row
 from .state import RunState
 
 __all__ = [
     "Active",
     "Adopt",
     "Answered",
+    "BreakerMoved",
     "CancelRun",
     "CheckpointRun",
     "Ended",
@@ -196,6 +198,17 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerMoved:
+    """What a breaker has come to, read at `at` by the wall clock. `number`: of the newest
+    `TellBreaker` that is in it."""
+
+    number: int
+    key: str
+    row: Row
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Nothing happened but time."""
 
@@ -218,5 +231,6 @@ Input = (
     | CheckpointRun
     | Rollback
     | Fetched
+    | BreakerMoved
     | Tick
 )

@@ -1,4 +1,4 @@
-"""Limits that several tasks share under a key: how many at a time, how many within a period, none.
+"""Limits that several tasks share under a key: how many at a time, how many within a period.
 
 A `Gate` is a count with a limit. What wants to start takes a place at each of its gates, or waits
 at the first that has none, and holds no place anywhere meanwhile. A place is taken before the start
@@ -26,7 +26,7 @@ from .turns import Turns
 if TYPE_CHECKING:
     from .admission import Line, Waiter
 
-__all__ = ["Bulkhead", "Count", "Gate", "Hold", "Name", "Party", "RateLimit"]
+__all__ = ["Bulkhead", "Count", "Gate", "Name", "Party", "RateLimit"]
 
 Name = tuple[str, str, int, float]  # of a gate: what it counts, the key, the limit, the period
 
@@ -77,8 +77,8 @@ class Gate(Clock):
         raise NotImplementedError
 
     def is_overdrawn(self, now: float) -> bool:
-        """Whether a place that was taken may not be used now: the gate is held since, or others,
-        who may by their own word, took so many that it would be one too many by this one's."""
+        """Whether a place that was taken may not be used now: others, who may by their own
+        word, took so many that it would be one too many by this one's."""
         self.count.taken -= 1
         has_room = self.has_room(now)
         self.count.taken += 1
@@ -161,23 +161,3 @@ class RateLimit(Gate):
             return math.inf
         starts = self.count.starts
         return -math.inf if len(starts) < left else starts[-left] + self.period
-
-
-class Hold(Gate):
-    """Open, closed, or open for so many."""
-
-    __slots__ = ("room",)
-
-    def __init__(self, name: Name, count: Count) -> None:
-        super().__init__(name, count)
-        self.room = math.inf
-
-    def has_room(self, now: float) -> bool:
-        return self.count.taken < self.room
-
-    def start(self, now: float) -> None:
-        self.count.taken -= 1
-        self.room -= 1
-
-    def words(self) -> str:
-        return f"Nothing under the key {self.count.key[1]} may start for now."

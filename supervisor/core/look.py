@@ -33,6 +33,7 @@ class Look:
     dying: tuple[str, ...] = ()  # tasks whose attempts a rollback of the run waits for
     speakers: tuple[str, ...] = ()  # its result is there, and counts when these have completed
     restarting: tuple[str, ...] = ()  # of those whose streams it reads, and who begin again
+    kept_by: str | None = None  # the key of the breaker that keeps it back
     is_fetching: bool = False  # outputs that were dropped
     in_line: tuple[int, str | None] | None = None  # how many are before it in its run, the first
     most: int | None = None  # attempts of its run at once
@@ -61,6 +62,8 @@ def _words(look: Look) -> Iterator[str]:
         yield from _of_attempt(look.attempt)
     if look.check is not None:
         yield f"{_checking(look.check)}, once there is a slot for that."
+    if look.kept_by is not None:
+        yield f"Its breaker {look.kept_by} lets nothing through at this moment but a probe."
     if look.speakers:
         yield (
             "It has given its result, which counts when all whose streams it read have completed: "

@@ -59,13 +59,17 @@ from ...protocol.events import (
     TaskSkipped,
     TaskStarted,
 )
+from ...protocol.pipeline import Breaker, OnOpen
 from .admission import Admission, Grant, Line, check
 from .attempt import Attempt, Check, Clock, Phase
+from .breaker import Probe, Row
+from .breakers import Breakers, KeyClock, news
 from .commands import CancelAttempt, Command, Fetch, Freeze, Kill, Record, Spawn, Thaw
 from .events import (
     Active,
     Adopt,
     Answered,
+    BreakerMoved,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -102,6 +106,7 @@ class _Run:
         "every",
         "frozen",
         "has_cleanup",
+        "held",
         "is_abandoned",
         "is_fetching",
         "is_held",
@@ -120,6 +125,7 @@ class _Run:
         self.live: dict[str, Attempt] = {}
         self.provisional: dict[str, TaskCompleted] = {}  # of the task's latest attempt
         self.checks: dict[str, Check] = {}  # to be spawned
+        self.held: dict[str, _Patience] = {}  # ready, and kept back by their breakers
         self.backoffs: dict[str, _Backoff] = {}
         self.deadline: _Deadline | None = None
         self.every: _Every | None = None
@@ -140,6 +146,7 @@ class _Run:
 
     def clocks(self) -> list[_Alarm]:
         alarms: list[_Alarm] = list(self.backoffs.values())
+        alarms += [patience for patience in self.held.values() if patience.until < math.inf]
         return alarms + [clock for clock in (self.deadline, self.every) if clock is not None]
 
 
@@ -186,6 +193,17 @@ class _Backoff(_Alarm):
         self.task = task
 
 
+class _Patience(_Alarm):
+    """A task that its breaker keeps back, for no longer than it lets itself be."""
+
+    __slots__ = ("attempt", "breaker")
+
+    def __init__(self, run: _Run, attempt: Probe, breaker: Breaker, until: float) -> None:
+        super().__init__(run, until)
+        self.attempt = attempt
+        self.breaker = breaker
+
+
 class _Deadline(_Alarm):
     """Of a whole run."""
 
@@ -213,7 +231,10 @@ class Scheduler:
     def __init__(self, max_parallel: int, memory_budget: int, cpu_budget: float = math.inf) -> None:
         self._runs: dict[str, _Run] = {}
         self._clocks: PriorityQueue[float, Clock] = PriorityQueue()
-        self._admission = Admission(max_parallel, memory_budget, cpu_budget, self._clocks)
+        self._admission = Admission(
+            max_parallel, memory_budget, cpu_budget, self._clocks, self._lets
+        )
+        self._breakers = Breakers(self._clocks, self._may_start, self._is_current, self._is_moving)
         self._commands: list[Command] = []
         # Any: each function takes the one type it is listed under.
         self._take: dict[type[Input], Callable[[float, Any], None]] = {
@@ -233,6 +254,7 @@ class Scheduler:
             CheckpointRun: self._checkpoint_run,
             Rollback: self._rollback,
             Fetched: self._fetched,
+            BreakerMoved: self._breaker_moved,
             Tick: lambda now, tick: None,
         }
 
@@ -250,7 +272,9 @@ class Scheduler:
         else:
             self._take[type(input)](now, input)
         if self._expire(now) or type(input) is not Active:
+            self._breakers.tidy()
             self._admit(now)
+            commands += self._breakers.words()
         return commands
 
     def deadline(self) -> float:
@@ -300,6 +324,7 @@ class Scheduler:
                 each for each in speakers if state.tasks[each].standing is not Standing.COMPLETED
             ),
             restarting=tuple(each for each in sources if each in doomed),
+            kept_by=found.held[task].breaker.key if task in found.held else None,
             is_fetching=found.is_fetching,
             in_line=admission.before(found.line, task),
             held=admission.held(found.line, task),
@@ -376,6 +401,8 @@ class Scheduler:
         """Everything that follows from the state of a run and is not recorded yet: of a new one, of
         one taken over, of one rolled back."""
         state, spec = run.state, run.state.spec
+        for key, row in self._breakers.enter(state.run, spec.tasks):
+            self._tell_of_breaker(run, key, row, None)
         if spec.timeout is not None and run.deadline is None:
             run.deadline = _Deadline(run, now + spec.timeout)
             self._arm(now, run, run.deadline)
@@ -548,7 +575,9 @@ class Scheduler:
         """Whether something else than what it came to decides what becomes of it, and has."""
         task, number = attempt.spec.id, attempt.number
         lost = self._lost_upstream(run, task)
-        if lost is not None and run.stop is None and (error is None or attempt.restart is not None):
+        is_held_back = attempt.reason is ErrorKind.BREAKER_OPEN
+        is_gone = error is None or attempt.restart is not None or is_held_back
+        if lost is not None and run.stop is None and is_gone:
             self._fail(now, run, task, number, lost)
         elif attempt.restart is not None and run.goes_on(task):
             self._restart(now, run, task, number, attempt.restart)
@@ -556,11 +585,19 @@ class Scheduler:
             self._record(run, task, number, TaskCancelled(error=error))
         elif error is not None and attempt.reason is ErrorKind.UPSTREAM_FAILED:
             self._fail(now, run, task, number, error)
+        elif error is not None and is_held_back:
+            if run.goes_on(task):
+                self._try_again(now, run, task, number, error, 0.0)
+            else:
+                assert run.stop is not None
+                self._record(run, task, number, TaskCancelled(error=_stopped(run.stop)))
         else:
             return False
         return True
 
     def _accept(self, run: _Run, task: str, data: TaskCompleted) -> None:
+        if (breaker := run.state.specs[task].breaker) is not None:
+            self._breakers.succeeded(breaker, self._attempt_of(run, task))
         run.provisional[task] = data
         self._complete_if_final(run, task)
 
@@ -634,6 +671,10 @@ class Scheduler:
                 del clock.run.backoffs[clock.task]
                 self._make_ready(clock.run, clock.task)
                 self._settle(now, clock.run)
+            elif isinstance(clock, _Patience):
+                self._lose_patience(now, clock)
+            elif isinstance(clock, KeyClock):
+                self._breakers.expired(now, clock)
             elif isinstance(clock, _Deadline):
                 self._clocks.discard(clock)
                 limit = clock.run.state.spec.timeout
@@ -797,6 +838,7 @@ class Scheduler:
         """Take a task that has no live attempt out of every line."""
         run.provisional.pop(task, None)
         run.checks.pop(task, None)
+        self._unhold(run, task)
         self._admission.withdraw(run.line, task)
 
     def _attempt_failed(
@@ -804,6 +846,8 @@ class Scheduler:
     ) -> None:
         """Its `recover` is asked first; where it has no answer, the retry policy."""
         spec, state = run.state.specs[task], run.state.tasks[task]
+        if spec.breaker is not None:
+            self._breakers.failed(spec.breaker, self._attempt_of(run, task), error.kind)
         if error.kind in FINAL or not run.goes_on(task) or self._lost_upstream(run, task):
             self._fail(now, run, task, attempt, error)
         elif error.kind in BLAMELESS and state.blameless < BLAMELESS_RETRIES:
@@ -955,6 +999,8 @@ class Scheduler:
         for name in [name for name in order if not run.goes_on(name)]:
             run.checks.pop(name, None)
             self._admission.withdraw(run.line, name)
+        for name in [name for name in run.held if not run.goes_on(name)]:
+            self._unhold(run, name)
         run.provisional.clear()
         for name in order:
             task = run.state.tasks[name]
@@ -977,13 +1023,15 @@ class Scheduler:
         state = run.state
         if self._runs.get(state.run) is not run:
             return  # it has ended in this very step
-        if state.unfinished or run.rolling is not None or run.is_fetching:
+        is_closing = run.stop is None and self._breakers.is_closing(state.run)
+        if state.unfinished or run.rolling is not None or run.is_fetching or is_closing:
             self._queue(run)
             return
         self._record(run, None, None, self._outcome(run))
         self._admission.forget(run.line)
         for clock in run.clocks():
             self._clocks.discard(clock)
+        self._breakers.leave(state.run, state.spec.tasks)
         del self._runs[state.run]
 
     def _outcome(self, run: _Run) -> EventData:
@@ -1011,6 +1059,86 @@ class Scheduler:
             usage=first.error.usage,
         )
         return RunFailed(error=error, tasks=failed)
+
+    # Breakers.
+
+    def _breaker_moved(self, now: float, moved: BreakerMoved) -> None:
+        found = self._breakers.moved(now, moved)
+        if found is None:
+            return
+        for name in found.runs:
+            self._tell_of_breaker(self._runs[name], moved.key, moved.row, found.before)
+        for name in found.runs if found.is_opened else ():
+            run = self._runs[name]
+            for task in sorted(run.live, key=run.state.graph.position.__getitem__):
+                self._kill_for_breaker(now, run.live[task], moved.key, moved.row)
+        for attempt in found.freed:
+            run = self._runs[attempt.run]
+            self._clocks.discard(run.held.pop(attempt.task))
+            self._admission.enter(run.line, attempt.task)
+        for name in found.runs:
+            self._settle(now, self._runs[name])
+
+    def _tell_of_breaker(self, run: _Run, key: str, row: Row, before: Row | None) -> None:
+        for data in news(key, row, run.state.breakers.get(key), before):
+            self._record(run, None, None, data)
+
+    def _kill_for_breaker(self, now: float, attempt: Attempt, key: str, row: Row) -> None:
+        """A check asks nothing of what the breaker protects, and is let be."""
+        policy = attempt.spec.breaker
+        if policy is None or policy.key != key or attempt.check is not None:
+            return
+        is_probe = row.probe == Probe(attempt.run, attempt.spec.id, attempt.number)
+        if policy.on_open is OnOpen.KILL and not is_probe:
+            message = f"its breaker {key} opened; the task waits until it lets attempts through"
+            self._doom(now, attempt, ErrorKind.BREAKER_OPEN, message)
+
+    def _lets(self, now: float, line: Line, task: str) -> bool:
+        """Asked when a task could start: whether its breaker lets it."""
+        run = self._runs[line.run]
+        breaker, attempt = run.state.specs[task].breaker, self._attempt_of(run, task)
+        if breaker is None or self._breakers.lets(breaker.key, attempt):
+            return True
+        self._hold(now, run, breaker, attempt)
+        return False
+
+    def _hold(self, now: float, run: _Run, breaker: Breaker, attempt: Probe) -> None:
+        """Out of the line, so that nothing waits behind it."""
+        until = math.inf if breaker.wait is None else now + breaker.wait
+        patience = run.held[attempt.task] = _Patience(run, attempt, breaker, until)
+        if breaker.wait is not None:
+            self._arm(now, run, patience)
+        self._breakers.hold(now, breaker.key, attempt)
+
+    def _unhold(self, run: _Run, task: str) -> None:
+        if (patience := run.held.pop(task, None)) is not None:
+            self._clocks.discard(patience)
+            self._breakers.unhold(patience.breaker.key, patience.attempt)
+
+    def _lose_patience(self, now: float, patience: _Patience) -> None:
+        run, attempt, breaker = patience.run, patience.attempt, patience.breaker
+        self._unhold(run, attempt.task)
+        message = f"its breaker {breaker.key} has let no attempt through for {breaker.wait:g} s"
+        error = TaskError(kind=ErrorKind.BREAKER_OPEN, message=message)
+        self._attempt_failed(now, run, attempt.task, attempt.attempt, error)
+        self._settle(now, run)
+
+    def _attempt_of(self, run: _Run, task: str) -> Probe:
+        return Probe(run.state.run, task, run.state.tasks[task].attempt)
+
+    def _may_start(self, attempt: Probe) -> bool:
+        run = self._runs[attempt.run]
+        return run.stopped is None and not run.is_fetching
+
+    def _is_current(self, attempt: Probe) -> bool:
+        run = self._runs.get(attempt.run)
+        task = run.state.tasks.get(attempt.task) if run is not None else None
+        is_open = task is not None and task.standing in (Standing.READY, Standing.RUNNING)
+        return is_open and task is not None and task.attempt == attempt.attempt
+
+    def _is_moving(self, attempt: Probe) -> bool:
+        run = self._runs[attempt.run]
+        return run.stopped is None or (attempt.task in run.live and not run.frozen)
 
     # Checkpoints, and the way back.
 
@@ -1129,6 +1257,7 @@ class Scheduler:
                     attempt.skip(since, now)
                     self._reset(attempt)
                     self._commands.append(Thaw(attempt.run, attempt.spec.id, attempt.number))
+        self._breakers.wake(now, run.state.run)
 
     def _under_way(self, run: str) -> _Run:
         found = self._runs.get(run)

@@ -28,6 +28,9 @@ from msgspec import Raw
 from ...protocol.answers import Action
 from ...protocol.errors import LocalViolation, UsageError
 from ...protocol.events import (
+    BreakerClosed,
+    BreakerHalfOpen,
+    BreakerOpened,
     CheckpointCreated,
     ErrorKind,
     EventData,
@@ -54,6 +57,7 @@ from ...protocol.events import (
     TaskStarted,
 )
 from ...protocol.pipeline import PipelineSpec, TaskSpec
+from . import breaker
 from . import task as task_life
 from .commands import Record
 from .graph import Graph, build, downstream
@@ -69,6 +73,7 @@ __all__ = [
     "Checkpoint",
     "Completion",
     "Failure",
+    "Noted",
     "RunStanding",
     "RunState",
     "TaskState",
@@ -150,6 +155,13 @@ class Completion(NamedTuple):
     layer: Layer | None
 
 
+class Noted(NamedTuple):
+    """What a run's journal told last of a breaker."""
+
+    standing: breaker.Standing
+    opening: int
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The completed tasks of `parent`, and `tasks`; `total` of them. Files and bytes of the layers
@@ -181,6 +193,7 @@ class RunState:
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     head: str | None = None  # the checkpoint that what follows builds on
     fresh: list[str] = field(default_factory=list)  # completed since then
+    breakers: dict[str, Noted] = field(default_factory=dict)  # those it told of
     graph: Graph = field(init=False)
     specs: dict[str, TaskSpec] = field(init=False)
     tasks: dict[str, TaskState] = field(init=False)
@@ -413,6 +426,14 @@ class RunState:
         self.head = data.checkpoint
         self.fresh = []
 
+    def _breaker(
+        self, record: Record, data: BreakerOpened | BreakerHalfOpen | BreakerClosed
+    ) -> None:
+        noted = self.breakers.get(data.key, Noted(breaker.Standing.CLOSED, 0))
+        subject = f"run {self.run}: breaker {data.key}"
+        standing = breaker.LIFECYCLE.next(subject, noted.standing, type(data))
+        self.breakers[data.key] = Noted(standing, data.opening)
+
     def _pass(self, happening: type[EventData]) -> None:
         self.standing = LIFECYCLE.next(f"run {self.run}", self.standing, happening)
 
@@ -439,7 +460,7 @@ class RunState:
         task.delay = data.delay
         if data.error.kind in BLAMELESS and task.blameless < BLAMELESS_RETRIES:
             task.blameless += 1
-        else:
+        elif data.error.kind is not ErrorKind.BREAKER_OPEN:  # held back, or killed to be
             task.failures += 1
             self.retries += 1
         self._begin_again(record)
@@ -563,6 +584,9 @@ _FOLD: dict[type[EventData], Callable[[RunState, Record, Any], None]] = {
     RunRolledBack: RunState._undo,
     RunForked: RunState._undo,
     CheckpointCreated: RunState._checkpoint,
+    BreakerOpened: RunState._breaker,
+    BreakerHalfOpen: RunState._breaker,
+    BreakerClosed: RunState._breaker,
     TaskReady: RunState._ready,
     TaskStarted: RunState._started,
     TaskSaved: RunState._saved,

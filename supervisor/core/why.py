@@ -22,6 +22,9 @@ from msgspec import Struct
 
 from ...protocol.answers import Action
 from ...protocol.events import (
+    BreakerClosed,
+    BreakerHalfOpen,
+    BreakerOpened,
     CheckpointCreated,
     ErrorKind,
     EventData,
@@ -85,6 +88,7 @@ class Facts:
         self.own: list[Fact] = []
         self.latest: dict[str, Fact] = {}
         self.run: list[Fact] = []
+        self.breakers: dict[str, Fact] = {}  # the latest of each
         self.checkpoint: Fact | None = None  # the first that holds its completion
 
     def see(self, seq: int, at: float, record: Record) -> None:
@@ -98,7 +102,9 @@ class Facts:
             return
         if isinstance(data, _OF_RUN):
             self.run.append(fact)
-        if isinstance(data, RunRolledBack | RunForked):
+        if isinstance(data, BreakerOpened | BreakerHalfOpen | BreakerClosed):
+            self.breakers[data.key] = fact
+        elif isinstance(data, RunRolledBack | RunForked):
             touched = (*data.undone, *getattr(data, "restored", ()))
             self.latest.update(dict.fromkeys(touched, fact))
             if self.task in touched:
@@ -168,6 +174,7 @@ class _Asked:
             fact, f"Attempt {fact.attempt} is ready: all that it needs is there. It has not begun."
         )
         yield from self._fallback()
+        yield from self._kept_back()
         yield from self._stopped()
         yield from self._said_live()
         is_going = self.state.standing is RunStanding.RUNNING and not self.is_interrupted
@@ -287,6 +294,8 @@ class _Asked:
     def _again(self, error: TaskError) -> str:
         """Why there will be another attempt."""
         own, retry, kind = self.own, self.spec.retry, error.kind
+        if kind is ErrorKind.BREAKER_OPEN and self.own.delay == 0:
+            return "That is not the task's fault: it is tried again, uncounted."
         found = self._rule(kind)
         counts = kind not in BLAMELESS or self._blameless_retries() > BLAMELESS_RETRIES
         if found is not None and found[1].do is Action.RETRY and counts:
@@ -320,6 +329,25 @@ class _Asked:
                 text="No living supervisor has the run: nothing happens until "
                 f"`casemate resume {run}`."
             )
+
+    def _kept_back(self) -> Iterator[Reason]:
+        """By its breaker, as the journal tells it."""
+        breaker = self.spec.breaker
+        fact = None if breaker is None else self.facts.breakers.get(breaker.key)
+        if breaker is None or fact is None or isinstance(fact.data, BreakerClosed):
+            return
+        assert isinstance(fact.data, BreakerOpened | BreakerHalfOpen)
+        limit = (
+            "as long as it takes" if breaker.wait is None else f"{_seconds(breaker.wait)} at most"
+        )
+        if isinstance(fact.data, BreakerOpened):
+            count = fact.data.failures
+            after = f"after {count} failure{'' if count == 1 else 's'}" if count else "by hand"
+            wait = _seconds(fact.data.open_for)
+            stands = f"was opened {after}, and lets one attempt through {wait} later"
+        else:
+            stands = "lets one attempt through, and the others when that has succeeded"
+        yield _reason(fact, f"Its breaker {breaker.key} {stands}. It waits for that, {limit}.")
 
     def _said_live(self) -> Iterator[Reason]:
         return (Reason(text=each) for each in self.live)
@@ -419,6 +447,9 @@ class _Asked:
                     f"{kind} is not the task's fault: it was tried again {own.blameless} times, "
                     "uncounted, and that is the most."
                 )
+        elif kind is ErrorKind.BREAKER_OPEN:
+            wait = None if self.spec.breaker is None else self.spec.breaker.wait
+            return f"breaker.wait is {_seconds(wait)}: it does not let itself be kept back longer."
         elif not is_covered(kind, retry.on):
             return f"It is not tried again: retry.on is {_listed(retry.on)}, without {kind}."
         elif retry.attempts == 1:
@@ -663,6 +694,7 @@ _KINDS: dict[ErrorKind, _Kind] = {
     ErrorKind.CONFLICT: _Kind("could not begin"),
     ErrorKind.PROTOCOL: _Kind("was killed"),
     ErrorKind.SETUP: _Kind("could not begin"),
+    ErrorKind.BREAKER_OPEN: _Kind("was ended"),
     ErrorKind.UPSTREAM_FAILED: _Kind("was killed"),
     ErrorKind.CANCELLED: _Kind("was killed"),
     ErrorKind.LOST: _Kind("was lost"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .supervisor.api import PipelineEvent, RunResult, Supervisor
     from .supervisor.builder import (
         AgentSpec,
+        Breaker,
         Bulkhead,
         Limits,
         Pipeline,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "Breaker",
     "Bulkhead",
     "CasemateError",
     "ErrorKind",
@@ -61,6 +63,7 @@ _HOME = {
     ".supervisor.api": ("PipelineEvent", "RunResult", "Supervisor"),
     ".supervisor.builder": (
         "AgentSpec",
+        "Breaker",
         "Bulkhead",
         "Limits",
         "Pipeline",

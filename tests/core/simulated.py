@@ -78,10 +78,12 @@ from casemate.supervisor.core.commands import (
     CancelAttempt,
     Command,
     Fetch,
+    ForgetBreaker,
     Freeze,
     Kill,
     Record,
     Spawn,
+    TellBreaker,
     Thaw,
 )
 from casemate.supervisor.core.events import (
@@ -783,6 +785,11 @@ def _strategy(text: str) -> Checkpoints:
 
 def show(command: Command) -> str:
     """A command as one line: `record a#1 ready`, `spawn a#1`, `ask a#1: timeout.wall`, ..."""
+    if isinstance(command, TellBreaker):
+        what = "look" if command.happening is None else type(command.happening).__name__
+        return f"tell breaker {command.key}: {what}"
+    if isinstance(command, ForgetBreaker):
+        return f"forget breaker {command.key}"
     prefix = "" if command.run == "r" else f"{command.run}/"
     if isinstance(command, Record):
         return f"record {_show_record(prefix, command)}"

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from random import Random
 
 import pytest
 from casemate.protocol.errors import UsageError
 from casemate.supervisor.core import gates
-from casemate.supervisor.core.admission import Admission, Grant, Line
-from casemate.supervisor.core.attempt import Clock
 from casemate.supervisor.core.commands import Spawn
 from casemate.supervisor.core.events import Ended, Started
-from casemate.supervisor.core.graph import build
 from casemate.supervisor.core.look import words as look_words
-from casemate.supervisor.core.priority import PriorityQueue, Queued
+from casemate.supervisor.core.priority import Queued
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.turns import PATIENCE, Turns
 from hypothesis import given
@@ -211,79 +207,23 @@ def test_why_a_task_waits_is_told_in_words(keys: str, words: str) -> None:
     assert look_words(look) == (words,)
 
 
-# --- held keys ------------------------------------------------------------------------------------
-
-
-class House:
-    """Admission by itself: tasks that name a key which may be held."""
-
-    def __init__(self) -> None:
-        self.clocks: PriorityQueue[float, Clock] = PriorityQueue()
-        self.admission = Admission(8, 100, math.inf, self.clocks)
-
-    def line(self, run: str, *tasks: str, hold: str | None = None) -> Line:
-        spec = make_pipeline(map(make_task, tasks))
-        specs = {task.id: task for task in spec.tasks}
-        line = self.admission.line(0, run, spec, build(spec), specs)
-        for task in tasks:
-            self.admission.enter(line, task, hold=hold)
-        return line
-
-    def grants(self) -> Iterator[Grant]:
-        while (grant := self.admission.next(0)) is not None:
-            yield grant
-
-    def tasks(self) -> list[str]:
-        return [grant.task for grant in self.grants()]
-
-
-def test_a_key_that_is_held_lets_nothing_start_and_holds_back_nobody_else() -> None:
-    house = House()
-    house.admission.hold("api")
-    line = house.line("r", "a", "b", hold="api")
-    house.line("s", "x")
-    assert house.tasks() == ["x"]
-    house.admission.withdraw(line, "a")
-    house.admission.release("api")
-    assert house.tasks() == ["b"]
-
-
-def test_a_held_key_lets_one_through_that_is_asked_for() -> None:
-    house = House()
-    house.admission.hold("api")
-    house.line("r", "a", "b", "c", hold="api")
-    assert house.tasks() == []
-    house.admission.let_one("api")
-    assert house.tasks() == ["a"]
-    assert house.tasks() == []
-    house.admission.release("api")
-    assert house.tasks() == ["b", "c"]
-
-
-def test_a_place_that_was_kept_for_a_task_is_gone_when_its_key_is_held() -> None:
-    house = House()
-    house.admission.hold("api")
-    first = house.line("r", "a", hold="api")
-    assert house.tasks() == []
-    crowd = house.line("s", *(f"t{number}" for number in range(9)))
-    running = list(house.grants())
-    house.admission.release("api")
-    house.admission.hold("api")
-    for grant in running:
-        house.admission.leave(grant)
-    assert house.tasks() == ["t8"]
-    house.admission.forget(first)
-    house.admission.forget(crowd)
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def test_a_check_is_bound_by_no_key_and_goes_first() -> None:
-    house = House()
-    spec = make_pipeline([make_task("a", bulkhead="api:1"), make_task("b", bulkhead="api:1")])
-    specs = {task.id: task for task in spec.tasks}
-    line = house.admission.line(0, "r", spec, build(spec), specs)
-    house.admission.enter(line, "a")
-    house.admission.enter(line, "b", is_check=True)
-    assert house.tasks() == ["b", "a"]
+    run = Simulated.start(
+        "host parallel=1", "task a validate bulkhead=api:1", "task b bulkhead=api:1", "task c"
+    )
+    run.at(1, "started a#1")
+    assert run.at(2, "ended a#1 output=1") == ["check a#1 validate 1"]
+
+
+def test_while_a_check_runs_its_task_has_no_place_under_a_key() -> None:
+    run = Simulated.start("task a validate bulkhead=api:1", "task b bulkhead=api:1", "task c")
+    assert spawned(run) == ["r/a", "r/c"]
+    run.at(1, "started a#1")
+    run.at(2, "ended a#1 output=1")
+    assert spawned(run)[2:] == ["r/a", "r/b"]
 
 
 # --- the host -------------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ import msgspec
 import pytest
 import zmq
 from casemate.protocol.control import (
+    Breakers,
+    BreakersShown,
+    BreakerSummary,
     Cancel,
     ControlError,
     Done,
@@ -22,13 +25,17 @@ from casemate.protocol.control import (
     Fork,
     List,
     Listed,
+    OpenBreaker,
     Pause,
     Reply,
+    ResetBreaker,
     Rollback,
 )
 from casemate.protocol.errors import CasemateError, UsageError
-from casemate.protocol.limits import CONTROL_OUTSTANDING, CONTROL_VERB_SIZE
+from casemate.protocol.limits import CONTROL_OUTSTANDING, CONTROL_VERB_SIZE, CONTROL_VERSION
+from casemate.supervisor.breakers import standing_of
 from casemate.supervisor.control import Client, carry_out
+from casemate.supervisor.core.breaker import Forced, Reset, Row, step
 from casemate.supervisor.front import FrontProcess
 from casemate.supervisor.state import OwnedRun, StateDirectory
 from fakes import PATIENCE
@@ -70,6 +77,9 @@ class FakeEngine:
 
     def why(self, run: str, task: str) -> tuple[str, ...]:
         return (f"{task} waits for a slot.",)
+
+    async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary:
+        return standing_of(key, step(Row(), 1.0, happening), 1.0)
 
 
 class Bench:
@@ -299,5 +309,29 @@ def test_a_run_of_another_supervisor_is_not_found_here(state: StateDirectory) ->
         it.engine.runs.clear()
         [reply] = await it.ask(Pause(version=1, id=1, run=it.run))
         assert isinstance(reply, Error) and reply.error.kind == ControlError.NOT_FOUND
+
+    run(state, story)
+
+
+def test_breakers_are_steered_without_a_run_and_read_by_the_front(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        replies = await it.ask(
+            OpenBreaker(version=CONTROL_VERSION, id="a", key="k", open_for=7.0),
+            ResetBreaker(version=CONTROL_VERSION, id="b", key="k"),
+            {"verb": "open_breaker", "version": CONTROL_VERSION, "id": 3, "key": "/no"},
+            Breakers(version=CONTROL_VERSION, id=4),
+        )
+        answered = {reply.id: reply for reply in replies}
+        opened, closed, refused, shown = (answered[each] for each in ("a", "b", 3, 4))
+        assert isinstance(opened, BreakersShown)
+        assert [(each.key, each.state, each.open_for) for each in opened.breakers] == [
+            ("k", "open", 7.0)
+        ]
+        assert isinstance(closed, BreakersShown)
+        assert [each.state for each in closed.breakers] == ["closed"]
+        assert isinstance(refused, Error)
+        assert refused.error.kind is ControlError.BAD_REQUEST
+        assert isinstance(shown, BreakersShown)
+        assert shown.breakers == ()  # the fake engine writes nothing
 
     run(state, story)

@@ -17,6 +17,7 @@ from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import (
     TASK_ID_PATTERN,
     Base,
+    Breaker,
     Bulkhead,
     Checkpoints,
     CommandEntry,
@@ -26,6 +27,7 @@ from casemate.protocol.pipeline import (
     Limits,
     ModuleEntry,
     Network,
+    OnOpen,
     PickleEntry,
     PipelineSpec,
     Rate,
@@ -304,7 +306,7 @@ BAD = [
         """\
         review.yaml: 2 problems
           review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, retry_budget, rollback_budget, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, bulkhead, command, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, rate, recover, retry, sources, spec, timeouts, validate""",
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, rate, recover, retry, sources, spec, timeouts, validate""",
     ),
     (
         "name: x\ntasks: {a: {command: [ls], proc: readonly, python: x}}",
@@ -549,7 +551,7 @@ def test_problems_are_also_there_apart_for_programs(folder: Path) -> None:
         (
             "x.json",
             '{"name": "x",\n "tasks": {"a": {"command": ["ls"],\n "wall": 3}}}',
-            "x.json:3: tasks.a.wall: unknown key; the keys here are always, bulkhead, command, ",
+            "x.json:3: tasks.a.wall: unknown key; the keys here are always, breaker, ",
         ),
         ("x.json", '{"name": "x",}', "x.json:1: is not JSON: "),
         ("x.json", '{"name": "x",\n"name": "y"}', 'x.json: the key "name" is given twice in one map'),
@@ -864,6 +866,48 @@ def test_checkpoints_that_cannot_be_are_refused(folder: Path, text: str, message
     assert refusal(folder, document) == f"review.yaml:2: {message}"
 
 
+def test_a_breaker_has_its_defaults_and_the_tasks_own_key(folder: Path) -> None:
+    document = """\
+        name: x
+        defaults: {breaker: {failures: 3, window: none}}
+        tasks:
+          a: {command: [ls]}
+          b: {command: [ls], breaker: {key: model api, open_for: 20m, on_open: drain, wait: none}}
+          c: {command: [ls], breaker: null}
+        """
+    a, b, c = load_pipeline(write(folder, document)).tasks
+    assert a.breaker == Breaker(
+        key="x/a",
+        failures=3,
+        window=None,
+        open_for=30,
+        backoff=2,
+        max_open_for=600,
+        on_open=OnOpen.KILL,
+        wait=300,
+    )
+    assert b.breaker is not None
+    assert (b.breaker.key, b.breaker.failures, b.breaker.on_open) == ("model api", 3, OnOpen.DRAIN)
+    assert (b.breaker.open_for, b.breaker.max_open_for, b.breaker.wait) == (1200, 1200, None)
+    assert c.breaker is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{failures: 0}", "failures: 0 is too little; at least 1"),
+        ("{failures: 1001}", "failures: 1001 is too much; at most 1000"),
+        ("{open_for: 0s}", "open_for: 0 leaves no time at all"),
+        ("{on_open: explode}", 'on_open: expected kill or drain, got "explode"'),
+        ("{key: /x}", 'key: "/x": a key is up to 200 letters, digits, spaces, . _ - / or :'),
+        ("{fails: 3}", "fails: unknown key; did you mean failures?"),
+    ],
+)
+def test_breakers_that_cannot_be_are_refused(folder: Path, text: str, message: str) -> None:
+    document = f"name: x\ntasks:\n  a: {{command: [ls], breaker: {text}}}"
+    assert refusal(folder, document) == f"review.yaml:3: tasks.a.breaker.{message}"
+
+
 def test_the_schema_has_the_models_keys_and_no_others() -> None:
     schema = json_schema()
     json.dumps(schema)
@@ -878,11 +922,12 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     assert set(models["Task"]["properties"]) == {
         "execute", "command", "spec", "needs", "limits", "timeouts", "retry", "sources", "env",
         "max_parallel", "bulkhead", "rate", "priority",
-        "network", "validate", "output_schema", "recover", "fallbacks", "always",
+        "network", "breaker", "validate", "output_schema", "recover", "fallbacks", "always",
     }  # fmt: skip
     assert set(models["Limits"]["properties"]) == set(Limits.__struct_fields__)
     assert set(models["Timeouts"]["properties"]) == set(Timeouts.__struct_fields__)
     assert set(models["Retry"]["properties"]) == set(Retry.__struct_fields__)
+    assert set(models["Breaker"]["properties"]) == set(Breaker.__struct_fields__)
     for each in (schema, *models.values(), schema["properties"]["tasks"]):
         assert each["additionalProperties"] is False
     assert list(schema["properties"]["tasks"]["patternProperties"]) == [TASK_ID_PATTERN]
@@ -929,7 +974,10 @@ def test_limits_by_key_and_priorities_are_read(folder: Path) -> None:
         ("bulkhead: api", "bulkhead: expected a map, got"),
         ("bulkhead: {key: api}", "bulkhead.max_parallel: is missing; write how many attempts at"),
         ("bulkhead: {max_parallel: 1}", "bulkhead.key: is missing; name what the tasks share"),
-        ("bulkhead: {key: a b, max_parallel: 1}", 'bulkhead.key: "a b": a key is 1 to 100 letters'),
+        (
+            "bulkhead: {key: a@b, max_parallel: 1}",
+            'bulkhead.key: "a@b": a key is up to 200 letters',
+        ),
         ("max_parallel: 0", "max_parallel: 0 is too little; at least 1"),
         ("priority: 101", "priority: 101 is too much; at most 100"),
         ("priority: high", 'priority: expected a whole number, got "high"'),
