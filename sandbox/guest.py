@@ -123,7 +123,7 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
     # ten, for dash reads no other in `>&$CASEMATE_EVENTS_FD`.
     low_fd = os.dup(0)
     link = Link(listener_fd)
-    link.send(Hello(version=LINK_VERSION, pid=os.getpid()))
+    link.greet(Hello(version=LINK_VERSION, pid=os.getpid()))
     _become_ordinary()  # while the engine answers
     accept, run = link.receive(), link.receive()
     if not isinstance(accept, Accept) or not isinstance(run, Run):
