@@ -375,8 +375,9 @@ def _run_async(work: Awaitable[Any], termination: Termination) -> Any:
 
         def interrupt() -> None:
             # An exception out of a signal handler would tear the loop apart wherever it is; a
-            # cancelled task unwinds in order.
-            loop.call_soon_threadsafe(task.cancel)
+            # cancelled task unwinds in order. One whose loop is closed has ended.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
 
         termination.interrupt = interrupt
         return await work
