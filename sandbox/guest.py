@@ -11,10 +11,13 @@ is connected already; says HELLO; and runs the entry it is sent.
 
 Nobody reads the link while the task's code runs, unless that waits for something (`guestlink.py`):
 a CANCEL is noticed when the code asks (`ctx.cancelled`), and the SIGTERM that comes with it
-interrupts the main thread. Exactly one RESULT or FAIL ends the conversation; after it the process
-waits to be killed, for an exit could lose the message, and would run the interpreter's slow and
-hostile-to-hurry shutdown for nothing. So `atexit` functions of a task do not run, and its threads
-are not waited for.
+interrupts the main thread. A signal that comes after the interpreter has looked for one, and before
+the system call that it then makes, does not interrupt that call: so init, which passes SIGTERM on,
+follows it up with signals that do nothing (NUDGE).
+
+Exactly one RESULT or FAIL ends the conversation; after it the process waits to be killed, for an
+exit could lose the message, and would run the interpreter's slow and hostile-to-hurry shutdown for
+nothing. So `atexit` functions of a task do not run, and its threads are not waited for.
 
 What the code raises becomes a FAIL with a traceback that begins in the task's own code. The frames
 of casemate are left out: they are the same for everyone and explain nothing.
@@ -51,7 +54,11 @@ from . import command, loader
 from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
 from .guestlink import Link
 
-__all__ = ["INSIDE", "Places", "main"]
+__all__ = ["INSIDE", "NUDGE", "Places", "main"]
+
+# Ends a blocking call, and so lets the interpreter see a SIGTERM that came just before it. Ignored
+# wherever it has no handler: in the programs that a task starts, and in those of `exec`.
+NUDGE = signal.SIGURG
 
 # Freed when the task has run out of memory, so that saying so has some.
 RESERVE_SIZE = 512 * KIB
@@ -83,6 +90,8 @@ class Termination:
         self._link = link
         self._is_armed = True
         self.interrupt: Callable[[], None] = _raise_cancelled
+        # First, and for good: the interpreter complains of a signal whose handler went meanwhile.
+        signal.signal(NUDGE, _do_nothing)
         signal.signal(signal.SIGTERM, self._handle)
         # Meant for the task's own process. In a child of it, `Cancelled` in the middle of a lock
         # that is shared with others would hang them (multiprocessing's pools end with SIGTERM).
@@ -104,6 +113,10 @@ class Termination:
             self._link.interrupt(self.interrupt)
 
 
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Its having come is what counts."""
+
+
 INSIDE = Places()
 
 
@@ -123,7 +136,7 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
     # ten, for dash reads no other in `>&$CASEMATE_EVENTS_FD`.
     low_fd = os.dup(0)
     link = Link(listener_fd)
-    link.send(Hello(version=LINK_VERSION, pid=os.getpid()))
+    link.greet(Hello(version=LINK_VERSION, pid=os.getpid()))
     _become_ordinary()  # while the engine answers
     accept, run = link.receive(), link.receive()
     if not isinstance(accept, Accept) or not isinstance(run, Run):
@@ -362,8 +375,9 @@ def _run_async(work: Awaitable[Any], termination: Termination) -> Any:
 
         def interrupt() -> None:
             # An exception out of a signal handler would tear the loop apart wherever it is; a
-            # cancelled task unwinds in order.
-            loop.call_soon_threadsafe(task.cancel)
+            # cancelled task unwinds in order. One whose loop is closed has ended.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(task.cancel)
 
         termination.interrupt = interrupt
         return await work

@@ -45,6 +45,7 @@ from ..protocol.messages import (
     Credit,
     Deadline,
     End,
+    Hello,
     Item,
     Kind,
     Message,
@@ -151,6 +152,14 @@ class Link:
         self._context = context
         self._socket = socket
         self._fd = int(socket.getsockopt(zmq.FD))
+
+    def greet(self, hello: Hello) -> None:
+        """The first word, which waits for the connection. What comes in answer is `receive`'s: a
+        `send` that has waited would have heard it."""
+        frame = codec.encode(hello)
+        with self._lock:
+            while not self._say(Kind.HELLO, frame, 0):
+                pass  # each time it has waited for SEND_PATIENCE
 
     def receive(self) -> Message:
         """The next message, whenever it comes. For the opening, before the task's code runs."""

@@ -2,8 +2,8 @@
 
 The forked child of the zygote walks the plan's steps; the table below is the order of the walls
 and the only place that knows how each is made. Then it forks: the child is the guest (or the
-program), the parent stays as init, pid 1 of the sandbox, holds nothing but the status socket and
-only reaps. Everything is dropped before that fork, so init stands behind the same walls.
+program), the parent stays as init, pid 1 of the sandbox, holds nothing but the status socket, reaps
+and passes SIGTERM on. Everything is dropped before that fork, so init stands behind the same walls.
 
 A step that fails ends the sandbox with a `setup` record: the task's code never ran. After the last
 step the guest reads its posture back from the kernel and reports `ready`; that packet and the
@@ -54,12 +54,16 @@ from .spec import (
     StatusRecord,
 )
 
-__all__ = ["STEPS", "Building", "build_and_tend"]
+__all__ = ["FIRST_NUDGE", "STEPS", "Building", "build_and_tend"]
 
 # The engine's SIGTERM comes to init, the one process it has a pidfd of. It is waited for and not
 # handled: the task may signal init as often as it likes, and a handler of Python's runs inside
 # itself until the stack is full, or finds the guest gone.
 AWAITED = (signal.SIGCHLD, signal.SIGTERM)
+
+# So long after SIGTERM the guest is nudged (see guest.py), then after twice that, and so on: one is
+# enough unless the host is so loaded that the guest has not come to its blocking call yet.
+FIRST_NUDGE = 0.05
 
 WRITABLE = ("/tmp", "/dev/shm", OUTBOX)
 
@@ -310,7 +314,7 @@ def start_guest(build: Building) -> SetupFailed:
             report(build.status, become_guest(build))
         finally:
             os._exit(1)
-    tend(pid, build.status)
+    tend(pid, build.status, is_guest=build.plan.mode is Mode.GUEST)
     return None
 
 
@@ -407,14 +411,26 @@ def reap(guest_pid: int) -> int | None:
             return None
 
 
-def tend(guest_pid: int, status: int) -> NoReturn:
+def wait_signal(patience: float | None) -> int | None:
+    """None: nothing came."""
+    if patience is None:
+        return signal.sigwait(AWAITED)
+    came = signal.sigtimedwait(AWAITED, patience)
+    return None if came is None else came.si_signo
+
+
+def tend(guest_pid: int, status: int, is_guest: bool) -> NoReturn:
     """Reap until the guest ends, say how it did, and take everything else along by exiting."""
     syscalls.close_all_but((status,))
-    code: int | None = None
-    while code is None:
-        code = reap(guest_pid)
-        if code is None and signal.sigwait(AWAITED) == signal.SIGTERM:
+    nudge_after: float | None = None  # from SIGTERM on
+    while (code := reap(guest_pid)) is None:
+        came = wait_signal(nudge_after)
+        if came == signal.SIGTERM:
             os.kill(guest_pid, signal.SIGTERM)
+            nudge_after = FIRST_NUDGE if is_guest else None
+        elif came is None and nudge_after is not None:
+            os.kill(guest_pid, guest.NUDGE)
+            nudge_after *= 2
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = Exited(status=code, cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)
     try:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from casemate.protocol.link import Conversation, Role
 from casemate.protocol.messages import Accept, Cancel, Fail, Hello, Item, Message, Result, Run
 from casemate.protocol.pipeline import Entry
 from casemate.protocol.zmtp import Endpoint
+from casemate.sandbox.guest import NUDGE
+from casemate.sandbox.init import FIRST_NUDGE
 from msgspec import Raw, msgpack
 
 __all__ = ["FakeSupervisor", "GuestHost", "wait_until"]
@@ -101,6 +104,8 @@ class FakeSupervisor:
         self._endpoint = Endpoint()
         self._conversation = Conversation(Role.SUPERVISOR)
         self._frames: deque[bytes] = deque()
+        self._is_left = threading.Event()
+        self._nudging: threading.Thread | None = None
         self._link = socket.socket(socket.AF_UNIX)
         self._link.settimeout(PATIENCE)
         listener = socket.socket(socket.AF_UNIX)
@@ -137,6 +142,9 @@ class FakeSupervisor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_left.set()
+        if self._nudging is not None:
+            self._nudging.join()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._link.close()
@@ -208,7 +216,16 @@ class FakeSupervisor:
         self.send(Cancel(grace=grace))
 
     def terminate(self) -> None:
+        """As a sandbox's init does it."""
         os.kill(self.pid, signal.SIGTERM)
+        if self._nudging is None:
+            self._nudging = threading.Thread(target=self._nudge)
+            self._nudging.start()
+
+    def _nudge(self) -> None:
+        while not self._is_left.wait(FIRST_NUDGE):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, NUDGE)
 
     def finish(self) -> tuple[list[Message], Result | Fail]:
         """All that is said until the verdict, and the verdict."""

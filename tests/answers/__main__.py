@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runs import Embedded
 
-from .table import UNASKED, cells, is_refused, run_cells, unasked
+from .table import KINDS, UNASKED, cells, is_refused, run_cells, unasked
 
 
 def main() -> int:
@@ -24,17 +24,22 @@ def main() -> int:
     def say(name: str, action: str, expected: str, got: str) -> None:
         nonlocal wrong
         wrong += got != expected
-        print(f"{name:<26}{action:<20}{got}" + ("" if got == expected else f"   NOT {expected}"))
+        print(
+            f"{name:<26}{action:<20}{got}" + ("" if got == expected else f"   NOT {expected}"),
+            flush=True,
+        )
 
     with tempfile.TemporaryDirectory(prefix="casemate-answers-") as folder:
         place = Path(folder)
         with Embedded(place / "state", max_parallel=chosen.parallel) as house:
-            for cell, got in zip(wanted, run_cells(house, place / "repo", wanted), strict=True):
-                action = f"{cell.action}{' (function)' if cell.is_function else ''}"
-                say(cell.name, action, cell.expected(), got)
-            for kind in UNASKED if chosen.only is None else ():
-                say(kind, "(nobody is asked)", UNASKED[kind][0], unasked(house, kind))
-                say(kind, "(a rule)", "refused", "refused" if is_refused(kind) else "accepted")
+            for number, kind in enumerate(KINDS):
+                row = [cell for cell in wanted if cell.kind is kind]
+                for cell, got in zip(row, run_cells(house, place / f"{number}", row), strict=True):
+                    action = f"{cell.action}{' (function)' if cell.is_function else ''}"
+                    say(cell.name, action, cell.expected(), got)
+            for name in UNASKED if chosen.only is None else ():
+                say(name, "(nobody is asked)", UNASKED[name][0], unasked(house, name))
+                say(name, "(a rule)", "refused", "refused" if is_refused(name) else "accepted")
     print(f"{len(wanted)} cells, {wrong} not as expected, {time.monotonic() - began:.1f} s")
     return 1 if wrong else 0
 

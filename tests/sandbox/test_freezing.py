@@ -222,16 +222,23 @@ def test_the_dead_can_be_frozen_and_thawed(house: House) -> None:
 
 
 def test_what_was_frozen_before_it_was_there_starts_when_it_is_thawed(house: House) -> None:
-    sandbox = house.spawn("/bin/sh", "-c", "exit 7", wait=False)
+    # By signals it may have run for a while before it stands still, but not to its end.
+    given, give = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    program = ("/bin/sh", "-c", "read line; exit 7")
+    sandbox = house.spawn(*program, stdio=Stdio(given, null, null), wait=False)
     sandbox.freeze()
     assert sandbox.is_asked
     wait_until(lambda: (house.zygote.receive_nowait(), not sandbox.is_asked)[1])
     wait_until(lambda: stands_still(sandbox))
+    os.write(give, b"go on\n")
     assert not sandbox.is_dead()
     sandbox.thaw()
     while sandbox.exited is None:
         assert sandbox.wait_record(PATIENCE) is not None
     assert sandbox.exited.status == 7 << 8
+    for fd in (given, give, null):
+        os.close(fd)
 
 
 def test_a_freeze_may_come_at_any_moment_of_the_building(house: House) -> None:

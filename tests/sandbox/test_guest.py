@@ -703,6 +703,19 @@ def test_a_task_may_return_in_spite_of_being_cancelled(guest: FakeSupervisor) ->
     assert codec.decode_value(outcome.output) == ["saved", "Cancelled"]
 
 
+def test_a_coroutine_that_is_terminated_after_its_end_has_returned(guest: FakeSupervisor) -> None:
+    guest.source(
+        "agents.py",
+        "import asyncio, os, signal\n"
+        "async def task(input, ctx):\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    close = loop.close\n"
+        "    loop.close = lambda: (close(), os.kill(os.getpid(), signal.SIGTERM))\n"
+        "    return 'done'\n",
+    )
+    assert guest.output(TASK) == "done"
+
+
 def test_a_guest_terminated_before_its_job_is_gone(guest: FakeSupervisor) -> None:
     guest.next()  # HELLO
     os.kill(guest.pid, signal.SIGTERM)

@@ -272,14 +272,14 @@ def test_a_front_that_breaks_the_rules_is_killed_and_replaced(
     state: StateDirectory, said: bytes
 ) -> None:
     async def story(it: Bench) -> None:
-        # As if the front had said it: the engine's end of a channel whose other end is ours.
-        assert it.front._channel is not None
-        epoch = it.front.epoch
+        # As if the front had said it: the engine's end of a channel whose other end is ours. The
+        # real one stays open: a front that is left ends, and takes its folder along.
+        channel, epoch = it.front._channel, it.front.epoch
+        assert channel is not None
         ours, theirs = socket.socketpair()
-        with theirs:
+        with channel, theirs:
             loop = asyncio.get_running_loop()
-            loop.remove_reader(it.front._channel)
-            it.front._channel.close()
+            loop.remove_reader(channel)
             ours.setblocking(False)
             it.front._channel = ours
             loop.add_reader(ours, it.front._on_readable)

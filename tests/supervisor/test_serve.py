@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,23 +40,27 @@ def place(tmp_path: Path) -> Place:
 
 
 @contextmanager
-def serving(state: Path, *arguments: str) -> Iterator[list[str]]:
-    """The command, told to end in the end; what it said then is in the list."""
-    said: list[str] = []
-    server = subprocess.Popen(
-        [*CASEMATE, "serve", "--state", str(state), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def serving(state: Path, *arguments: str) -> Iterator[Callable[[], list[str]]]:
+    """The command, told to end in the end; what is given tells the lines that it has printed."""
+    printed = state.with_name("printed")
+    with printed.open("wb") as out:
+        server = subprocess.Popen(
+            [*CASEMATE, "serve", "--state", str(state), *arguments],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def said() -> list[str]:
+        return [line for line in printed.read_text().splitlines(True) if line.endswith("\n")]
+
     try:
         yield said
         below = descendants(server.pid)
         assert below  # its engine at least
         server.send_signal(signal.SIGTERM)
-        out, err = server.communicate(timeout=PATIENCE)
+        _, err = server.communicate(timeout=PATIENCE)
         assert (server.returncode, err) == (0, "")
-        said += out.splitlines()
         wait_until(lambda: not any(map(is_alive, below)))
     finally:
         if server.returncode is None:
@@ -66,6 +70,12 @@ def serving(state: Path, *arguments: str) -> Iterator[list[str]]:
 
 def stands(state: Path, run: str) -> RunState:
     return summarise(StateDirectory(state).run(run)).state
+
+
+def told(lines: list[str], run: str) -> list[str]:
+    """The kinds of its events."""
+    events = [json.loads(line) for line in lines]
+    return [event["kind"] for event in events if event["run"] == run]
 
 
 def left_behind(state: Path, place: Place) -> list[str]:
@@ -86,11 +96,12 @@ def test_what_was_cut_off_goes_on_at_once_and_what_was_paused_stays_so(
     state = tmp_path / "state"
     cut, paused, ended = left_behind(state, place)
     with serving(state, "--json") as said:
-        wait_until(lambda: stands(state, cut) is RunState.COMPLETED)
+        # What is printed comes after what the journal says, and ends with the command.
+        wait_until(lambda: told(said(), cut)[-1:] == ["run.completed"])
         wait_until(lambda: stands(state, paused) is RunState.PAUSED)
-    events = [json.loads(line) for line in said]
-    told = [event["kind"] for event in events if event["run"] == cut]
-    assert (told[0], told[-1]) == ("run.recovered", "run.completed")
+    assert stands(state, cut) is RunState.COMPLETED
+    events = [json.loads(line) for line in said()]
+    assert told(said(), cut)[0] == "run.recovered"
     assert [e["task"] for e in events if e["kind"] == "task.started"] == ["cut"]
     assert not any(event["run"] == ended for event in events)
     assert stands(state, paused) is RunState.INTERRUPTED
@@ -106,7 +117,7 @@ def test_what_it_was_doing_when_it_ended_goes_on_with_the_next(
     for _ in range(2):
         with serving(state) as said:
             wait_until(lambda: stands(state, paused) is RunState.PAUSED)
-        assert said[0].startswith(f"serving {state} · ipc://")
+        assert said()[0].startswith(f"serving {state} · ipc://")
     with serving(state):
         wait_until(lambda: stands(state, paused) is RunState.PAUSED)
         subprocess.run([*CASEMATE, "resume", paused, "--state", str(state)], check=True)
