@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops answers chaos faults humaneval wfinstances clean
+.PHONY: demo test check bench loops answers simulate chaos faults humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -54,6 +54,11 @@ loops: $(VENV)/.ready
 
 answers: $(VENV)/.ready
 	@PYTHONPATH=tests $(BIN)/python -m answers $(ARGS)
+
+# The core under simulation, of which `make test` plays a few seeds: `make simulate SEEDS=1000000`.
+SEEDS ?= 20000
+simulate: $(VENV)/.ready
+	@PYTHONPATH=tests $(BIN)/python -B -m simulation --seeds $(SEEDS) $(ARGS)
 
 # The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
 chaos: $(VENV)/.ready

@@ -123,7 +123,8 @@ class _Run:
         self.state = state
         self.line = line  # its tasks that are ready
         self.live: dict[str, Attempt] = {}
-        self.provisional: dict[str, TaskCompleted] = {}  # of the task's latest attempt
+        # What a task's latest attempt gave, until it counts.
+        self.provisional: dict[str, TaskCompleted | TaskSkipped] = {}
         self.checks: dict[str, Check] = {}  # to be spawned
         self.held: dict[str, _Patience] = {}  # ready, and kept back by their breakers
         self.backoffs: dict[str, _Backoff] = {}
@@ -441,8 +442,13 @@ class Scheduler:
     def _refuse(self, now: float, run: _Run, task: str, why: str) -> None:
         """A task that the whole budget could not hold. Told at once rather than when its turn
         comes: not run alone, for then the host is in danger, and not left to wait for ever."""
-        if run.state.tasks[task].standing is Standing.WAITING:  # else it has ended already
-            self._fail(now, run, task, None, TaskError(kind=ErrorKind.SETUP, message=why))
+        state, number = run.state.tasks[task], None
+        if state.standing is Standing.READY:  # an `always` task whose upstream was refused before
+            self._withdraw(run, task)
+            number = state.attempt
+        elif state.standing is not Standing.WAITING:
+            return  # it has ended
+        self._fail(now, run, task, number, TaskError(kind=ErrorKind.SETUP, message=why))
 
     def _started(self, now: float, started: Started) -> None:
         attempt = self._find(started)
@@ -465,6 +471,8 @@ class Scheduler:
         attempt = self._find(saved)
         if attempt is None or attempt.started is None:
             return
+        if attempt.restart is not None:
+            return  # the next attempt begins with what there was before this one's input changed
         attempt.active = now
         run = self._runs[saved.run]
         self._record(run, saved.task, saved.attempt, TaskSaved(state=saved.state))
@@ -624,6 +632,9 @@ class Scheduler:
     def _fail_run(self, now: float, fail: FailRun) -> None:
         run = self._runs.get(fail.run)
         if run is not None:
+            if run.is_fetching:  # it may be just this that cannot be had: nobody will answer
+                run.is_fetching = False
+                run.is_abandoned = True  # nor could what cleans up be given its input
             self._stop(now, run, fail.error)
             self._settle(now, run)
 
@@ -641,7 +652,12 @@ class Scheduler:
         if (
             task is None
             or said.attempt > task.attempt
-            or (said.attempt == task.attempt and task.standing is Standing.READY)
+            or (
+                said.attempt == task.attempt
+                and task.standing is Standing.READY
+                and said.task not in run.checks
+                and said.task not in run.provisional
+            )
         ):
             raise LocalViolation(
                 f"task {said.run}/{said.task} (attempt {said.attempt}): "
@@ -869,6 +885,9 @@ class Scheduler:
     ) -> None:
         """Do about an error what is wished, where that can be; without a wish the retry policy
         decides."""
+        if not run.goes_on(task) or self._lost_upstream(run, task):
+            self._fail(now, run, task, attempt, error)  # it was too late for an answer
+            return
         problem = None if wish is None else refused(run.state, task, wish)
         if problem is not None:
             error, wish = noted(error, f"recover gave no answer that can be: {problem}"), None
@@ -891,9 +910,8 @@ class Scheduler:
                 )
             self._try_again(now, run, task, attempt, error, delay)
         elif wish.do is Action.SKIP:
-            self._completed(run, task, attempt, TaskSkipped(error=error, output=wish.output))
-            for reader in run.state.graph.readers[task]:
-                self._complete_if_final(run, reader)
+            run.provisional[task] = TaskSkipped(error=error, output=wish.output)
+            self._complete_if_final(run, task)
         elif wish.do is Action.FAIL:
             self._fail(now, run, task, attempt, error)
         else:
@@ -1017,6 +1035,10 @@ class Scheduler:
                 self._record(run, name, None, TaskCancelled(error=error))
         if run.has_cleanup and run.stopped is not None:
             self._wake(now, run)  # a pause does not keep what cleans up
+        if run.has_cleanup:
+            for name in order:  # what a rollback kept from starting
+                if run.state.specs[name].always:
+                    self._make_ready_if_due(run, name)
 
     def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
@@ -1036,7 +1058,8 @@ class Scheduler:
 
     def _outcome(self, run: _Run) -> EventData:
         state = run.state
-        if state.completed == len(state.tasks):  # even if it was to be stopped: it was too late
+        if state.completed == len(state.tasks) and not state.missing_outputs():
+            # Even if it was to be stopped: it was too late.
             return RunCompleted(outputs=state.outputs())
         failed = tuple(sorted(state.failures))
         stop = run.stop
@@ -1188,6 +1211,7 @@ class Scheduler:
         for task in (*undone, *restored):
             if (attempt := run.live.get(task)) is not None:
                 self._begin_again(attempt, "rolled back")
+        self._queue(run)
         if run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
 
@@ -1267,7 +1291,8 @@ class Scheduler:
 
     def _queue(self, run: _Run) -> None:
         """After anything that may have changed whether its tasks may start."""
-        is_shut = run.is_fetching or run.is_held or run.frozen
+        is_rolling = run.rolling is not None  # until what that undoes is dead
+        is_shut = run.is_fetching or run.is_held or run.frozen or is_rolling
         is_drained = run.stopped is not None  # of what is left, a check is a part
         if (is_shut, is_drained) != (run.line.is_shut, run.line.is_drained):
             self._admission.shut(run.line, is_shut, is_drained)

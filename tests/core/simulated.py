@@ -1,4 +1,4 @@
-"""The core with a fake clock, spoken to in lines of text; and a judge that watches every step.
+"""The core with a fake clock, spoken to in lines of text.
 
 Tests and the transcripts in `scripts/` share one small language. Declarations:
 
@@ -17,12 +17,14 @@ what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `
 `answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
 rollback, fail, nothing, error crash boom),
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
-`rollback r before b`, `fetched r`, `fork r copy c1`. `adopt r` is a crash: the scheduler, its other
-runs and all that lived are gone, a new one takes the run over as its journal tells it. Tasks of a
-run other than `r` are written `one/a#1`. Answers are lines as well, see `show`.
+`rollback r before b`, `fetched r`, `fork r copy c1`. `crash r=5` is the end of a supervisor: all
+that lived is gone, and of the run's journal what comes after its fifth record. `take r` takes a run
+over that nobody has, as its journal tells it; `adopt r` is a crash that loses no record, and that.
+`back r c1` takes over and rolls back at once, `offline r pause` wishes something of a run that
+nobody has, and after `unwritable r 5` nothing more reaches the run's journal. Tasks of a run other
+than `r` are written `one/a#1`. Answers are lines as well, see `show`.
 
-After every step `Simulated` folds the records that came out into a state of its own and compares
-it with the live one, and `Judge` checks from the commands alone what must never happen.
+It is the world of `tests/simulation` that is spoken to: its judge and its fold watch every step.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 from casemate.protocol.answers import Action, RecoveryAction, ValidationResult
@@ -42,24 +44,19 @@ from casemate.protocol.events import (
     RunCompleted,
     RunFailed,
     RunForked,
-    RunPaused,
     RunRecovered,
     RunRolledBack,
-    RunStarted,
     TaskCancelled,
     TaskCompleted,
     TaskError,
     TaskFailed,
-    TaskReady,
     TaskRecovered,
     TaskRestarted,
     TaskRetrying,
     TaskSaved,
     TaskSkipped,
-    TaskStarted,
 )
 from casemate.protocol.limits import RETRY_BUDGET, ROLLBACK_BUDGET
-from casemate.protocol.messages import Part
 from casemate.protocol.pipeline import (
     Bulkhead,
     Checkpoints,
@@ -88,14 +85,12 @@ from casemate.supervisor.core.commands import (
 )
 from casemate.supervisor.core.events import (
     Active,
-    Adopt,
     Answered,
     CancelRun,
     CheckpointRun,
     Ended,
     FailRun,
     Fetched,
-    Input,
     PauseRun,
     ResumeRun,
     Rollback,
@@ -108,21 +103,10 @@ from casemate.supervisor.core.events import (
     Waits,
 )
 from casemate.supervisor.core.scheduler import Scheduler
-from casemate.supervisor.core.state import RunState
 from msgspec import Raw
+from simulation.world import Crash, ForkOf, GoBack, Move, Offline, TakeUp, Unwritable, World
 
-ENDINGS = (
-    TaskCompleted,
-    TaskSkipped,
-    TaskRetrying,
-    TaskRecovered,
-    TaskFailed,
-    TaskCancelled,
-    TaskRestarted,
-)
-COMPLETIONS = (TaskCompleted, TaskSkipped)
 NO_CHECKPOINTS = Checkpoints(every_task=False)
-RUN_ENDINGS = (RunCompleted, RunFailed, RunCancelled)
 
 
 def raw(value: object) -> Raw:
@@ -228,283 +212,13 @@ def submit(run: str, spec: PipelineSpec, seed: int = 1) -> Submit:
     return Submit(run, spec, NIL, raw(spec), seed)
 
 
-class Judge:
-    """What must never happen, seen from outside: from what the core is told and what it answers."""
-
-    def __init__(self, max_parallel: int, memory: int, cores: float = math.inf) -> None:
-        self.max_parallel = max_parallel
-        self.memory = memory
-        self.cores = cores
-        self.checking: set[tuple[str, str]] = set()  # what lives is a check: no key binds it
-        self.starts: dict[str, list[float]] = {}  # by key of a rate
-        self.specs: dict[str, PipelineSpec] = {}
-        self.live: dict[tuple[str, str], int] = {}
-        self.attempts: dict[tuple[str, str], int] = {}  # the latest made ready
-        self.completed: dict[tuple[str, str], int] = {}  # and by which attempt
-        self.held: dict[tuple[str, str], dict[str, int]] = {}  # the same of a run, by checkpoint
-        self.ended: set[tuple[str, str, int]] = set()
-        self.killed: set[tuple[str, str, int]] = set()
-        self.asked: dict[tuple[str, str, int], tuple[float, ErrorKind]] = {}
-        self.told: set[tuple[str, str, int]] = set()
-        self.over: set[str] = set()
-        self.paused: set[str] = set()
-        self.frozen: set[tuple[str, str, int]] = set()
-        self.drained: set[str] = set()  # of those that are paused
-        self.read: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
-
-    def crash(self) -> None:
-        """All that lived is dead, and the scheduler that knew of it gone."""
-        self.live.clear()
-        self.frozen.clear()
-        self.starts.clear()
-
-    def watch(self, now: float, input: Input, commands: list[Command]) -> None:
-        if isinstance(input, Submit):
-            self.specs[input.run] = input.spec
-        if isinstance(input, Told):
-            self.told.add((input.run, input.task, input.attempt))
-        ending = None
-        if (
-            isinstance(input, Ended | Answered)
-            and self.live.get((input.run, input.task)) == input.attempt
-        ):
-            ending = (input.run, input.task, input.attempt)
-            del self.live[ending[:2]]
-            self.frozen.discard(ending)
-            # A check that follows is another process.
-            self.killed.discard(ending)
-            self.asked.pop(ending, None)
-            self.told.discard(ending)
-        for command in commands:
-            match command:
-                case Record():
-                    self._record(command)
-                case Spawn():
-                    self._spawn(now, command)
-                case CancelAttempt():
-                    key = self._live_key(command)
-                    assert key not in self.asked and key not in self.killed
-                    self.asked[key] = (now, command.reason)
-                case Kill():
-                    self._kill(now, command, self._begin_again(input, commands))
-                case Freeze():
-                    key = self._live_key(command)
-                    assert key not in self.frozen and key not in self.killed
-                    self.frozen.add(key)
-                case Thaw():
-                    key = self._live_key(command)
-                    assert key in self.frozen and key not in self.killed
-                    self.frozen.remove(key)
-        if ending is not None and not self.reads_on(ending[:2]) and not self.is_checked(ending):
-            assert ending in self.ended, f"{ending} ended and nothing was recorded"
-
-    def is_checked(self, ending: tuple[str, str, int]) -> bool:
-        """It may be that what came of it is looked at first."""
-        spec = self._spec(*ending[:2])
-        return spec.validate is not None or spec.recover is not None
-
-    def reads_on(self, key: tuple[str, str]) -> bool:
-        """Its result is provisional: somebody whose stream it reads has not completed."""
-        run, task = key
-        sources = (e.source for e in self.specs[run].edges if e.to == task and e.stream)
-        return any((run, source) not in self.completed for source in sources)
-
-    def remember(self, record: Record) -> None:
-        """What happened elsewhere, to the run that this one is copied from."""
-        key = (record.run, record.task or "")
-        if isinstance(record.data, TaskReady):
-            self.attempts[key] = record.attempt or 0
-        elif isinstance(record.data, CheckpointCreated):
-            self.held[record.run, record.data.checkpoint] = self._completed(record.run)
-        elif isinstance(record.data, RunRolledBack | RunForked):
-            self._go_back(record.run, record.data)
-        elif isinstance(record.data, ENDINGS) and record.attempt is not None:
-            self.ended.add((*key, record.attempt))
-            if isinstance(record.data, COMPLETIONS):
-                self.completed[key] = record.attempt
-
-    def _completed(self, run: str) -> dict[str, int]:
-        return {task: number for (other, task), number in self.completed.items() if other == run}
-
-    def _go_back(self, run: str, data: RunRolledBack | RunForked) -> None:
-        restored = data.restored if isinstance(data, RunRolledBack) else ()
-        for task in (*data.undone, *restored):
-            self.completed.pop((run, task), None)
-            assert (run, task) not in self.live, f"{run}: {data}: {task} may be alive"
-        if data.checkpoint is not None:
-            held = self.held[run, data.checkpoint]
-            self.completed |= {(run, task): held[task] for task in restored}
-            assert self._completed(run) == held, f"{run}: {data}: not what the checkpoint holds"
-
-    def _live_key(self, command: CancelAttempt | Kill | Freeze | Thaw) -> tuple[str, str, int]:
-        key = (command.run, command.task, command.attempt)
-        assert self.live.get(key[:2]) == command.attempt, f"{command}: not alive"
-        return key
-
-    def _begin_again(self, input: Input, commands: list[Command]) -> set[tuple[str, str]]:
-        """Tasks that a step may end without their grace, for they are done anew: all of a run that
-        is rolled back, and who reads from a task that begins again, however far."""
-        if isinstance(input, Rollback):
-            return {(input.run, task.id) for task in self.specs[input.run].tasks}
-        found = [
-            (record.run, record.task or "")
-            for record in commands
-            if isinstance(record, Record) and isinstance(record.data, TaskRestarted | TaskRetrying)
-        ]
-        for run, source in found:  # grows while it is walked
-            edges = self.specs[run].edges
-            found += [(run, e.to) for e in edges if e.stream and e.source == source]
-        return set(found)
-
-    def _kill(self, now: float, kill: Kill, anew: set[tuple[str, str]]) -> None:
-        key = self._live_key(kill)
-        assert key not in self.killed, f"{kill}: killed twice"
-        self.killed.add(key)
-        if key in self.asked:
-            asked, reason = self.asked[key]
-            assert kill.reason is reason, f"{kill}: the first cause was {reason}"
-            grace = self._spec(kill.run, kill.task).timeouts.grace
-            is_over = key in self.told or key in self.frozen or now >= asked + grace
-            assert is_over or key[:2] in anew, f"{kill}: within its grace"
-        elif kill.reason is None:
-            assert key in self.told
-
-    def _spec(self, run: str, task: str) -> TaskSpec:
-        return next(spec for spec in self.specs[run].tasks if spec.id == task)
-
-    def _spawn(self, now: float, spawn: Spawn) -> None:
-        key = (spawn.run, spawn.task)
-        spec = self.specs[spawn.run]
-        assert spawn.run not in self.over
-        assert key not in self.live, f"{spawn}: a live attempt already"
-        assert self.attempts[key] == spawn.attempt, f"{spawn}: not the attempt made ready"
-        assert (*key, spawn.attempt) not in self.ended
-        if spawn.part is not Part.EXECUTE:
-            assert spawn.run not in self.paused or spawn.run in self.drained
-            self._check(spawn)
-            return
-        always = self._spec(*key).always
-        assert spawn.run not in self.paused or always, f"{spawn}: while its run is paused"
-        edges = [edge for edge in spec.edges if edge.to == spawn.task]
-        upstream = tuple(sorted(edge.source for edge in edges if not edge.stream))
-        if always:
-            assert not any((spawn.run, source) in self.live for source in upstream)
-            upstream = tuple(name for name in upstream if (spawn.run, name) in self.completed)
-        assert spawn.upstream == upstream
-        streams = tuple(sorted(edge.source for edge in edges if edge.stream))
-        assert tuple(name for name, _ in spawn.streams) == streams
-        for name, number in spawn.streams:
-            speaker = spawn.run, name
-            assert self.completed.get(speaker, self.attempts[speaker]) == number
-            is_over = (spawn.run, name, number) in self.ended
-            assert not is_over or (spawn.run, name) in self.completed, f"{spawn}: {name} is over"
-        for source in upstream:
-            assert (spawn.run, source) in self.completed, f"{spawn}: before its input {source}"
-        self._add(spawn)
-        self.checking.discard(key)
-        bound = [self._spec(*each) for each in self.live if each not in self.checking]
-        self._check_keys(now, self._spec(*key), bound)
-
-    def _check(self, spawn: Spawn) -> None:
-        spec = self._spec(spawn.run, spawn.task)
-        assert not spawn.upstream and not spawn.streams and spawn.value is not None
-        if spawn.part is Part.VALIDATE:
-            assert isinstance(spawn.value, Raw) and spec.validate is not None
-        else:
-            assert isinstance(spawn.value, TaskError) and spec.recover is not None
-        self.checking.add((spawn.run, spawn.task))
-        self._add(spawn)
-
-    def _add(self, spawn: Spawn) -> None:
-        spec = self.specs[spawn.run]
-        self.live[spawn.run, spawn.task] = spawn.attempt
-        assert len(self.live) <= self.max_parallel
-        if spec.max_parallel is not None:
-            assert sum(run == spawn.run for run, _ in self.live) <= spec.max_parallel
-        living = [self._spec(*each) for each in self.live]
-        assert sum(each.limits.memory for each in living) <= self.memory
-        cores = sum(min(each.limits.cpu or 0, self.cores) for each in living)
-        assert cores <= self.cores + 1e-9
-
-    def _check_keys(self, now: float, spec: TaskSpec, living: list[TaskSpec]) -> None:
-        """Of what has just been spawned, among all that is bound by the same key. All pipelines
-        here have one name, so that the id of a task is a key as well."""
-        if spec.max_parallel is not None:
-            names = [each.id for each in living if each.max_parallel is not None]
-            assert names.count(spec.id) <= spec.max_parallel
-        if spec.bulkhead is not None:
-            keys = [each.bulkhead.key for each in living if each.bulkhead is not None]
-            assert keys.count(spec.bulkhead.key) <= spec.bulkhead.max_parallel
-        if spec.rate is not None:
-            key = f"task {spec.id}" if spec.rate.key is None else f"key {spec.rate.key}"
-            starts = self.starts.setdefault(key, [])
-            starts.append(now)
-            recent = sum(start + spec.rate.period > now for start in starts)
-            assert recent <= spec.rate.limit, f"{key}: {starts}"
-
-    def _record(self, record: Record) -> None:
-        data = record.data
-        if isinstance(data, RunRolledBack | RunForked):
-            self.over.discard(record.run)
-            self._go_back(record.run, data)
-        assert record.run not in self.over, f"{record}: after the run's last event"
-        kind = KIND_OF[type(data)]
-        if kind == "run.paused":
-            self.paused.add(record.run)
-            if isinstance(data, RunPaused) and data.drain:
-                self.drained.add(record.run)
-        elif kind in ("run.resumed", "run.completed", "run.failed", "run.cancelled"):
-            self.paused.discard(record.run)
-            self.drained.discard(record.run)
-        if isinstance(data, RUN_ENDINGS):
-            assert not any(run == record.run for run, _ in self.live), f"{record}: something lives"
-            self.over.add(record.run)
-        if isinstance(data, CheckpointCreated):
-            self.held[record.run, data.checkpoint] = self._completed(record.run)
-        if record.task is None:
-            return
-        key = (record.run, record.task)
-        if isinstance(data, TaskReady):
-            assert record.attempt == self.attempts.get(key, 0) + 1
-            self.attempts[key] = record.attempt
-        elif isinstance(data, TaskStarted):
-            assert self.live[key] == record.attempt
-        elif isinstance(data, ENDINGS):
-            if record.attempt is not None:
-                assert key not in self.live, f"{record}: its tree may be alive"
-                assert (*key, record.attempt) not in self.ended, f"{record}: ended twice"
-                self.ended.add((*key, record.attempt))
-            if isinstance(data, TaskSkipped):
-                self.completed[key] = record.attempt or 0
-            if isinstance(data, TaskCompleted):
-                assert not self.reads_on(key), f"{record}: what it reads may begin again"
-                self.completed[key] = record.attempt or 0
-
-    def check_every_attempt_ended(self) -> None:
-        made = {
-            (*key, number)
-            for key, latest in self.attempts.items()
-            for number in range(1, latest + 1)
-        }
-        assert made == self.ended
-
-
-class Simulated:
-    """A scheduler, its judge, its journal, and the fold of that journal beside it."""
+class Simulated(World):
+    """A world that is spoken to in lines."""
 
     def __init__(self, *lines: str) -> None:
         """Declarations; the runs in them are submitted at 0 by `start`, or by hand."""
-        self.max_parallel = 8
-        self.memory = 1000
-        self.cores = math.inf
+        super().__init__()
         self.runs: dict[str, _Declared] = {}
-        self.journal: list[Record] = []
-        self.heard: list[tuple[float, Input]] = []
-        self.answered: list[list[Command]] = []
-        self.folded: dict[str, RunState] = {}
-        self.states: dict[str, RunState] = {}
-        self._scheduler: Scheduler | None = None
-        self._judge: Judge | None = None
         for line in lines:
             self.declare(line)
 
@@ -515,26 +229,14 @@ class Simulated:
             simulated.at(0, f"submit {run}")
         return simulated
 
-    @property
-    def scheduler(self) -> Scheduler:
-        if self._scheduler is None:
-            self._scheduler = Scheduler(self.max_parallel, self.memory, self.cores)
-        return self._scheduler
-
-    @property
-    def judge(self) -> Judge:
-        if self._judge is None:
-            self._judge = Judge(self.max_parallel, self.memory, self.cores)
-        return self._judge
-
     def declare(self, line: str) -> None:
         what, *words = line.split()
         flags = {word for word in words if "=" not in word}
         options = dict(word.split("=", 1) for word in words if "=" in word)
         if what == "host":
-            self.max_parallel = int(options.get("parallel", self.max_parallel))
-            self.memory = int(options.get("memory", self.memory))
-            self.cores = float(options.get("cores", self.cores))
+            parallel = int(options.get("parallel", self.max_parallel))
+            memory = int(options.get("memory", self.memory))
+            self.set_up(parallel, memory, float(options.get("cores", self.cores)))
         elif what == "run":
             self.runs[words[0]] = _Declared(
                 fail_fast="fail_fast" in flags,
@@ -581,39 +283,14 @@ class Simulated:
             raise ValueError(f"not a declaration: {line}")
 
     def at(self, now: float, line: str = "tick") -> list[str]:
-        """Tell the core one thing and show what it answers."""
-        return [show(command) for command in self.step(now, self.parse(line))]
+        """Let one thing happen and show what the core answers."""
+        verb, _, run = line.partition(" ")
+        if verb == "adopt":
+            self.do(now, Crash({}))
+            return [show(command) for command in self.do(now, TakeUp(run))]
+        return [show(command) for command in self.do(now, self.parse(line))]
 
-    def step(self, now: float, input: Input) -> list[Command]:
-        if isinstance(input, Adopt):
-            if input.fork is None:
-                self._scheduler = Scheduler(self.max_parallel, self.memory, self.cores)
-                self.states.clear()
-                self.judge.crash()
-            self.states[input.run] = input.state
-            self.folded.setdefault(input.run, self.fold(input.run))
-        commands = self.scheduler.step(now, input)
-        self.heard.append((now, input))
-        self.answered.append(commands)
-        self.judge.watch(now, input, commands)
-        if isinstance(input, Submit):
-            self.folded[input.run] = RunState(input.run, input.spec)
-            if input.run not in self.judge.over:
-                self.states[input.run] = self.scheduler.state(input.run)
-        elif isinstance(input, Fetched):
-            self.folded[input.run].give(input.outputs)
-        for command in commands:
-            if isinstance(command, Record):
-                self.journal.append(command)
-                self.folded[command.run].apply(command)
-            elif isinstance(command, Spawn):
-                for source in command.upstream:  # as the engine does, to put its input together
-                    self.scheduler.output(command.run, source)
-        for run, state in self.states.items():
-            assert state == self.folded[run], f"{run}: the fold differs from the live state"
-        return commands
-
-    def parse(self, line: str) -> Input:
+    def parse(self, line: str) -> Move:
         verb, _, rest = line.partition(" ")
         if verb == "tick":
             return Tick()
@@ -622,16 +299,10 @@ class Simulated:
         if verb == "cancel":
             run, _, reason = rest.partition(" ")
             return CancelRun(run, reason or "asked to")
-        if verb in (
-            "adopt",
-            "fork",
-            "fail",
-            "pause",
-            "resume",
-            "checkpoint",
-            "rollback",
-            "fetched",
-        ):
+        if verb == "crash":
+            kept = dict(word.split("=", 1) for word in rest.split())
+            return Crash({run: int(keep) for run, keep in kept.items()})
+        if verb in _WISHES:
             return self._parse_wish(verb, *rest.split())
         subject, _, rest = rest.partition(" ")
         if (found := re.fullmatch(r"(?:([\w-]+)/)?([\w-]+)#(\d+)", subject)) is None:
@@ -654,22 +325,21 @@ class Simulated:
                 output = raw(msgspec.json.decode(value))
                 return Ended(run, task, attempt, output=output, error=None)
             case "ended", ("error", _, error):
-                kind, _, message = error.partition(" ")
-                failure = TaskError(kind=ErrorKind(kind), message=message or "it broke")
-                return Ended(run, task, attempt, output=None, error=failure)
+                return Ended(run, task, attempt, output=None, error=_failure(error))
             case "ended", _:
                 return Ended(run, task, attempt, output=None, error=None)
             case "answered", (answer, _, _):
                 return Answered(run, task, attempt, _answer(answer))
         raise ValueError(f"not an input: {line}")
 
-    def _parse_wish(self, verb: str, run: str, *words: str) -> Input:
+    def _parse_wish(self, verb: str, run: str, *words: str) -> Move:
         match verb, words:
-            case "adopt", _:
-                return Adopt(run, self.fold(run))
+            case "take", _:
+                return TakeUp(run)
             case "fork", (copy, checkpoint):
-                self.copy(run, copy, checkpoint)
-                return Adopt(copy, self.fold(copy), fork=(run, checkpoint))
+                return ForkOf(run, copy, checkpoint)
+            case "unwritable", (keep,):
+                return Unwritable(run, int(keep))
             case "fail", _:
                 return FailRun(run, TaskError(kind=ErrorKind.DISK, message=" ".join(words)))
             case "pause", _:
@@ -678,40 +348,17 @@ class Simulated:
                 return ResumeRun(run)
             case "checkpoint", _:
                 return CheckpointRun(run)
-            case "rollback", ("before", task):
-                return Rollback(run, None, task)
-            case "rollback", (checkpoint,):
-                return Rollback(run, checkpoint, None)
+            case (("rollback" | "back"), ("before", task)):
+                return (Rollback if verb == "rollback" else GoBack)(run, None, task)
+            case (("rollback" | "back"), (checkpoint,)):
+                return (Rollback if verb == "rollback" else GoBack)(run, checkpoint, None)
             case "fetched", _:
                 return Fetched(run, self.outputs(run))
+            case "offline", _:
+                wish = self.parse(" ".join((words[0], run, *words[1:])))
+                assert isinstance(wish, CancelRun | PauseRun | CheckpointRun | Rollback)
+                return Offline(wish)
         raise ValueError(f"not an input: {verb} {run} {words}")
-
-    def copy(self, run: str, copy: str, checkpoint: str) -> None:
-        """The history of a run up to a checkpoint, as that of another."""
-        self.judge.specs[copy] = self.judge.specs[run]
-        for record in [record for record in self.journal if record.run == run]:
-            self.journal.append(replace(record, run=copy))
-            self.judge.remember(self.journal[-1])
-            if isinstance(record.data, CheckpointCreated) and record.data.checkpoint == checkpoint:
-                return
-
-    def fold(self, run: str) -> RunState:
-        """The run as its journal tells it."""
-        first = next(record.data for record in self.journal if record.run == run)
-        assert isinstance(first, RunStarted)
-        state = RunState(run, msgspec.msgpack.decode(first.spec, type=PipelineSpec))
-        for record in self.journal:
-            if record.run == run:
-                state.apply(record)
-        return state
-
-    def outputs(self, run: str) -> dict[tuple[str, int], Raw]:
-        """Every output that the journal holds, by task and attempt."""
-        return {
-            (record.task or "", record.attempt or 0): record.data.output
-            for record in self.journal
-            if record.run == run and isinstance(record.data, COMPLETIONS)
-        }
 
 
 @dataclass
@@ -742,6 +389,12 @@ class _Declared:
         )
 
 
+_WISHES = {
+    "take", "fork", "unwritable", "fail", "pause", "resume", "checkpoint", "rollback", "back",
+    "fetched", "offline",
+}  # fmt: skip
+
+
 def _rule(text: str) -> Rule:
     """`error:retry:2`, `crash,timeout:skip:7`, `error:fallback:x`, `memory:rollback:a`..."""
     kinds, do, *what = text.split(":")
@@ -768,10 +421,19 @@ def _answer(text: str) -> ValidationResult | RecoveryAction | TaskError | None:
         case "nothing":
             return None
         case "error":
-            kind, _, message = rest.partition(" ")
-            return TaskError(kind=ErrorKind(kind), message=message or "it broke")
+            return _failure(rest)
     rule = _rule(f"error:{verb}" + (f":{rest}" if rest else ""))
     return RecoveryAction(do=rule.do, after=rule.after, output=rule.output, to=rule.to)
+
+
+def _failure(text: str) -> TaskError:
+    """`crash`, `crash boom`, `error after=2 too busy`."""
+    kind, _, message = text.partition(" ")
+    after = None
+    if message.startswith("after="):
+        asked, _, message = message.removeprefix("after=").partition(" ")
+        after = float(asked)
+    return TaskError(kind=ErrorKind(kind), message=message or "it broke", retry_after=after)
 
 
 def _strategy(text: str) -> Checkpoints:

@@ -45,6 +45,7 @@ from casemate.supervisor.core.events import (
 from casemate.supervisor.core.scheduler import Scheduler
 from casemate.supervisor.core.state import RunState
 from msgspec import structs
+from simulation.world import Crash, Move, TakeUp
 
 from .simulated import Simulated, make_pipeline, make_task, raw, submit
 
@@ -97,9 +98,9 @@ class Town:
     def _world(self, parallel: int = 8, memory: int = 1000) -> Simulated:
         return Simulated(f"host parallel={parallel} memory={memory}")
 
-    def tell(self, name: str, input: Input) -> None:
+    def tell(self, name: str, move: Move) -> None:
         wanted: list[str] = []
-        for command in self.worlds[name].step(self.now, input):
+        for command in self.worlds[name].do(self.now, move):
             match command:
                 case Spawn(run=run, task=task, attempt=attempt):
                     self.live[name, Probe(run, task, attempt)] = "spawned"
@@ -513,7 +514,6 @@ class Story(Town):
 
     def die(self, name: str) -> None:
         """The supervisor is killed; another takes one of its runs, the rest stay interrupted."""
-        world = self.worlds[name]
         runs = self.under_way(name)
         self.words[name].clear()
         self.known[name].clear()
@@ -521,8 +521,8 @@ class Story(Town):
             del self.live[key]
         for run in runs[1:]:
             del self.runs[run]
-        world.judge.paused &= {runs[0]}
-        self.tell(name, Adopt(runs[0], world.fold(runs[0])))
+        self.tell(name, Crash({}))
+        self.tell(name, TakeUp(runs[0]))
 
     def check(self) -> None:
         for name, world in self.worlds.items():

@@ -7,7 +7,7 @@ import math
 
 import pytest
 from casemate.protocol.errors import LocalViolation
-from casemate.protocol.events import ErrorKind
+from casemate.protocol.events import ErrorKind, TaskError
 from casemate.supervisor.core.commands import Kill, Record, Spawn
 from casemate.supervisor.core.events import Active, Ended, Started, Tick, Told
 from casemate.supervisor.core.scheduler import Scheduler
@@ -254,7 +254,8 @@ def test_a_run_that_has_ended_is_forgotten_and_its_name_is_free() -> None:
     with pytest.raises(LocalViolation, match="run r: not one that is under way"):
         run.scheduler.state("r")
     scheduler = run.scheduler
-    assert [type(command) for command in scheduler.step(2, run.parse("submit r"))][-1] is Spawn
+    again = submit("r", run.runs["r"].spec())
+    assert [type(command) for command in scheduler.step(2, again)][-1] is Spawn
 
 
 def test_a_dependant_of_two_failures_fails_once() -> None:
@@ -286,6 +287,7 @@ def test_ten_thousand_tasks_in_a_row_fail_without_recursion() -> None:
     scheduler.step(0, submit("r", spec))
     scheduler.step(0, Started("r", names[0], 1, pid=1))
     scheduler.step(1, Told("r", names[0], 1))
-    failure = Simulated().parse("ended t00000#1 error=error")
+    error = TaskError(kind=ErrorKind.ERROR, message="it broke")
+    failure = Ended("r", names[0], 1, output=None, error=error)
     commands = scheduler.step(1, failure)
     assert sum(isinstance(command, Record) for command in commands) == 10_001

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from casemate.protocol.events import ErrorKind, EventData
 from casemate.supervisor.core import why
-from casemate.supervisor.core.commands import Record
 from casemate.supervisor.core.look import words
 from casemate.supervisor.core.task import TRANSITIONS, Standing
 
@@ -23,17 +22,9 @@ STORIES = sorted((Path(__file__).parent / "why").glob("*.txt"))
 
 
 def ask(simulated: Simulated, run: str, task: str, *, is_owned: bool) -> list[str]:
-    facts, seq = why.Facts(task), 0
-    times = {
-        id(command): now
-        for (now, _), commands in zip(simulated.heard, simulated.answered, strict=True)
-        for command in commands
-        if isinstance(command, Record)
-    }
-    for record in simulated.journal:
-        if record.run == run:
-            seq += 1
-            facts.see(seq, times.get(id(record), 0), record)
+    facts, journal = why.Facts(task), simulated.journals[run]
+    for line, record in zip(journal.lines, journal.records, strict=True):
+        facts.see(line.seq, line.at - simulated.wall, record)
     look = simulated.scheduler.look(run, task) if is_owned else None
     live = () if look is None else words(look)
     state = simulated.fold(run)

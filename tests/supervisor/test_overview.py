@@ -36,8 +36,8 @@ from casemate.supervisor.journal import Entry, Journal
 from casemate.supervisor.overview import describe, list_runs, read_story, summarise
 from casemate.supervisor.state import OwnedRun, StateDirectory
 from core.simulated import make_pipeline, make_task
-from core.test_histories import play
 from msgspec import Raw
+from simulation.host import play
 
 LARGE = Raw(msgspec.msgpack.encode("large" * INLINE_VALUE_SIZE))
 ERROR = TaskError(kind=ErrorKind.ERROR, message="no")
@@ -109,7 +109,7 @@ def test_a_run_is_what_its_journal_and_its_lock_say(
 def test_lists_and_descriptions_agree_wherever_a_journal_ends(
     seed: int, state: StateDirectory
 ) -> None:
-    records = [each for each in play(Random(seed)).world.journal if each.run == "run0"]
+    records = play(Random(seed)).world.journals["run0"].records
     random = Random(seed)
     for cut in {random.randint(1, len(records)) for _ in range(8)}:
         owned = state.create_run()

@@ -35,14 +35,13 @@ from casemate.protocol.events import (
     TaskStarted,
 )
 from casemate.protocol.limits import INLINE_VALUE_SIZE
-from casemate.supervisor.core.events import Adopt, Rollback
-from casemate.supervisor.core.state import RunStanding
 from casemate.supervisor.journal import Journal
 from casemate.supervisor.recovery import fold
 from casemate.supervisor.state import OwnedRun, StateDirectory
 from core.simulated import make_pipeline, make_task
-from core.test_histories import Host, play
 from msgspec import Raw, structs
+from simulation.host import finish, play
+from simulation.world import Crash, GoBack, World
 from verifier import verify
 
 Line = tuple[str | None, int | None, EventData]
@@ -150,34 +149,32 @@ def test_a_true_story_is_accepted_up_to_any_of_its_events(tmp_path: Path) -> Non
         owned.ownership.release()
 
 
-def taken_over(random: Random) -> Host:
+def whole(random: Random) -> World:
+    return play(random).world
+
+
+def taken_over(random: Random) -> World:
     """A run goes on with another supervisor from somewhere in its journal."""
-    whole = [record for record in play(random).world.journal if record.run == "run0"]
-    host = Host(random)
-    world = host.world
-    world.journal += whole[: random.randrange(1, len(whole))]
-    state = world.fold("run0")
-    world.judge.specs["run0"] = state.spec
-    for record in world.journal:
-        world.judge.remember(record)
-    if state.standing is RunStanding.PAUSED:
-        world.judge.paused.add("run0")
-    had_ended = state.has_ended
-    host.tell(Adopt("run0", state))
-    if had_ended:
-        host.tell(Rollback("run0", "c0", None))
-    host.finish()
-    return host
+    played = whole(random)
+    world = played.like()
+    name, journal = next(iter(played.journals.items()))
+    world.journals[name] = journal.until(random.randrange(1, len(journal.records)))
+    world.folded[name] = world.fold(name)
+    world.do(0, Crash({}))
+    if world.folded[name].has_ended:
+        world.do(0, GoBack(name, "c0", None))
+    finish(world, 0, is_faulty=False)
+    return world
 
 
-@pytest.mark.parametrize("history", [play, taken_over])
+@pytest.mark.parametrize("history", [whole, taken_over])
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_the_core_can_tell_is_accepted(
-    seed: int, history: Callable[[Random], Host], tmp_path: Path
+    seed: int, history: Callable[[Random], World], tmp_path: Path
 ) -> None:
     state = StateDirectory.open(tmp_path / "state")
     told: dict[str, Lines] = {}
-    for record in history(Random(seed)).world.journal:
+    for record in history(Random(seed)).journal:
         told.setdefault(record.run, []).append((record.task, record.attempt, record.data))
     for lines in told.values():
         owned = state.create_run()
