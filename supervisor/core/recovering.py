@@ -10,6 +10,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from ...protocol.answers import Action, RecoveryAction
+from ...protocol.errors import UsageError
 from ...protocol.events import ErrorKind, TaskError
 from ...protocol.pipeline import Rule
 from .retry import is_covered
@@ -50,6 +51,10 @@ def refused(state: RunState, task: str, answer: RecoveryAction) -> str | None:
             return "it asked for a rollback, and an `always` task cannot"
         if answer.to != task and answer.to not in state.upstream_of(task):
             return f"it asked to roll back before {answer.to!r}, which is not upstream of the task"
+        try:
+            state.undone_by(None, answer.to)
+        except UsageError as error:
+            return f"it asked for a rollback that cannot be: {error}"
     return None
 
 

@@ -287,7 +287,7 @@ class RunState:
         if before not in self.tasks:
             raise UsageError(f"run {self.run} has no task {before!r}")
         for source in self.graph.upstream[before]:
-            if self.tasks[source].standing is Standing.FAILED:
+            if self.tasks[source].standing is Standing.FAILED and not self.specs[before].always:
                 raise UsageError(
                     f"run {self.run}: {before} cannot run, since {source} failed; roll back "
                     f"before {source}"
