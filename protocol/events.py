@@ -248,6 +248,7 @@ class TaskCompleted(Struct, frozen=True):
 class TaskRetrying(Struct, frozen=True):
     error: TaskError
     delay: float
+    held_back: bool = False  # its breaker took the attempt away: that counts against nobody
 
 
 class TaskRecovered(Struct, frozen=True, kw_only=True):

@@ -595,7 +595,7 @@ class Scheduler:
             self._fail(now, run, task, number, error)
         elif error is not None and is_held_back:
             if run.goes_on(task):
-                self._try_again(now, run, task, number, error, 0.0)
+                self._try_again(now, run, task, number, error, 0.0, held_back=True)
             else:
                 assert run.stop is not None
                 self._record(run, task, number, TaskCancelled(error=_stopped(run.stop)))
@@ -944,9 +944,17 @@ class Scheduler:
             self._fail(now, run, task, attempt, noted(error, f"{spent}") if is_spent else error)
 
     def _try_again(
-        self, now: float, run: _Run, task: str, attempt: int, error: TaskError, delay: float
+        self,
+        now: float,
+        run: _Run,
+        task: str,
+        attempt: int,
+        error: TaskError,
+        delay: float,
+        held_back: bool = False,
     ) -> None:
-        self._record(run, task, attempt, TaskRetrying(error=error, delay=delay))
+        data = TaskRetrying(error=error, delay=delay, held_back=held_back)
+        self._record(run, task, attempt, data)
         self._back_off(now, run, task, delay)
         self._restart_readers(now, run, task)
 

@@ -460,7 +460,7 @@ class RunState:
         task.delay = data.delay
         if data.error.kind in BLAMELESS and task.blameless < BLAMELESS_RETRIES:
             task.blameless += 1
-        elif data.error.kind is not ErrorKind.BREAKER_OPEN:  # held back, or killed to be
+        elif not data.held_back:
             task.failures += 1
             self.retries += 1
         self._begin_again(record)

@@ -13,6 +13,7 @@ import math
 from random import Random
 
 import pytest
+from casemate.protocol.answers import Action
 from casemate.protocol.errors import UsageError
 from casemate.protocol.events import (
     BreakerClosed,
@@ -24,7 +25,7 @@ from casemate.protocol.events import (
     TaskFailed,
     TaskRetrying,
 )
-from casemate.protocol.pipeline import Breaker, OnOpen, PipelineSpec
+from casemate.protocol.pipeline import Breaker, OnOpen, PipelineSpec, Rule
 from casemate.supervisor.core import breaker
 from casemate.supervisor.core.breaker import Forced, Happening, Probe, Reset, Row, Standing, step
 from casemate.supervisor.core.commands import Fetch, ForgetBreaker, Kill, Record, Spawn, TellBreaker
@@ -312,6 +313,23 @@ def test_who_waits_too_long_fails_and_is_not_tried_again() -> None:
     town.pass_time(0.2)
     assert town.endings("a") == [ErrorKind.ERROR, ErrorKind.BREAKER_OPEN]
     assert "a" in town.worlds["one"].judge.over
+
+
+def test_who_waited_too_long_and_is_to_be_tried_again_spends_the_runs_budget() -> None:
+    town = Town()
+    again = Rule(on=("error", "breaker_open"), do=Action.RETRY, after=0.0)
+    task = structs.replace(
+        make_task("x", start=1000, rules=(again,)),
+        breaker=policy(failures=1, open_for=99, wait=5),
+    )
+    town.tell("one", submit("a", make_pipeline([task], retry_budget=3)))
+    town.talk()
+    town.finish("a", "x", BOOM)
+    for _ in range(4):
+        town.pass_time(5.1)
+    assert town.endings("a") == [ErrorKind.ERROR, *[ErrorKind.BREAKER_OPEN] * 3]
+    [*_, last] = [r.data for r in town.journal("a") if isinstance(r.data, TaskFailed)]
+    assert "retry_budget of 3 is used up" in last.error.message
 
 
 def test_a_pause_stops_the_wait_and_not_the_breaker() -> None:
