@@ -108,6 +108,7 @@ class _Run:
         "has_cleanup",
         "held",
         "is_abandoned",
+        "is_cancelled",
         "is_fetching",
         "is_held",
         "line",
@@ -136,6 +137,7 @@ class _Run:
         self.is_fetching = False  # outputs that its tasks need
         self.is_held = False
         self.has_cleanup = any(task.always for task in state.spec.tasks)
+        self.is_cancelled = False  # whatever else it is being ended for
         self.is_abandoned = False  # being ended, its `always` tasks too
         self.rolling: _Rolling | None = None
 
@@ -625,7 +627,8 @@ class Scheduler:
         run = self._runs.get(cancel.run)
         if run is not None:
             # Who says it again does not want to wait for what cleans up.
-            run.is_abandoned = cancel.at_once or run.stop is not None
+            run.is_abandoned = cancel.at_once or run.is_cancelled
+            run.is_cancelled = True
             self._stop(now, run, TaskError(kind=ErrorKind.CANCELLED, message=cancel.reason))
             self._settle(now, run)
 
