@@ -1,6 +1,9 @@
 """A value held against a JSON Schema, inside the sandbox: the schema's patterns and references may
 be as hostile as the value.
 
+A schema is whole: what it refers to lies in it, or is a draft of JSON Schema itself. Left alone,
+the library would go and fetch the rest, from the net or out of any file that it can read.
+
 JSON Schema 2020-12 where the schema does not name another draft. Bytes, datetimes and non-finite
 floats are looked at in the JSON shapes that they travel in (`{"$bytes": ...}`).
 """
@@ -13,6 +16,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import validator_for
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from ..protocol import codec
 from ..protocol.errors import UsageError
@@ -32,8 +37,13 @@ def faults(schema: Any, value: Any) -> list[str]:  # a schema is any JSON, a val
         draft.check_schema(schema)
     except SchemaError as error:
         raise UsageError(f"output_schema{_where(error)}: {error.message}") from None
-    found = islice(draft(schema).iter_errors(codec.to_jsonable(value)), REASONS)
-    return [f"output{_where(error)}: {_short(error.message)}" for error in found]
+    found = draft(schema, registry=Registry()).iter_errors(codec.to_jsonable(value))
+    try:
+        return [
+            f"output{_where(error)}: {_short(error.message)}" for error in islice(found, REASONS)
+        ]
+    except Unresolvable as error:
+        raise UsageError(f"output_schema: {error.ref} is not in it, and is not fetched") from None
 
 
 def _where(error: Any) -> str:  # jsonschema has no types of its own

@@ -36,7 +36,7 @@ FILE_MAY_ALSO = {
     "sandbox/guestlink.py": {"zmq"},
     "sandbox/zygote.py": {"zmq"},
     "sandbox/loader.py": {"cloudpickle"},
-    "sandbox/schema.py": {"jsonschema"},
+    "sandbox/schema.py": {"jsonschema", "referencing"},
 }
 IMPURE = {
     "asyncio", "ctypes", "datetime", "io", "multiprocessing", "os", "pathlib", "random", "secrets",

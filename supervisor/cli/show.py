@@ -170,7 +170,7 @@ def _counts(directory: StateDirectory, summary: RunSummary) -> tuple[int, int]:
         _, tasks = describe(directory.run(summary.id))
     except CasemateError:
         return 0, 0
-    return sum(task.state == "completed" for task in tasks), len(tasks)
+    return sum(task.state in ("completed", "skipped") for task in tasks), len(tasks)
 
 
 # -------------------------------------------------------------------------------------------- show

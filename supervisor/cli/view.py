@@ -275,10 +275,12 @@ class View:
                 yield f"… {len(lines) - RESULT_LINES} more lines (--json has them whole)"
 
     def summary(self) -> str:
-        done = sum(row.state == "completed" for row in self.rows.values())
+        states = [row.state for row in self.rows.values()]
+        done, skipped = states.count("completed"), states.count("skipped")
         took = seconds(time.monotonic() - self.began)
         outcome = self.outcome or "running"
-        return f"{outcome}: {done} of {len(self.rows)} tasks completed in {took}"
+        also = f", {skipped} skipped," if skipped else ""
+        return f"{outcome}: {done} of {len(states)} tasks completed{also} in {took}"
 
 
 # In the first line, and in the summary after the last.

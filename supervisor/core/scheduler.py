@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from ...protocol.answers import Action, RecoveryAction, ValidationResult
 from ...protocol.errors import LocalViolation, UsageError
@@ -1084,14 +1084,7 @@ class Scheduler:
         where = f"task {first.task}"
         if first.attempt is not None:
             where += f" (attempt {first.attempt})"
-        error = TaskError(
-            kind=first.error.kind,
-            message=f"{where}: {first.error.message}",
-            type=first.error.type,
-            traceback=first.error.traceback,
-            refused=first.error.refused,
-            usage=first.error.usage,
-        )
+        error = structs.replace(first.error, message=f"{where}: {first.error.message}")
         return RunFailed(error=error, tasks=failed)
 
     # Breakers.

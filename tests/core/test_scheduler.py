@@ -7,7 +7,7 @@ import math
 
 import pytest
 from casemate.protocol.errors import LocalViolation
-from casemate.protocol.events import ErrorKind, TaskError
+from casemate.protocol.events import ErrorKind, RunFailed, TaskError
 from casemate.supervisor.core.commands import Kill, Record, Spawn
 from casemate.supervisor.core.events import Active, Ended, Started, Tick, Told
 from casemate.supervisor.core.scheduler import Scheduler
@@ -154,6 +154,15 @@ def test_cancelling_a_run_of_which_nothing_lives_ends_it_at_once() -> None:
         "record r cancelled: no longer needed",
     ]
     assert run.scheduler.deadline() == math.inf
+
+
+def test_a_run_that_failed_by_an_invalid_output_tells_the_reasons_as_well() -> None:
+    run = started("task a validate")
+    run.at(1, "ended a#1 output=1")
+    run.at(1, "started a#1")
+    run.at(2, "answered a#1 bad too short")
+    [end] = [record.data for record in run.journal if isinstance(record.data, RunFailed)]
+    assert end.error.reasons == ("too short",)
 
 
 def test_cancelling_what_is_not_there_does_nothing() -> None:

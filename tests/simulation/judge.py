@@ -223,8 +223,9 @@ class _Told:
         name, kind = record.task or "", data.error.kind
         policy = self.tasks[name].retry
         assert kind not in FINAL, f"{record}: what the run ended is not tried again"
-        if kind is ErrorKind.BREAKER_OPEN:
-            assert self.tasks[name].breaker is not None and not data.delay, f"{record}: whose"
+        if data.held_back:
+            assert kind is ErrorKind.BREAKER_OPEN and not data.delay, f"{record}: who held it back"
+            assert self.tasks[name].breaker is not None, f"{record}: whose"
             is_blameless = True
         elif kind in BLAMELESS:
             self.blameless[name] = self.blameless.get(name, 0) + 1

@@ -156,6 +156,26 @@ def test_a_schema_is_held_against_the_output(house: Embedded, place: Place) -> N
     assert "output_schema.type: 'nothing' is not valid" in history.error("none")["message"]
 
 
+def test_a_schema_is_whole_and_nothing_is_fetched_for_it(house: Embedded, place: Place) -> None:
+    place.write("schema.json", '{"type": "string"}')
+    history = ran(
+        house,
+        place,
+        file={
+            "execute": "tasks.py:number",
+            "sources": ["schema.json"],
+            "output_schema": {"$ref": "file:///sources/schema.json"},
+        },
+        draft={
+            "execute": "tasks.py:number",
+            "output_schema": {"$ref": "https://json-schema.org/draft/2020-12/schema"},
+        },
+    )
+    told = "output_schema: file:///sources/schema.json is not in it, and is not fetched"
+    assert history.error("file")["message"] == f"its validation gave no answer: error: {told}"
+    assert history.output("draft") == {"n": 1}
+
+
 def test_a_large_output_is_validated_as_well(house: Embedded, place: Place) -> None:
     history = ran(house, place, large={"validate": "tasks.py:is_long"})
     assert len(history.output("large")) == 3_000_000

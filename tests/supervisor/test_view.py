@@ -59,3 +59,9 @@ def test_memory_is_the_most_that_was_measured(tmp_path: Path) -> None:
     watched.see("task.usage", 1, memory=9 * MIB)
     assert "9.0 MiB" in watched.see("task.usage", 1, memory=5 * MIB)
     assert "9.0 MiB" in watched.see("task.usage", 1, memory=None)
+
+
+def test_a_task_that_was_skipped_is_told_of_beside_those_that_completed(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.see("task.skipped", 1, error={"kind": "error", "message": "x"}, output=None)
+    assert "0 of 1 tasks completed, 1 skipped, in " in watched.view.summary()
