@@ -214,3 +214,14 @@ def test_a_run_whose_supervisor_died_before_its_first_event_never_began(
     [listed] = casemate.json("ps", "--state", str(tmp_path))
     assert (listed["state"], listed["done"], listed["tasks"]) == ("interrupted", 0, 0)
     assert casemate("events", "last", "--state", str(tmp_path)).stdout == ""
+
+
+def test_a_task_that_was_skipped_is_done(tmp_path: Path, casemate: Desk) -> None:
+    skip = {"on": ["error"], "do": "skip"}
+    spec = {"name": "x", "tasks": {"a": {"command": ["false"], "recover": [skip]}}}
+    (tmp_path / "skip.json").write_text(json.dumps(spec))
+    state = str(tmp_path / "state")
+    done = casemate("run", str(tmp_path / "skip.json"), "--state", state)
+    assert done.returncode == 0, done.stderr
+    [listed] = casemate.json("ps", "--state", state)
+    assert (listed["state"], listed["done"], listed["tasks"]) == ("completed", 1, 1)
