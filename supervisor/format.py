@@ -421,7 +421,7 @@ def _rule(value: Any, number: int) -> Rule:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a map such as {_RULE_HELP}, got {shown(value)}")
     do = value.get("do")
-    if do not in _RULE_KEYS:
+    if not isinstance(do, str) or do not in _RULE_KEYS:
         raise ValueError(
             f"{where}: do is {shown(do)}; expected {', '.join(_RULE_KEYS)}"
             f"{did_you_mean(do, _RULE_KEYS)}"
@@ -431,7 +431,7 @@ def _rule(value: Any, number: int) -> Rule:
     known = [key for key in ("on", "do", needed, optional) if key is not None]
     for key in value:
         if key not in known:
-            raise ValueError(f"{where}: {unknown_key(key, known)}")
+            raise ValueError(f"{where}: {shown(key)}: {unknown_key(key, known)}")
     if needed is not None and not isinstance(value.get(needed), str):
         raise ValueError(f"{where}: {action} needs {needed}: {_MEANT[action]}")
     if "on" not in value:
@@ -439,7 +439,9 @@ def _rule(value: Any, number: int) -> Rule:
     try:
         on = _kinds_of(value["on"], _RECOVERABLE, "recovered from")
         after = None if value.get("after") is None else parse_duration(value["after"])
-        output = codec.encode_value(codec.from_jsonable(value.get("output")), name="output")
+        output = codec.encode_value(
+            codec.from_jsonable(value.get("output"), "output"), name="output"
+        )
     except (ValueError, codec.ValueRefused) as error:
         raise ValueError(f"{where}: {error}") from None
     if after is not None and after > RETRY_AFTER:

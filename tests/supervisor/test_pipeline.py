@@ -347,7 +347,18 @@ BAD = [
     ),
     (
         "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: skip, after: 1s}]}}",
-        "review.yaml:2: tasks.a.recover: rule 1: unknown key; the keys here are do, on, output",
+        "review.yaml:2: tasks.a.recover: rule 1: \"after\": unknown key; the keys here are do, "
+        "on, output",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: [skip]}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: do is a list; expected retry, skip, fallback, "
+        "rollback, fail",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: skip, output: {$bytes: '!'}}]}}",
+        "review.yaml:2: tasks.a.recover: rule 1: output: $bytes stands for base64 text, got '!'; "
+        "for a dict with this key write $$bytes",
     ),
     (
         "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: retry, after: 2d}]}}",
