@@ -60,9 +60,15 @@ HAS_CHILDREN_FILES = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 def memory_budget() -> int:
     """Bytes that limits may add up to: what is available on this host, or in the cgroups that this
     process lives in, whichever is less; less a reserve."""
-    host, limit, room = psutil.virtual_memory(), own_memory_limit(), own_memory_room()
-    free = host.available if room is None else min(host.available, room)
-    whole = host.total if limit is None else min(host.total, limit)
+    limit, room = own_memory_limit(), own_memory_room()
+    try:
+        host = psutil.virtual_memory()
+        free, whole = host.available, host.total
+    except FileNotFoundError:  # a /proc of processes alone, as inside a sandbox
+        page = os.sysconf("SC_PAGE_SIZE")
+        free, whole = os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page
+    free = free if room is None else min(free, room)
+    whole = whole if limit is None else min(whole, limit)
     return int(max(free * (1 - RESERVE_SHARE), whole * LEAST_SHARE))
 
 

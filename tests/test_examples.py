@@ -175,10 +175,12 @@ def test_the_readmes_python_runs(number: int, environment: dict[str, str], tmp_p
     assert "hello world" in done.stdout or "run.completed" in done.stdout
 
 
-def test_the_readmes_pipeline_is_sound(environment: dict[str, str], tmp_path: Path) -> None:
-    [text] = blocks("yaml")
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_the_readmes_pipelines_are_sound(
+    environment: dict[str, str], tmp_path: Path, text: str
+) -> None:
     (tmp_path / "repo").mkdir()
-    names = ("analyze", "summary", "refactor")
+    names = set(re.findall(r"agents\.py:(\w+)", text))
     (tmp_path / "agents.py").write_text("".join(f"def {name}(): ...\n" for name in names))
     (tmp_path / "review.yaml").write_text(text, encoding="utf-8")
     done = run(*CASEMATE, "validate", tmp_path / "review.yaml", env=environment)

@@ -442,6 +442,7 @@ def gc(
 
 breaker = typer.Typer(
     help="How breakers stand, and a person's hand on them; all runs of the state directory follow.",
+    epilog="Example: casemate breaker list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

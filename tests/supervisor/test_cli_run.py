@@ -390,4 +390,7 @@ def test_every_command_shows_an_example(casemate: Command) -> None:
         done = casemate(command, "--help")
         assert done.returncode == 0
         assert f"Example: casemate {command}" in done.stdout
-        assert "--state" in done.stdout
+        verbs = re.findall(r"^  (\w+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)
+        for help in [casemate(command, verb, "--help").stdout for verb in verbs] or [done.stdout]:
+            assert f"Example: casemate {command}" in help
+            assert "--state" in help
