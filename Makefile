@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops answers simulate chaos faults humaneval wfinstances clean
+.PHONY: demo test check bench loops answers simulate mutants chaos faults humaneval wfinstances clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -59,6 +59,10 @@ answers: $(VENV)/.ready
 SEEDS ?= 20000
 simulate: $(VENV)/.ready
 	@PYTHONPATH=tests $(BIN)/python -B -m simulation --seeds $(SEEDS) $(ARGS)
+
+# What of the core could be wrong unnoticed: faults put into a copy of it, and which tests see them.
+mutants: $(VENV)/.ready
+	@PYTHONPATH=tests $(BIN)/python -B -m simulation.mutants $(ARGS)
 
 # The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
 chaos: $(VENV)/.ready

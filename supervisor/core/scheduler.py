@@ -1046,6 +1046,10 @@ class Scheduler:
                 self._record(run, name, None, TaskCancelled(error=error))
         if run.has_cleanup and run.stopped is not None:
             self._wake(now, run)  # a pause does not keep what cleans up
+        if run.has_cleanup:
+            for name in order:  # what a rollback that is given up kept from starting
+                if run.state.specs[name].always:
+                    self._make_ready_if_due(run, name)
 
     def _settle(self, now: float, run: _Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""

@@ -76,7 +76,10 @@ def main() -> int:
         batches = [seeds[at : at + BATCH] for at in range(0, len(seeds), BATCH)]
         told = began
         for done in as_completed([pool.submit(play_all, batch) for batch in batches]):
-            total.add(done.result())
+            found = done.result()
+            total.add(found)
+            for seed in found.broken:
+                print(f"seed {seed} breaks a promise", file=sys.stderr, flush=True)
             if time.monotonic() - told > 30:
                 told = time.monotonic()
                 rate = total.histories / (told - began)

@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -51,10 +50,10 @@ class Fault:
     change: Callable[[ast.AST], None]
 
 
-def faults(path: Path) -> Iterator[Fault]:
-    for at, node in enumerate(ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+def faults(file: str, source: str) -> Iterator[Fault]:
+    for at, node in enumerate(ast.walk(ast.parse(source))):
         for what, change in _changes(node):
-            yield Fault(path.name, getattr(node, "lineno", 0), what, at, change)
+            yield Fault(file, getattr(node, "lineno", 0), what, at, change)
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], None]]]:
@@ -126,10 +125,10 @@ def _drop(row: int, edge: int) -> Callable[[ast.AST], None]:
     return drop
 
 
-def mutated(path: Path, fault: Fault) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def mutated(source: str, fault: Fault) -> str:
+    tree = ast.parse(source)
     fault.change(list(ast.walk(tree))[fault.at])
-    return ast.unparse(ast.fix_missing_locations(deepcopy(tree)))
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 def lay_out(folder: Path) -> Path:
@@ -186,8 +185,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=250)
     parser.add_argument("--only", default="")
     chosen = parser.parse_args()
-    paths = {path.name: path for path in sorted(CORE.glob(f"{chosen.only or '*'}.py"))}
-    found = [fault for path in paths.values() for fault in faults(path)]
+    sources = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted(CORE.glob(f"{chosen.only or '*'}.py"))
+    }
+    found = [fault for file, source in sources.items() for fault in faults(file, source)]
     picked = Random(chosen.seed).sample(found, min(chosen.count, len(found)))
     noticed: Counter[str] = Counter()
     survivors: list[Fault] = []
@@ -198,10 +200,10 @@ def main() -> int:
             print(f"without any fault: {who} objects already")
             return 2
         for fault in sorted(picked, key=lambda fault: (fault.file, fault.line)):
-            original = paths[fault.file].read_text(encoding="utf-8")
-            (core / fault.file).write_text(mutated(paths[fault.file], fault), encoding="utf-8")
+            place, source = core / fault.file, sources[fault.file]
+            place.write_text(mutated(source, fault), encoding="utf-8")
             who = objector(folder, chosen.seeds)
-            (core / fault.file).write_text(original, encoding="utf-8")
+            place.write_text(source, encoding="utf-8")
             noticed[who or "nobody"] += 1
             if who is None:
                 survivors.append(fault)
