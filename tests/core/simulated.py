@@ -5,6 +5,7 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
     host parallel=2 memory=100 cores=2  the scheduler's own limits
     run one fail_fast timeout=60 parallel=1 priority=5 checkpoints=every-task
     task a wall=10 retry=3              of the run declared last (`r` if none was)
+    task a breaker=key:2:10:kill:5      two failures open it for 10 s; kept back for 5 s at most
     task a parallel=1 bulkhead=api:2 rate=10/min rate=api:10/min priority=5 cores=0.5
     task b needs=a
     task c reads=a                      its stream
@@ -21,8 +22,10 @@ rollback, fail, nothing, error crash boom),
 that lived is gone, and of the run's journal what comes after its fifth record. `take r` takes a run
 over that nobody has, as its journal tells it; `adopt r` is a crash that loses no record, and that.
 `back r c1` takes over and rolls back at once, `offline r pause` wishes something of a run that
-nobody has, and after `unwritable r 5` nothing more reaches the run's journal. Tasks of a run other
-than `r` are written `one/a#1`. Answers are lines as well, see `show`.
+nobody has, and after `unwritable r 5` nothing more reaches the run's journal. `hears`: what is told
+a breaker comes to its row, and back; `open key 3` and `reset key`, a person does. `wall 3600`: wall
+time jumps. Tasks of a run other than `r` are written `one/a#1`. Answers are lines as well, see
+`show`.
 
 It is the world of `tests/simulation` that is spoken to: its judge and its fold watch every step.
 """
@@ -58,11 +61,13 @@ from casemate.protocol.events import (
 )
 from casemate.protocol.limits import RETRY_BUDGET, ROLLBACK_BUDGET
 from casemate.protocol.pipeline import (
+    Breaker,
     Bulkhead,
     Checkpoints,
     CommandEntry,
     Edge,
     Limits,
+    OnOpen,
     PipelineSpec,
     Rate,
     Retry,
@@ -71,6 +76,7 @@ from casemate.protocol.pipeline import (
     Timeouts,
 )
 from casemate.protocol.units import parse_rate
+from casemate.supervisor.core.breaker import Forced, Reset
 from casemate.supervisor.core.commands import (
     CancelAttempt,
     Command,
@@ -104,7 +110,19 @@ from casemate.supervisor.core.events import (
 )
 from casemate.supervisor.core.scheduler import Scheduler
 from msgspec import Raw
-from simulation.world import Crash, ForkOf, GoBack, Move, Offline, TakeUp, Unwritable, World
+from simulation.world import (
+    Crash,
+    ForkOf,
+    GoBack,
+    Hears,
+    Move,
+    Offline,
+    Says,
+    TakeUp,
+    Unwritable,
+    WallJumps,
+    World,
+)
 
 NO_CHECKPOINTS = Checkpoints(every_task=False)
 
@@ -136,6 +154,7 @@ def make_task(
     bulkhead: str | None = None,
     rate: str | None = None,
     priority: int = 0,
+    breaker: str | None = None,
     validate: bool = False,
     recover: bool = False,
     rules: tuple[Rule, ...] = (),
@@ -158,11 +177,26 @@ def make_task(
         bulkhead=None if bulkhead is None else _bulkhead(bulkhead),
         rate=None if rate is None else _rate(rate),
         priority=priority,
+        breaker=None if breaker is None else _breaker(breaker),
         validate=command if validate else None,
         recover=command if recover else None,
         rules=rules,
         fallbacks=dict.fromkeys(fallbacks, command),
         always=always,
+    )
+
+
+def _breaker(text: str) -> Breaker:
+    key, failures, open_for, on_open, *wait = text.split(":")
+    return Breaker(
+        key=key,
+        failures=int(failures),
+        window=60,
+        open_for=float(open_for),
+        backoff=2,
+        max_open_for=100,
+        on_open=OnOpen(on_open),
+        wait=float(wait[0]) if wait else None,
     )
 
 
@@ -255,7 +289,9 @@ class Simulated(World):
                 run.edges.append((source, words[0]))
             for source in filter(None, options.pop("reads", "").split(",")):
                 run.streams.append((source, words[0]))
-            texts = {key: options.pop(key) for key in ("bulkhead", "rate") if key in options}
+            texts = {
+                key: options.pop(key) for key in ("bulkhead", "rate", "breaker") if key in options
+            }
             whole = {
                 key: int(options.pop(key))
                 for key in ("memory", "retry", "parallel", "priority")
@@ -299,6 +335,13 @@ class Simulated(World):
         if verb == "cancel":
             run, _, reason = rest.partition(" ")
             return CancelRun(run, reason or "asked to")
+        if verb == "hears":
+            return Hears()
+        if verb == "wall":
+            return WallJumps(float(rest))
+        if verb in ("open", "reset"):
+            key, _, seconds = rest.partition(" ")
+            return Says(key, Forced(float(seconds)) if verb == "open" else Reset())
         if verb == "crash":
             kept = dict(word.split("=", 1) for word in rest.split())
             return Crash({run: int(keep) for run, keep in kept.items()})

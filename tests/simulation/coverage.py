@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
-from casemate.supervisor.core import attempt, state, task
+from casemate.supervisor.core import attempt, breaker, state, task
 from casemate.supervisor.core.lifecycle import Lifecycle
 
 __all__ = ["TABLES", "Edges", "missing", "watch_edges"]
@@ -24,6 +24,7 @@ TABLES: dict[str, Lifecycle[Any]] = {
     "run": state.LIFECYCLE,
     "task": task.LIFECYCLE,
     "attempt": attempt.LIFECYCLE,
+    "breaker": breaker.LIFECYCLE,
 }
 
 

@@ -27,6 +27,7 @@ from casemate.protocol.answers import Action, RecoveryAction, ValidationResult
 from casemate.protocol.errors import UsageError
 from casemate.protocol.events import ErrorKind, Layer, TaskError
 from casemate.protocol.messages import Part
+from casemate.supervisor.core.breaker import Forced, Reset
 from casemate.supervisor.core.commands import Command
 from casemate.supervisor.core.events import (
     Active,
@@ -50,7 +51,20 @@ from casemate.supervisor.core.events import (
 from core.simulated import raw, submit
 
 from .pipelines import Dice, pipeline
-from .world import Crash, ForkOf, GoBack, Key, Move, Offline, TakeUp, Unwritable, World
+from .world import (
+    Crash,
+    ForkOf,
+    GoBack,
+    Hears,
+    Key,
+    Move,
+    Offline,
+    Says,
+    TakeUp,
+    Unwritable,
+    WallJumps,
+    World,
+)
 
 __all__ = ["STEPS", "Host", "finish", "play", "roam"]
 
@@ -100,6 +114,9 @@ class Host:
     def move(self) -> None:
         """One thing that may happen."""
         self.now += self.dice.pick((0, 0, 0.125, 0.75))
+        if self.world.words and self.dice.chance(0.5):
+            self.do(Hears())
+            return
         chosen: Callable[[], None] = self.dice.pick(self.deck)
         chosen()
 
@@ -111,7 +128,7 @@ class Host:
         if how == 0:  # late: much is due at once
             self.now += self.dice.pick((2, 10, 100))
         elif how == 1:
-            self.world.wall += self.dice.pick((-3600.0, -1.0, 1.0, 86400.0))
+            self.do(WallJumps(self.dice.pick((-3600.0, -1.0, 1.0, 86400.0))))
         elif how < 6 and deadline < math.inf:
             self.now = max(self.now, deadline)
         self.do(Tick())
@@ -138,6 +155,8 @@ class Host:
         world = self.world
         if world.fetching:
             self._fetch()
+        elif world.words:
+            self.do(Hears())
         elif world.scheduler.deadline() < math.inf:
             self.now = max(self.now, world.scheduler.deadline())
             self.do(Tick())
@@ -230,6 +249,10 @@ class Host:
             return
         if (len(world.folded) < MOST_RUNS and dice.chance(0.3)) or not world.folded:
             self.submit()
+            return
+        if world.known and dice.chance(0.3):
+            key = dice.pick(sorted(world.known))
+            self.do(Says(key, Forced(3.0) if dice.chance(0.5) else Reset()))
             return
         run = dice.pick(list(world.folded))
         state = world.folded[run]
@@ -335,7 +358,9 @@ def finish(world: World, now: float, is_faulty: bool) -> None:
 
 
 def _fair(world: World, now: float, is_faulty: bool) -> float:
-    if interrupted := world.interrupted():
+    if world.words:
+        world.do(now, Hears())
+    elif interrupted := world.interrupted():
         world.do(now, TakeUp(interrupted[0]))
     elif paused := sorted(world.judge.paused - world.unwritable):
         world.do(now, ResumeRun(paused[0]))

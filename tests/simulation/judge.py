@@ -13,6 +13,7 @@ a supervisor does; of what lives (`_Live`) it forgets everything then. After eve
     budgets      parallel attempts (all, of a run, by name and by key), memory, cores, rates;
                  retries and the delay before them, retries and rollbacks of the whole run
     clocks       no limit has run out without a kill, no kill tells of one that has not
+    breakers     nothing starts that a row does not let through, as far as was told of it
     no idling    what could start has started
     endings      of a run: nothing lives, every task has ended, nothing follows but a rollback
     checkpoints  hold what had completed, closed downwards; a rollback gives exactly that
@@ -49,7 +50,9 @@ from casemate.protocol.events import (
 )
 from casemate.protocol.limits import CHECK_WALL
 from casemate.protocol.messages import Part
-from casemate.protocol.pipeline import PipelineSpec, TaskSpec
+from casemate.protocol.pipeline import OnOpen, PipelineSpec, TaskSpec
+from casemate.supervisor.core.breaker import Row
+from casemate.supervisor.core.breaker import Standing as BreakerStanding
 from casemate.supervisor.core.commands import (
     CancelAttempt,
     Command,
@@ -66,6 +69,7 @@ from casemate.supervisor.core.events import (
     Active,
     Adopt,
     Answered,
+    BreakerMoved,
     Ended,
     Fetched,
     Input,
@@ -388,6 +392,7 @@ class Judge:
         self.memory = memory
         self.cores = cores
         self.starts: dict[str, list[float]] = {}  # by key of a rate
+        self.rows: dict[str, Row] = {}  # of breakers, as told
         self.runs: dict[str, _Told] = {}
         self.live: dict[tuple[str, str], _Live] = {}
 
@@ -405,6 +410,7 @@ class Judge:
         """All that lived is dead, and the scheduler that knew of it gone."""
         self.live.clear()
         self.starts.clear()
+        self.rows.clear()
 
     def read(self, run: str, spec: PipelineSpec, records: Iterable[Record]) -> None:
         """A run as its journal has it, whatever was seen of it before."""
@@ -425,6 +431,8 @@ class Judge:
             is_ending = self._hear(now, input, commands) and isinstance(input, Ended | Answered)
         elif isinstance(input, Submit):
             self.runs[input.run] = _Told(input.run, input.spec)
+        elif isinstance(input, BreakerMoved):
+            self.rows[input.key] = input.row
         elif isinstance(input, Rollback):
             self.runs[input.run].is_rolling = True
         elif isinstance(input, Fetched):
@@ -526,6 +534,9 @@ class Judge:
     def _kill(self, now: float, kill: Kill, input: Input, commands: list[Command]) -> None:
         live = self._alive(kill)
         assert not live.is_killed, f"{kill}: killed twice"
+        if kill.reason is ErrorKind.BREAKER_OPEN:
+            policy = live.spec.breaker
+            assert policy is not None and policy.on_open is OnOpen.KILL, f"{kill}: whose"
         live.is_killed = True
         live.reason = live.reason or kill.reason
         if live.asked is not None:
@@ -568,12 +579,14 @@ class Judge:
         if spawn.part is Part.EXECUTE:
             self._check_input(spawn, run)
         else:
-            assert spawn.task in run.checking, f"{spawn}: nothing to look at"
+            is_kept_back = spec.breaker is not None and spawn.task in run.line
+            assert spawn.task in run.checking or is_kept_back, f"{spawn}: nothing to look at"
             assert not spawn.upstream and not spawn.streams
             is_error = isinstance(spawn.value, TaskError)
             assert spawn.value is not None and is_error is (spawn.part is Part.RECOVER)
             assert spec.recover is not None if is_error else spec.is_validated
-            run.checking.remove(spawn.task)
+            run.checking.discard(spawn.task)
+            run.line.discard(spawn.task)
         self.live[key] = _Live(spec, spawn.attempt, spawn.part, spawn.streams, now)
         assert len(self.live) <= self.max_parallel, f"{spawn}: too many"
         most = run.spec.max_parallel
@@ -620,6 +633,10 @@ class Judge:
         """Of what has just been spawned, among all that is bound by the same key; a check is bound
         by none. All pipelines here have one name, so that the id of a task is a key as well."""
         bound = [live.spec for live in self.live.values() if live.part is Part.EXECUTE]
+        if spec.breaker is not None:
+            row = self.rows[spec.breaker.key]
+            is_probe = row.probe is not None and row.probe.task == spec.id
+            assert row.standing is BreakerStanding.CLOSED or is_probe, f"{spec.id}: {row}"
         if spec.max_parallel is not None:
             alike = sum(each.id == spec.id and each.max_parallel is not None for each in bound)
             assert alike <= spec.max_parallel, f"{spec.id}: too many of this task"

@@ -45,6 +45,7 @@ _RULES = (
 
 # Pipelines may disagree about a key.
 _BULKHEADS = (None, "k:1", "k:2", "l:1")
+_BREAKERS = (None, "k:2:10:kill", "k:2:10:kill:5", "k:1:2:drain", "l:1:1:kill:0.5")
 _RATES = (None, "1/2s", "k:1/s", "k:2/s", "l:2/5s")
 
 
@@ -67,7 +68,7 @@ class Dice:
         return from_[int(self._next() * len(from_))]
 
 
-def _task(dice: Dice, name: str, always: bool, is_limited: bool) -> TaskSpec:
+def _task(dice: Dice, name: str, always: bool, is_limited: bool, has_breakers: bool) -> TaskSpec:
     pick = dice.pick
     how = dice.below(8)
     rules = tuple(pick(_RULES) for _ in range(1 + dice.below(3))) if how == 1 else ()
@@ -89,6 +90,7 @@ def _task(dice: Dice, name: str, always: bool, is_limited: bool) -> TaskSpec:
         bulkhead=pick(_BULKHEADS) if is_limited else None,
         rate=pick(_RATES) if is_limited else None,
         priority=pick((0, 0, 1, -1)),
+        breaker=pick(_BREAKERS) if has_breakers else None,
         validate=dice.chance(0.2),
         recover=how == 0,
         rules=rules,
@@ -107,10 +109,13 @@ def pipeline(dice: Dice) -> PipelineSpec:
             if dice.chance(density):
                 (streams if dice.chance(streaming) else plain).append((source, to))
     # An `always` task has something to clean up after, and nobody streams to it.
-    is_limited = dice.chance(0.4)
+    is_limited, has_breakers = dice.chance(0.4), dice.chance(0.25)
     told = {to for _, to in plain} - {to for _, to in streams}
     return make_pipeline(
-        [_task(dice, name, name in told and dice.chance(0.15), is_limited) for name in names],
+        [
+            _task(dice, name, name in told and dice.chance(0.15), is_limited, has_breakers)
+            for name in names
+        ],
         plain,
         streams=streams,
         checkpoints=dice.pick(_STRATEGIES),

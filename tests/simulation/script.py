@@ -10,6 +10,7 @@ import msgspec
 from casemate.protocol.answers import RecoveryAction, ValidationResult
 from casemate.protocol.events import TaskError
 from casemate.protocol.pipeline import Checkpoints, PipelineSpec, Rule, TaskSpec
+from casemate.supervisor.core.breaker import Forced
 from casemate.supervisor.core.events import (
     Active,
     Answered,
@@ -32,7 +33,19 @@ from casemate.supervisor.core.events import (
 from core.simulated import make_pipeline, make_task
 from msgspec import Raw
 
-from .world import Crash, ForkOf, GoBack, Move, Offline, TakeUp, Unwritable, World
+from .world import (
+    Crash,
+    ForkOf,
+    GoBack,
+    Hears,
+    Move,
+    Offline,
+    Says,
+    TakeUp,
+    Unwritable,
+    WallJumps,
+    World,
+)
 
 __all__ = ["declared", "script", "tell"]
 
@@ -103,6 +116,10 @@ def _task(spec: PipelineSpec, task: TaskSpec) -> str:
     if task.rate is not None:
         key = "" if task.rate.key is None else f"{task.rate.key}:"
         words.append(f"rate={key}{task.rate.limit}/{task.rate.period:g}s")
+    if (breaker := task.breaker) is not None:
+        policy = [breaker.key, f"{breaker.failures}", f"{breaker.open_for:g}", breaker.on_open]
+        policy += [] if breaker.wait is None else [f"{breaker.wait:g}"]
+        words.append(f"breaker={':'.join(policy)}")
     if task.rules:
         words.append(f"rules={';'.join(map(_rule, task.rules))}")
     if task.fallbacks:
@@ -135,6 +152,14 @@ def tell(move: Move) -> str:
             return f"submit {move.run}"
         case Crash(keep=keep):
             return " ".join(["crash", *(f"{run}={count}" for run, count in keep.items())])
+        case Hears():
+            return "hears"
+        case WallJumps():
+            return f"wall {move.by:g}"
+        case Says(key=key, happening=Forced(open_for=open_for)):
+            return f"open {key} {open_for:g}"
+        case Says():
+            return f"reset {move.key}"
         case TakeUp():
             return f"take {move.run}"
         case ForkOf():

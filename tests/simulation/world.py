@@ -9,10 +9,13 @@ the core; the others are what happens to a supervisor, and are carried out as th
     ForkOf      a copy of a run's journal up to a checkpoint goes on as a run of its own
     Offline     a wish for a run that nobody has: a core of its own decides, and only records it
     Unwritable  the disk takes no more of a run's journal: what could not be recorded never was
+    Hears       the oldest word to a breaker's row reaches it, and what it has come to is told
+    Says        a person opens or closes a breaker
+    WallJumps   and nothing but wall time, by which the rows of breakers count
 
 After every step each record is written, read back and folded into a second state, which must equal
 the live one. What is being spawned is looked up as the engine does, and must be what the judge
-remembers. Wall time jumps as it likes (`wall`): it is in the journal and in nothing else.
+remembers. Wall time is in the journal and in the rows of breakers, and in nothing else.
 
 A world also knows what lives and how far it has come (`stages`), so that `may_be` can tell whether
 a move is one that a host can truthfully make.
@@ -40,11 +43,24 @@ from casemate.protocol.events import (
 )
 from casemate.protocol.messages import Part
 from casemate.protocol.pipeline import PipelineSpec
-from casemate.supervisor.core.commands import Command, Fetch, Kill, Record, Spawn
+from casemate.supervisor.core.breaker import Forced, Happening, Reset, Row, step
+from casemate.supervisor.core.commands import (
+    CancelAttempt,
+    Command,
+    Fetch,
+    ForgetBreaker,
+    Freeze,
+    Kill,
+    Record,
+    Spawn,
+    TellBreaker,
+    Thaw,
+)
 from casemate.supervisor.core.events import (
     Active,
     Adopt,
     Answered,
+    BreakerMoved,
     CancelRun,
     CheckpointRun,
     Ended,
@@ -73,11 +89,14 @@ __all__ = [
     "Crash",
     "ForkOf",
     "GoBack",
+    "Hears",
     "Key",
     "Move",
     "Offline",
+    "Says",
     "TakeUp",
     "Unwritable",
+    "WallJumps",
     "Wish",
     "World",
 ]
@@ -131,7 +150,23 @@ class Unwritable:
     keep: int
 
 
-Move = Input | Crash | TakeUp | GoBack | ForkOf | Offline | Unwritable
+@dataclass(frozen=True, slots=True)
+class Hears:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Says:
+    key: str
+    happening: Forced | Reset
+
+
+@dataclass(frozen=True, slots=True)
+class WallJumps:
+    by: float
+
+
+Move = Input | Crash | TakeUp | GoBack | ForkOf | Offline | Unwritable | Hears | Says | WallJumps
 
 
 class Journal:
@@ -196,6 +231,10 @@ class World:
         self.killed: set[Key] = set()
         self.gone: list[Key] = []  # what lived in this life
         self.fetching: list[str] = []  # runs whose outputs are to be read
+        self.rows: dict[str, Row] = {}  # of breakers, which outlive any supervisor
+        self.words: list[TellBreaker] = []  # on their way to them
+        self.known: set[str] = set()  # keys of rows that the core asked to be told of
+        self.number = 0  # of the newest word that was heard
         self.unwritable: set[str] = set()
         self.reread: set[str] = set()  # runs that are folded as a supervisor would find them
         self.did: list[tuple[float, Move]] = []
@@ -248,6 +287,12 @@ class World:
         if isinstance(move, _ABOUT_AN_ATTEMPT):
             return self._may_say(move)
         match move:
+            case Hears():
+                return bool(self.words)
+            case Says():
+                return move.key in self.known
+            case BreakerMoved():
+                return False  # of its moment, too
             case Submit():
                 return move.run not in self.journals
             case Fetched():
@@ -333,6 +378,13 @@ class World:
                 return self._fork(now, move)
             case Offline(wish=wish):
                 return self._offline(now, wish)
+            case Hears():
+                return self._hear(now)
+            case Says(key=key, happening=happening):
+                return self._move_row(now, key, happening)
+            case WallJumps(by=by):
+                self.wall += by
+                return []
             case Unwritable(run=run, keep=keep):
                 self.journals[run].cut(keep)
                 self.unwritable.add(run)
@@ -365,6 +417,11 @@ class World:
                 self.killed.add((command.run, command.task, command.attempt))
             elif isinstance(command, Fetch):
                 self.fetching.append(command.run)
+            elif isinstance(command, TellBreaker):
+                self.words.append(command)
+                self.known.add(command.key)
+            elif isinstance(command, ForgetBreaker):
+                self.known.discard(command.key)
         for run in changed - self.unwritable:
             self.compare(run)
         for run in [run for run in self.unwritable if not scheduler.knows(run)]:
@@ -375,6 +432,17 @@ class World:
     def compare(self, run: str) -> None:
         state = self.states.get(run)
         assert state is None or state == self.folded[run], f"{run}: the fold differs from the state"
+
+    def _hear(self, now: float) -> list[Command]:
+        word = self.words.pop(0)
+        self.number = word.number
+        return self._move_row(now, word.key, word.happening)
+
+    def _move_row(self, now: float, key: str, happening: Happening | None) -> list[Command]:
+        row, at = self.rows.get(key, Row()), self.wall + now
+        if happening is not None:
+            row = self.rows[key] = step(row, at, happening)
+        return self.step(now, BreakerMoved(self.number, key, row, at))
 
     def _begin(self, submit: Submit) -> None:
         run = submit.run
@@ -416,6 +484,9 @@ class World:
         self.killed.clear()
         self.gone.clear()
         self.fetching.clear()
+        self.words.clear()
+        self.known.clear()
+        self.number = 0
         self.unwritable.clear()
         self.states.clear()
         for run, count in keep.items():
@@ -469,7 +540,8 @@ class World:
         commands = core.step(0.0, Adopt(run, state, held=True))
         commands += core.step(0.0, wish)
         for command in commands:
-            assert isinstance(command, Record | Fetch), f"{command}: it was held"
+            is_doing = isinstance(command, Spawn | CancelAttempt | Kill | Freeze | Thaw)
+            assert not is_doing, f"{command}: it was held"
             if isinstance(command, Record):
                 self.journals[run].append(command, self.wall + now)
         self._reread(run)
