@@ -95,6 +95,7 @@ class Host:
     def __init__(self, random: Random) -> None:
         self.dice = Dice(random)
         self.now = 0.0
+        self.names = 0
         self.world = World(max_parallel=1 + self.dice.below(3), memory=8, cores=2)
         mood = self.dice.pick(_MOODS)
         self.deck = [
@@ -278,11 +279,9 @@ class Host:
             self.wish(back(run, checkpoint, before))
 
     def _name(self) -> str:
-        """One that no run has; a crash may have left a gap."""
-        at = len(self.world.journals)
-        while f"run{at}" in self.world.journals:
-            at += 1
-        return f"run{at}"
+        """One that no run ever had."""
+        self.names += 1
+        return f"run{self.names - 1}"
 
     def submit(self) -> None:
         self.do(submit(self._name(), pipeline(self.dice)))
