@@ -109,12 +109,13 @@ def test_a_run_is_what_its_journal_and_its_lock_say(
 def test_lists_and_descriptions_agree_wherever_a_journal_ends(
     seed: int, state: StateDirectory
 ) -> None:
-    records = play(Random(seed)).world.journals["run0"].records
+    records = next(iter(play(Random(seed)).world.journals.values())).records
     random = Random(seed)
     for cut in {random.randint(1, len(records)) for _ in range(8)}:
         owned = state.create_run()
         tell(owned, *((each.task, each.attempt, each.data) for each in records[:cut]))
-        assert summarise(owned.directory) == describe(owned.directory)[0]
+        described, _ = describe(owned.directory)  # which alone says whose breakers it uses
+        assert summarise(owned.directory) == msgspec.structs.replace(described, breakers=())
         owned.ownership.release()
 
 
