@@ -474,9 +474,9 @@ class Judge:
             or live is None
             or (live.is_killed and not isinstance(said, Saved | Ended | Answered))
         ):
-            run = self.runs[said.run]
-            is_open = (said.task, said.attempt) not in run.ended  # what it gave is being looked at
-            if is_open and not is_alive:
+            run = self.runs.get(said.run)
+            over = run.ended if run is not None else set()
+            if not is_alive and (said.task, said.attempt) not in over:  # it is being looked at,
                 return False  # so that a clock may have had its say in the same step
             for command in commands:
                 if isinstance(command, Fetch | TellBreaker | ForgetBreaker):
