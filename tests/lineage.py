@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -36,17 +36,19 @@ def children(parent: int) -> list[psutil.Process]:
     return []
 
 
-def child(parent: int, words: str) -> int:
-    """The child of `parent` whose command line has these words in it."""
+def child(parent: int, words: str, others: Container[int] = ()) -> int:
+    """The child of `parent` whose command line has these words in it, and is none of `others`."""
     for each in children(parent):
+        if each.pid in others:
+            continue
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if words in " ".join(each.cmdline()):
                 return each.pid
     raise LookupError(f"process {parent} has no child {words!r}")
 
 
-def engine(host: int) -> int:
-    return child(host, "supervisor.embedded")
+def engine(host: int, others: Container[int] = ()) -> int:
+    return child(host, "supervisor.embedded", others)
 
 
 def launcher(engine: int) -> int:

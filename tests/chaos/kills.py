@@ -89,6 +89,8 @@ class Story:
         self.killed: Counter[str] = Counter()
         self.struck: list[str] = []
         self._random = random
+        # Whoever runs us may embed a supervisor as well, which is none of our victims.
+        self._others = {each.pid for each in lineage.children(os.getpid())}
         self._told = asyncio.Condition()
 
     async def live(self, spec: PipelineSpec, seed: int) -> None:
@@ -156,7 +158,7 @@ class Story:
         return victim
 
     def _find(self, victim: str) -> int:
-        engine = lineage.engine(os.getpid())
+        engine = lineage.engine(os.getpid(), self._others)
         match victim:
             case "engine":
                 return engine
