@@ -2,7 +2,7 @@
 
 Plays the seeds from `--first` on, in as many processes as there are cores, and tells every so
 often how far it is and how fast. At the end it prints how many histories and steps there were, and
-of each table which edges were taken how often; one that none took is a failure. A seed that breaks
+of each table which edges were taken how often; one that none took is a failure, where there were enough. A seed that breaks
 a promise is played again with ever less in it, and what is left is printed as a script that
 replays it.
 """
@@ -23,6 +23,8 @@ from .host import play
 from .shrink import explain
 
 BATCH = 500
+# The rarest edge (a fork of a run that has cancelled tasks) is taken about once in 5 000 histories.
+ENOUGH = 100_000
 
 
 @dataclass
@@ -102,7 +104,7 @@ def main() -> int:
         print(f"  never: {table} {at} {happening}")
     for seed in sorted(total.broken)[:5]:
         print(f"\nseed {seed} breaks a promise:\n{explain(seed)}")
-    return 1 if total.broken or never else 0
+    return 1 if total.broken or (never and total.histories >= ENOUGH) else 0
 
 
 if __name__ == "__main__":

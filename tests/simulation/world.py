@@ -531,6 +531,7 @@ class World:
             if isinstance(data, CheckpointCreated) and data.checkpoint == fork.checkpoint:
                 break
         self._reread(fork.copy)
+        self.reread.discard(fork.copy)
         state = self.states[fork.copy] = journal.state()
         return self.step(now, Adopt(fork.copy, state, fork=(fork.run, fork.checkpoint)))
 
