@@ -2,9 +2,9 @@
 
 Plays the seeds from `--first` on, in as many processes as there are cores, and tells every so
 often how far it is and how fast. At the end it prints how many histories and steps there were, and
-of each table which edges were taken how often; one that none took is a failure, where there were enough. A seed that breaks
-a promise is played again with ever less in it, and what is left is printed as a script that
-replays it.
+of each table which edges were taken how often; one that none took is a failure, where there were
+enough. A seed that breaks a promise is played again with ever less in it, and what is left is
+printed as a script that replays it.
 """
 
 from __future__ import annotations
