@@ -91,6 +91,14 @@ CONTROL_QUEUE = 16
 HEARTBEAT_RUNS = 256
 HEARTBEAT_SECONDS = 1.0
 
+# What an observer holds of what arrives live while it asks for what it missed: as much as the front
+# queues for one, and with events of common size no more than a page of a replay takes.
+HELD_EVENTS = 10_000
+HELD_SIZE = 8 * MIB
+
+# What libzmq queues in an observer of ours; the rest waits, and is dropped, at the front.
+OBSERVER_QUEUE_EVENTS = 1000
+
 # A peer that connects and says nothing holds a file descriptor of the front no longer than this.
 HANDSHAKE_SECONDS = 3.0
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Task,
         Timeouts,
     )
+    from .supervisor.observing import Observation, ObservationLost, observe
     from .supervisor.sandboxed import SandboxResult, run_sandboxed
 
 __version__ = "0.1.0"
@@ -36,6 +37,8 @@ __all__ = [
     "CasemateError",
     "ErrorKind",
     "Limits",
+    "Observation",
+    "ObservationLost",
     "Pipeline",
     "PipelineEvent",
     "Rate",
@@ -52,6 +55,7 @@ __all__ = [
     "UsageError",
     "ValidationResult",
     "__version__",
+    "observe",
     "run_sandboxed",
 ]
 
@@ -72,6 +76,7 @@ _HOME = {
         "Task",
         "Timeouts",
     ),
+    ".supervisor.observing": ("Observation", "ObservationLost", "observe"),
     ".supervisor.sandboxed": ("SandboxResult", "run_sandboxed"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
