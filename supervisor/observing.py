@@ -29,7 +29,7 @@ import msgspec
 
 from ..protocol.control import HEARTBEAT_TOPIC, Reply, Shown
 from ..protocol.errors import CasemateError, RemoteViolation, UsageError
-from ..protocol.follow import Beat, Follower, Published, read_frames
+from ..protocol.follow import Follower, Published, read_frames
 from ..protocol.limits import HEARTBEAT_SECONDS, KIB, OBSERVER_QUEUE_EVENTS
 from .config import load_config
 from .cursor import PipelineEvent, public
@@ -109,8 +109,8 @@ class _Named:
         self.run = run
         self._endpoints = endpoints
 
-    def find(self) -> list[Endpoints]:
-        return [self._endpoints]
+    def find(self) -> Endpoints | None:
+        return self._endpoints
 
     def read(self, since: int, whole: bool) -> tuple[Shown, list[Published]] | None:
         return None
@@ -124,13 +124,12 @@ class _Local:
         self._directory = directory
         self._run = run
 
-    def find(self) -> list[Endpoints]:
-        """Several: two supervisors in one process have one pid."""
+    def find(self) -> Endpoints | None:
         if not self._run.is_owned():
-            return []
+            return None
         owner = self._run.owner()
         living = self._directory.living_supervisors()
-        return [Endpoints(each.events, each.control) for each in living if each.pid == owner]
+        return next((Endpoints(e.events, e.control) for e in living if e.pid == owner), None)
 
     def read(self, since: int, whole: bool) -> tuple[Shown, list[Published]] | None:
         """How the run stands, and a page of its journal, where the run is nobody's."""
@@ -211,7 +210,7 @@ class Observation:
 class _Found:
     """What `look` came back with: a supervisor, or the journal of a run that has none."""
 
-    endpoints: list[Endpoints]
+    endpoints: Endpoints | None = None
     journal: tuple[Shown, list[Published]] | None = None
 
 
@@ -231,8 +230,6 @@ class _Line:
         self._context: zmq.Context[Any] = zmq.Context()
         self._events: zmq.Socket[bytes] | None = None
         self._control: zmq.Socket[bytes] | None = None
-        self._turn = 0  # which of several supervisors
-        self._has_others = False
         self._heard = self._connected = time.monotonic()
         self._asked: float | None = None
         self._is_wide = False  # subscribed to all runs, as this one's id is not known yet
@@ -255,27 +252,28 @@ class _Line:
 
     def look(self) -> _Found:
         endpoints = self._source.find()
-        if endpoints:
+        if endpoints is not None:
             return _Found(endpoints)
-        return _Found([], self._source.read(self._follower.have, self._whole))
+        return _Found(journal=self._source.read(self._follower.have, self._whole))
 
     def use(self, found: _Found) -> bool:
         """False: that was nothing; look again in a moment. Raises ObservationLost when it has been
         nothing for too long."""
-        if time.monotonic() > self._heard + self._patience:
-            raise ObservationLost(
-                f"run {self._follower.run}: no supervisor tells of it, after event "
-                f"{self._follower.have}; `casemate resume` goes on with it"
-            )
-        if found.endpoints:
-            self._has_others = len(found.endpoints) > 1
-            self._connect(found.endpoints[self._turn % len(found.endpoints)])
-            return True
         if found.journal is not None:
             have = self._follower.have
             self._follower.read(*found.journal)
-            return self._follower.have > have or self._follower.is_over
-        return False
+            if self._follower.have > have or self._follower.is_over:
+                self._heard = time.monotonic()
+                return True
+        if time.monotonic() > self._heard + self._patience:
+            run = self._follower.run
+            raise ObservationLost(
+                f"run {run}: no supervisor tells of it, after event {self._follower.have}; "
+                f"`casemate resume {run}` goes on with it"
+            )
+        if found.endpoints is not None:
+            self._connect(found.endpoints)
+        return found.endpoints is not None
 
     def _connect(self, endpoints: Endpoints) -> None:
         import zmq
@@ -298,7 +296,6 @@ class _Line:
                 each.close(linger=0)
         self._events = self._control = None
         self._follower.lose()
-        self._turn += 1
 
     def _topic(self) -> bytes:
         return f"ev.{self._follower.run}.".encode()
@@ -335,15 +332,8 @@ class _Line:
         message = read_frames(frames)
         if isinstance(message, Published):
             self._follower.publish(message)
-        elif not self._is_elsewhere(message):
+        else:
             self._follower.beat(message)
-        return self._events is not None
-
-    def _is_elsewhere(self, beat: Beat) -> bool:
-        """One process may hold two supervisors, of which this is the other: go on to the next."""
-        if not self._has_others or self._follower.run in beat.last:
-            return False
-        self._disconnect()
         return True
 
     def _take_reply(self, packet: bytes) -> None:
