@@ -169,6 +169,9 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_the_readmes_python_runs(number: int, environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / f"block{number}.py"
+    if "observe(" in blocks("python")[number]:  # somebody else's run
+        file.write_text(blocks("python")[0], encoding="utf-8")
+        run(sys.executable, file, env=environment)
     file.write_text(blocks("python")[number], encoding="utf-8")
     done = run(sys.executable, file, env=environment)
     assert done.returncode == 0, done.stderr
