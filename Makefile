@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
 # which shows as a newer folder.
-FOLDERS := $(shell find protocol sandbox supervisor -type d ! -name __pycache__)
+FOLDERS := $(shell find protocol sandbox supervisor tests/hostile/suite -type d ! -name __pycache__)
 
 $(VENV)/.ready: pyproject.toml $(FOLDERS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from casemate import RecoveryAction, ValidationResult
-from hostile.inside import call_by_number, wait_for_death, write_link
+from casemate.hostile.inside import call_by_number, wait_for_death, write_link
 
 
 def error(ctx: Any) -> object:

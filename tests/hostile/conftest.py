@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-
-from hostile.arena import Arena, Target
+from casemate.hostile.arena import Arena
+from casemate.hostile.target import Target
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from hostile.inside import call_by_number
+from casemate.hostile.inside import call_by_number
 
 __all__ = ["call", "environment", "errors_of", "threads"]
 

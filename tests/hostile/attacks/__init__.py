@@ -1,1 +1,0 @@
-"""One attack a file: `attack(target)` succeeds outside a sandbox and must raise inside."""

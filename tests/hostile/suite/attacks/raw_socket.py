@@ -1,0 +1,15 @@
+"""Make packets by hand (ICMP).
+
+Source: CVE-2020-13401: CAP_NET_RAW in a container.
+"""
+
+import socket
+from typing import Any
+
+EXPECTED = "PermissionError"
+WALLS = ("seccomp", "capabilities")
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).fileno()

@@ -1,0 +1,15 @@
+"""Reboot the host by its magic key.
+
+Source: CVE-2025-31133: runc's masked paths.
+"""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "FileNotFoundError"
+WALLS = ("proc",)
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return Path("/proc/sysrq-trigger").stat().st_mode

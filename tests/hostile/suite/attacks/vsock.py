@@ -1,0 +1,15 @@
+"""Speak to the hypervisor (AF_VSOCK).
+
+Source: CVE-2021-26708; no namespace holds AF_VSOCK, nor does bwrap --unshare-all.
+"""
+
+import socket
+from typing import Any
+
+EXPECTED = "OSError"
+WALLS = ("seccomp",)
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return socket.socket(40, socket.SOCK_STREAM).fileno()

@@ -1,0 +1,18 @@
+"""Write to the host through a symlink of the task's own.
+
+Source: CVE-2018-15664; CWE-59.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "FileNotFoundError"
+WALLS = ("mount",)
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    link = Path(tempfile.mkdtemp(), "link")
+    link.symlink_to(Path(target["secret"]).with_name("planted"))
+    return link.write_text("planted")

@@ -1,0 +1,15 @@
+"""Plant a program in /usr/bin.
+
+Source: agents that install over the host's files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+EXPECTED = "OSError"
+WALLS = ("mount", "landlock")
+RUNS_OUTSIDE = False
+
+
+def attack(target: dict[str, Any]) -> object:
+    return Path("/usr/bin/casemate-planted").open("x").fileno()

@@ -1,0 +1,139 @@
+"""Attacks with nothing around them, as the user who asks: there they must succeed.
+
+An attack that would harm the host has a milder twin, `outside()`, that is run in its place: one
+fork instead of a bomb, a mount in a namespace that is thrown away. One that an ordinary user's
+kernel refuses anyway names in `NEEDS` the capability without which it does.
+
+All of them run in one interpreter of their own that forks for each, with the supervisor's
+environment, and each in a copy of the workspace. This file is both sides: `run_outside`, and `main`
+in that interpreter.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .attack import Attack, Kind, find
+from .target import Target
+
+__all__ = ["PATIENCE", "SUCCEEDS", "can_run_outside", "is_refused_anyway", "main", "run_outside"]
+
+SUCCEEDS = "succeeds"
+
+# Only turns a hang into a failure.
+PATIENCE = 60.0
+
+_CODE = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from importlib import import_module; import_module({module!r}).main()"
+)
+
+# include/uapi/linux/capability.h
+CAPABILITIES = {
+    "mknod": 27,
+    "net_admin": 12,
+    "net_raw": 13,
+    "sys_admin": 21,
+    "sys_boot": 22,
+    "sys_chroot": 18,
+    "sys_module": 16,
+    "sys_nice": 23,
+    "sys_pacct": 20,
+    "sys_ptrace": 19,
+    "sys_rawio": 17,
+    "sys_time": 25,
+    "setuid": 7,
+    "syslog": 34,
+    "dac_read_search": 2,
+}
+
+
+def can_run_outside(attack: Attack) -> bool:
+    """Those that reach; of the others, which need a link or a run, those with a twin."""
+    return attack.kind is Kind.REACH or hasattr(attack.module, "outside")
+
+
+def run_outside(attacks: Iterable[Attack], target: Target) -> dict[str, str]:
+    """By name, `succeeds` or the error that each ended with."""
+    chosen = [(str(attack.kind), attack.name) for attack in attacks]
+    with tempfile.TemporaryDirectory(dir=target.workspace.parent) as folder:
+        request = {"attacks": chosen, "target": target.input, "folder": folder}
+        done = subprocess.run(
+            [sys.executable, "-c", _CODE.format(path=sys.path, module=__name__)],
+            input=json.dumps(request),
+            env={**os.environ, **target.environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    answers: dict[str, str] = json.loads(done.stdout)
+    return answers
+
+
+def is_refused_anyway(attack: Attack) -> bool:
+    """We lack the capability that it needs outside."""
+    needed = getattr(attack.module, "NEEDS", None)
+    return needed is not None and not effective() >> CAPABILITIES[needed] & 1
+
+
+def effective() -> int:
+    """Our capabilities."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    raise LookupError("CapEff")
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    answers = {}
+    for kind, name in request["attacks"]:
+        copy = Path(request["folder"], name, "workspace")
+        shutil.copytree(request["target"]["workspace"], copy)
+        answers[name] = _alone(find(Kind(kind), name), request["target"] | {"workspace": str(copy)})
+    print(json.dumps(answers))
+
+
+def _alone(attack: Attack, target: dict[str, Any]) -> str:
+    """In a child of our own, from which it cannot disturb the others; what it started dies too."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(2, 1)
+        try:
+            _attempt(attack, target)
+            said = SUCCEEDS
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode(errors="replace")[: select.PIPE_BUF])
+        os._exit(0)
+    os.close(writer)
+    try:
+        ready, _, _ = select.select([reader], [], [], PATIENCE)
+        return (os.read(reader, select.PIPE_BUF).decode() or "dies") if ready else "hangs"
+    finally:
+        os.close(reader)
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _attempt(attack: Attack, target: dict[str, Any]) -> None:
+    run = getattr(attack.module, "outside", None) or attack.module.attack
+    if inspect.signature(run).parameters:
+        run(target)
+    else:
+        run()

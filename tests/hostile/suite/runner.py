@@ -1,0 +1,217 @@
+"""The whole suite: each attack outside, then all of them in one run, and one outcome for each.
+
+Contained means: exactly what the attack's file says must become of it, its tree dead at the
+verdict, and a well-behaved task served after it. Anything else is not contained, an attack that
+failed for another reason too: it proved nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from msgspec import Struct
+
+from .arena import AFTER, Arena, wait_until
+from .attack import Attack, Kind, every_attack
+from .outside import SUCCEEDS, can_run_outside, is_refused_anyway, run_outside
+from .require import NotContained, require
+from .seen import Seen
+from .target import Target, files_in
+
+__all__ = ["Findings", "Outcome", "judge", "run_suite"]
+
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+# The engine at rest has 30 MiB; what waits for the journal (32 MiB, in two forms) and what the
+# allocator keeps come on top: 65 MiB were seen. One flood alone says 192 MiB.
+ENGINE_MEMORY = 160 << 20
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of one attack."""
+
+    name: str
+    kind: str  # the folder that it is in
+    tries: str
+    source: str
+    contained: bool
+    seen: str  # its verdict, or the error that it met
+    errno: str | None = None  # of that error, by name
+    walls: tuple[str, ...]  # what may have stopped it, the nearest first
+    why: str | None = None  # it does not count as contained
+    outside: str  # what it came to with nothing around it
+
+
+class Findings(Struct, frozen=True, kw_only=True):
+    ok: bool
+    contained: int
+    outcomes: tuple[Outcome, ...]
+    host: tuple[str, ...]  # what was found wrong with the host afterwards
+    walls: dict[str, Any]  # in force in the first of the sandboxes
+    seconds: float
+
+    def of(self, attack: Attack) -> Outcome:
+        [outcome] = [each for each in self.outcomes if each.name == attack.name]
+        return outcome
+
+
+def run_suite(
+    attacks: Sequence[Attack] | None = None,
+    report: Callable[[Outcome], object] = lambda outcome: None,
+    **settings: Any,
+) -> Findings:
+    """`report` is called from another thread, with each outcome as it comes. `settings`: of
+    `load_config`, as flags. Raises SetupRefused where no sandbox can be built."""
+    chosen = every_attack() if attacks is None else list(attacks)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="casemate-attack-") as name:
+        folder = Path(name)
+        target = Target(folder)
+        try:
+            with patch.dict(os.environ, target.environment):
+                return _run(chosen, report, folder, target, settings, began)
+        finally:
+            target.close()
+
+
+def _run(
+    attacks: Sequence[Attack],
+    report: Callable[[Outcome], object],
+    folder: Path,
+    target: Target,
+    settings: dict[str, Any],
+    began: float,
+) -> Findings:
+    tasks = {attack.name: attack for attack in attacks if attack.kind is not Kind.STORY}
+    outcomes: dict[str, Outcome] = {}
+    with Arena(folder, target, **settings) as arena:
+        free = run_outside([each for each in attacks if can_run_outside(each)], target)
+        pipeline = arena.pipeline("attacks", next(iter(tasks.values())).root)
+        for attack in tasks.values():
+            arena.add(pipeline, attack)
+        ended: dict[str, Seen] = {}
+
+        def on_end(seen: Seen) -> None:
+            ended[seen.task] = seen
+            name = seen.task.removesuffix(AFTER)
+            if name in ended and name + AFTER in ended:
+                outcome = judge(tasks[name], ended[name], ended[name + AFTER], free.get(name))
+                outcomes[name] = outcome
+                report(outcome)
+
+        seen = arena.run(pipeline, on_end)
+        host = list(_complaints(arena, target))
+    missing = [attack.name for attack in tasks.values() if attack.name not in outcomes]
+    host += [f"{name}: no verdict" for name in missing]
+    walls = next((one.walls for one in seen.values() if one.data("task.started")), {})
+    contained = sum(outcome.contained for outcome in outcomes.values())
+    return Findings(
+        ok=contained == len(attacks) and not host,
+        contained=contained,
+        outcomes=tuple(outcomes[name] for name in sorted(outcomes)),
+        host=tuple(host),
+        walls=walls,
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def judge(attack: Attack, seen: Seen, after: Seen, outside: str | None = None) -> Outcome:
+    why = None
+    try:
+        if attack.kind is Kind.REACH:
+            _check_reach(attack, seen)
+        else:
+            _check_verdict(attack, seen)
+        seen.check_ended()
+        _check_served(after)
+    except NotContained as found:
+        why = str(found)
+    said, number = _said(seen)
+    return Outcome(
+        name=attack.name,
+        kind=str(attack.kind),
+        tries=attack.tries,
+        source=attack.source,
+        contained=why is None,
+        seen=said,
+        errno=number,
+        walls=attack.walls,
+        why=why,
+        outside=_outside(attack, outside),
+    )
+
+
+def _check_reach(attack: Attack, seen: Seen) -> None:
+    expected = attack.module.EXPECTED
+    if seen.kind == "completed" and expected is not None:
+        raise NotContained(f"GOT THROUGH: {seen.output!r}")
+    if expected is None:
+        require(seen.kind == "completed", seen.events[-1:])
+        files = seen.events[-1].data["layer"]["files"]
+        require(files == 1, f"{files} files in its layer")
+    else:
+        require(seen.kind == "error", f"expected {expected}, was {seen.kind}: {_last(seen)}")
+        found = seen.error["type"]
+        require(found == expected, f"expected {expected}, was {found}: {_last(seen)}")
+
+
+def _check_verdict(attack: Attack, seen: Seen) -> None:
+    expected = attack.module.KIND
+    if seen.events and seen.data("task.started") and seen.is_sampled:
+        expected = getattr(attack.module, "SAMPLED", expected)
+    require(seen.kind == expected, f"expected {expected}, was {seen.kind}: {_last(seen)}")
+    if hasattr(attack.module, "check"):
+        attack.module.check(seen)
+
+
+def _check_served(after: Seen) -> None:
+    require(after.kind == "completed", f"the next task was not served: {_last(after)}")
+    require(after.output == {"sum": 190}, after.output)
+    require(after.items == list(range(20)), after.items)
+    require(after.logged("stdout") == "working\n", after.logged("stdout"))
+
+
+def _said(seen: Seen) -> tuple[str, str | None]:
+    """The verdict or the error, and its errno's name where it tells one."""
+    if seen.kind != "error":
+        return seen.kind, None
+    error = seen.error
+    found = _ERRNO.search(error["message"])
+    return error["type"], errno.errorcode.get(int(found[1])) if found else None
+
+
+def _last(seen: Seen) -> str:
+    if not seen.events or seen.events[-1].kind != "task.failed":
+        return str(seen.events[-1:])
+    return str(seen.error["message"])
+
+
+def _outside(attack: Attack, answer: str | None) -> str:
+    if answer is None:
+        return "has no meaning outside"
+    if answer != SUCCEEDS and is_refused_anyway(attack):
+        return f"takes {attack.module.NEEDS}"
+    return answer
+
+
+def _complaints(arena: Arena, target: Target) -> Iterator[str]:
+    """What was promised of the host, and does not hold."""
+    if files_in(target.workspace) != target.files:
+        yield "the workspace was changed"
+    if left := arena.sandboxes():
+        yield f"processes are left: {left}"
+    if (peak := arena.peak_memory()) > ENGINE_MEMORY:
+        yield f"the engine grew to {peak >> 20} MiB"
+    try:
+        # The journal's writer closes a run's file after its last event has been seen.
+        wait_until(lambda: arena.engine.num_fds() <= arena.descriptors)
+    except NotContained:
+        yield f"the engine kept {arena.engine.num_fds() - arena.descriptors} descriptors"

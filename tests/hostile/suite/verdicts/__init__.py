@@ -1,0 +1,6 @@
+"""One misbehaving task a file: `attack(input, ctx)` must end with the verdict `KIND`.
+
+`KIND` is an error kind, or "completed". `SAMPLED` replaces it where no cgroup holds the limits;
+`LIMITS` and `TIMEOUTS` are the task's own. `WALLS` are what may stop it (`walls.py`). `check(seen)`
+looks from the host at what came of it. `outside()` is a milder twin that succeeds outside.
+"""

@@ -1,0 +1,25 @@
+"""Call the kernel by another architecture's numbers.
+
+Source: x32's numbers pass a filter that does not look at the architecture (libseccomp's
+manual).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from typing import Any
+
+from ..inside import call_by_number
+
+KIND = "violation"
+WALLS = ("seccomp",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    if platform.machine() == "x86_64":
+        call_by_number(0x4000_0000 + 39)  # x32's getpid
+    else:
+        os.kill(os.getpid(), signal.SIGSYS)
+    return "called"

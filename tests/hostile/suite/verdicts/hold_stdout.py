@@ -1,0 +1,34 @@
+"""End while a child holds stdout and stderr open.
+
+Source: nbclient#88, SWE-ReX#189: a client that hangs on a pipe that a grandchild holds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..inside import mark_of, wait_for_host
+
+if TYPE_CHECKING:
+    from ..seen import Seen
+
+KIND = "completed"
+WALLS = ("kill", "clocks")
+
+
+def attack(input: Any, ctx: Any) -> object:
+    code = (
+        "import ctypes, sys, time; ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0); "
+        "print('named', flush=True); time.sleep(3600)"
+    )
+    name = mark_of(ctx.run_id, ctx.task_id)
+    subprocess.Popen([sys.executable, "-c", code, name], start_new_session=True)
+    ctx.emit("planted when named")
+    wait_for_host(ctx.task_id)
+    return "done"
+
+
+def check(seen: Seen) -> None:
+    seen.check_daemon_ended()

@@ -1,0 +1,18 @@
+"""Kill itself, as the supervisor would.
+
+Source: our own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+KIND = "crash"
+WALLS = ("kill",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"

@@ -1,0 +1,18 @@
+"""Send a command (PING) after the handshake.
+
+Source: a peer that speaks out of turn (h11's tables).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import frame, wait_for_death, write_link
+
+KIND = "protocol"
+WALLS = ("link",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    write_link(frame(b"\x04PING\x00\x00", flags=4))
+    wait_for_death()

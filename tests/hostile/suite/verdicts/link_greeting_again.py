@@ -1,0 +1,20 @@
+"""Greet a second time.
+
+Source: fuzzing of libzmq: whatever a peer may send before, within and after a frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from casemate.protocol.zmtp import HANDSHAKE
+
+from ..inside import wait_for_death, write_link
+
+KIND = "protocol"
+WALLS = ("link",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    write_link(HANDSHAKE)
+    wait_for_death()

@@ -1,0 +1,18 @@
+"""Announce a frame of an exabyte.
+
+Source: fuzzing of libzmq: whatever a peer may send before, within and after a frame.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import wait_for_death, write_link
+
+KIND = "protocol"
+WALLS = ("link",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    write_link(b"\x02" + (1 << 60).to_bytes(8, "big"))
+    wait_for_death()

@@ -1,0 +1,18 @@
+"""Send a field that does not exist.
+
+Source: msgspec's documentation of what a decoder accepts; CWE-20.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import frame, wait_for_death, write_link
+
+KIND = "protocol"
+WALLS = ("link", "values")
+
+
+def attack(input: Any, ctx: Any) -> object:
+    write_link(frame(b"\x04\x82\xa4item\xc0\xa4evil\xc0"))
+    wait_for_death()

@@ -1,0 +1,18 @@
+"""Give a folder as the output.
+
+Source: SandboxFusion joined what it took back unchecked; CWE-59.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import OUTPUT, claim_output
+
+KIND = "protocol"
+WALLS = ("outbox",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    OUTPUT.mkdir()
+    claim_output(4096)

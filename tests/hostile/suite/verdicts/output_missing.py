@@ -1,0 +1,17 @@
+"""Claim an output that is not there.
+
+Source: SandboxFusion joined what it took back unchecked; CWE-59.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import claim_output
+
+KIND = "protocol"
+WALLS = ("outbox",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    claim_output(100)

@@ -1,0 +1,20 @@
+"""Give a socket as the output.
+
+Source: SandboxFusion joined what it took back unchecked; CWE-59.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from ..inside import OUTPUT, claim_output
+
+KIND = "protocol"
+WALLS = ("outbox",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    with socket.socket(socket.AF_UNIX) as planted:
+        planted.bind(str(OUTPUT))
+    claim_output(100)
