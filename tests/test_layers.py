@@ -1,7 +1,8 @@
 """The import rules of ARCHITECTURE.md, read from the source alone.
 
 protocol ← sandbox ← supervisor; protocol is stdlib + msgspec; sandbox adds psutil, and what runs
-inside adds a library each in one file; the core is pure and knows only protocol.
+inside adds a library each in one file; the core is pure and knows only protocol. The attack suite
+uses casemate as anybody could, and nothing of ours knows it but the command that runs it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.tree
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("protocol", "sandbox", "supervisor")
+SUITE = ROOT / "tests/hostile/suite"  # installed as `casemate.hostile`
 
 MAY_IMPORT = {
     "protocol": {"protocol"},
@@ -38,6 +40,7 @@ FILE_MAY_ALSO = {
     "sandbox/loader.py": {"cloudpickle"},
     "sandbox/schema.py": {"jsonschema", "referencing"},
 }
+KNOWS_THE_SUITE = "supervisor/cli/attack.py"
 IMPURE = {
     "asyncio", "ctypes", "datetime", "io", "multiprocessing", "os", "pathlib", "random", "secrets",
     "select", "selectors", "shutil", "socket", "sqlite3", "subprocess", "sys", "tempfile",
@@ -83,9 +86,11 @@ def test_imports_point_one_way(path: Path) -> None:
     for line, target in imports_of(path):
         where = f"{name}:{line}"
         if target.startswith("layer:"):
-            assert target.removeprefix("layer:") in MAY_IMPORT[layer] | (
-                {"core"} if layer == "supervisor" else set()
-            ), f"{where}: {layer} may not import {target}"
+            allowed = MAY_IMPORT[layer] | ({"core"} if layer == "supervisor" else set())
+            allowed |= {"hostile"} if name == KNOWS_THE_SUITE else set()
+            assert target.removeprefix("layer:") in allowed, (
+                f"{where}: {layer} may not import {target}"
+            )
             continue
         assert target != "casemate", f"{where}: imports between the folders are relative"
         if target in sys.stdlib_module_names:
@@ -94,6 +99,26 @@ def test_imports_point_one_way(path: Path) -> None:
         if layer in THIRD_PARTY:
             allowed = THIRD_PARTY[layer] | FILE_MAY_ALSO.get(name, set())
             assert target in allowed, f"{where}: {layer} may not import {target}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SUITE.rglob("*.py")), ids=lambda p: str(p.relative_to(SUITE))
+)
+def test_the_attack_suite_needs_nothing_but_itself_and_casemate(path: Path) -> None:
+    depth = len(path.relative_to(SUITE).parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level <= depth, f"{where}: leaves the suite"
+            continue
+        if isinstance(node, ast.ImportFrom):
+            targets = {(node.module or "").split(".")[0]}
+        elif isinstance(node, ast.Import):
+            targets = {alias.name.split(".")[0] for alias in node.names}
+        else:
+            continue
+        allowed = sys.stdlib_module_names | {"casemate", "msgspec", "psutil"}
+        assert targets <= allowed, f"{where}: {targets - allowed}"
 
 
 def test_nothing_python_lies_at_the_root() -> None:
@@ -128,4 +153,5 @@ def test_the_wheel_holds_the_tree_and_nothing_generic(tmp_path: Path) -> None:
         relative = path.relative_to(ROOT)
         facade = relative.parts[:2] == ("supervisor", "facade")
         expected.add("casemate/" + (relative.name if facade else str(relative)))
+    expected |= {f"casemate/hostile/{path.relative_to(SUITE)}" for path in SUITE.rglob("*.py")}
     assert names == expected

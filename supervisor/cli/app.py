@@ -163,11 +163,26 @@ def schema(state: State = None) -> None:
 
 
 @app.command(epilog="Example: casemate doctor --json | jq .missing")
-def doctor(json: Json = False, state: State = None) -> None:
+def doctor(
+    attack: Annotated[
+        bool,
+        typer.Option(
+            "--attack",
+            help="Attack this host from within sandboxes, harmlessly; takes about a minute.",
+        ),
+    ] = False,
+    json: Json = False,
+    state: State = None,
+) -> None:
     """What this host can enforce: each wall, there or missing, why, and the remedy.
 
-    Exits 3 when a sandbox cannot be built here.
+    Exits 3 when a sandbox cannot be built here, and with --attack 1 when an attack was not
+    contained.
     """
+    if attack:
+        from .attack import run_attacks
+
+        sys.exit(run_attacks(as_json=json))
     from .doctor import examine
 
     sys.exit(examine(as_json=json, state=state))

@@ -1,28 +1,38 @@
-"""What attacks use inside their sandbox: the link's own descriptor, and the host's go-ahead."""
+"""What attacks use: inside their sandbox the link's own descriptor and the host's go-ahead, outside
+of it a child and namespaces to do no harm in, and system calls by name in both."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import select
+import signal
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from casemate.protocol import codec
 from casemate.protocol.messages import Message, Result
+from casemate.sandbox import syscalls
 from msgspec import Raw
 
 __all__ = [
+    "BAD",
     "OUTPUT",
+    "a_child",
+    "ask_kernel",
     "call_by_number",
     "claim_output",
     "daemonize",
     "find_link",
     "frame",
+    "in_own_namespaces",
     "mark_of",
     "say",
     "take_name",
@@ -104,21 +114,20 @@ def take_name(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def daemonize(name: str) -> bool:
-    """A grandchild in a session of its own that lives for ever under `name`: True in the caller,
-    once it has its name."""
+def daemonize(name: str) -> int:
+    """A grandchild in a session of its own that lives for ever under `name`: its pid, once it has
+    its name."""
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
         if os.fork() == 0:
             take_name(name)
-            os.write(tell, b"x")
+            os.write(tell, str(os.getpid()).encode())
             wait_for_death()
         os._exit(0)
     os.waitpid(child, 0)
-    os.read(told, 1)
-    return True
+    return int(os.read(told, 20))
 
 
 def wait_for_host(task: str) -> None:
@@ -133,3 +142,38 @@ def call_by_number(number: int, *arguments: int) -> int:
     values = [ctypes.c_long(argument) for argument in arguments]
     result = _libc.syscall(ctypes.c_long(number), *values)
     return ctypes.get_errno() if result == -1 else 0
+
+
+# A bad descriptor, pid, flag and address alike: what the kernel itself would complain of.
+BAD = -1
+
+# How a filter refuses; the kernel says so too, of what it lacks or of what takes a capability.
+_REFUSED = (errno.EPERM, errno.ENOSYS, errno.EAFNOSUPPORT)
+
+
+def ask_kernel(name: str, *arguments: int) -> str:
+    """A system call with arguments that it must complain of, BAD where none are given: the
+    complaint shows that the kernel was reached. A refusal is raised."""
+    answer = call_by_number(syscalls.ARCH.numbers[name], *(arguments or (BAD,) * 6))
+    if answer in _REFUSED:
+        raise OSError(answer, os.strerror(answer), name)
+    return f"{name} reached the kernel: {errno.errorcode.get(answer, answer)}"
+
+
+@contextlib.contextmanager
+def a_child() -> Iterator[int]:
+    """The pid of a child that only waits, for a while."""
+    child = os.fork()
+    if child == 0:
+        wait_for_death()
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def in_own_namespaces() -> None:
+    """From here on this process has every capability over mounts that nobody else sees."""
+    if _libc.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")

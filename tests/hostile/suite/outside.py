@@ -1,16 +1,20 @@
 """Attacks with nothing around them, as the user who asks: there they must succeed.
 
-An attack that would harm the host has a milder twin, `outside()`, that is run in its place: one
-fork instead of a bomb, a mount in a namespace that is thrown away. One that an ordinary user's
-kernel refuses anyway names in `NEEDS` the capability without which it does.
+Nothing runs outside unless its file says so: `RUNS_OUTSIDE = True`, or a milder twin, `outside()`,
+that is run in its place: one fork instead of a bomb, a mount in a namespace that is thrown away.
+One that an ordinary user's kernel refuses anyway names in `NEEDS` the capability without which it
+does.
 
 All of them run in one interpreter of their own that forks for each, with the supervisor's
-environment, and each in a copy of the workspace. This file is both sides: `run_outside`, and `main`
-in that interpreter.
+environment, each with a copy of the workspace. Under root that interpreter has a mount namespace of
+its own: a mistake in an attack's file must not end as a mount on the host. This file is both sides:
+`run_outside`, and `main` in that interpreter.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import inspect
 import json
 import os
@@ -19,12 +23,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .attack import Attack, Kind, find
+from .attack import Attack, Kind
 from .target import Target
 
 __all__ = ["PATIENCE", "SUCCEEDS", "can_run_outside", "is_refused_anyway", "main", "run_outside"]
@@ -35,9 +38,12 @@ SUCCEEDS = "succeeds"
 PATIENCE = 60.0
 
 _CODE = (
-    "import sys; sys.path[:] = {path!r}; "
+    "import sys; sys.path[:0] = {path!r}; "
     "from importlib import import_module; import_module({module!r}).main()"
 )
+
+_CLONE_NEWNS = 0x20000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
 # include/uapi/linux/capability.h
 CAPABILITIES = {
@@ -60,23 +66,21 @@ CAPABILITIES = {
 
 
 def can_run_outside(attack: Attack) -> bool:
-    """Those that reach; of the others, which need a link or a run, those with a twin."""
-    return attack.kind is Kind.REACH or hasattr(attack.module, "outside")
+    """By its own word alone."""
+    return hasattr(attack.module, "outside") or getattr(attack.module, "RUNS_OUTSIDE", False)
 
 
 def run_outside(attacks: Iterable[Attack], target: Target) -> dict[str, str]:
     """By name, `succeeds` or the error that each ended with."""
-    chosen = [(str(attack.kind), attack.name) for attack in attacks]
-    with tempfile.TemporaryDirectory(dir=target.workspace.parent) as folder:
-        request = {"attacks": chosen, "target": target.input, "folder": folder}
-        done = subprocess.run(
-            [sys.executable, "-c", _CODE.format(path=sys.path, module=__name__)],
-            input=json.dumps(request),
-            env={**os.environ, **target.environment},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+    chosen = [(str(attack.kind), attack.name, attack.module.__name__) for attack in attacks]
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE.format(path=sys.path, module=__name__)],
+        input=json.dumps({"attacks": chosen, "target": target.input}),
+        env={**os.environ, **target.environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     answers: dict[str, str] = json.loads(done.stdout)
     return answers
 
@@ -97,12 +101,22 @@ def effective() -> int:
 
 def main() -> None:
     request = json.load(sys.stdin)
+    if os.geteuid() == 0:
+        leave_mounts_alone()
     answers = {}
-    for kind, name in request["attacks"]:
-        copy = Path(request["folder"], name, "workspace")
-        shutil.copytree(request["target"]["workspace"], copy)
-        answers[name] = _alone(find(Kind(kind), name), request["target"] | {"workspace": str(copy)})
+    workspace = Path(request["target"]["workspace"])
+    for kind, name, module in request["attacks"]:
+        attack = Attack(Kind(kind), name, importlib.import_module(module))
+        copy = shutil.copytree(workspace, workspace.with_name(f"workspace-{name}"))
+        answers[name] = _alone(attack, request["target"] | {"workspace": str(copy)})
     print(json.dumps(answers))
+
+
+def leave_mounts_alone() -> None:
+    """From here on, what we mount or unmount is seen by nobody else."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) or libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), "a mount namespace of its own")
 
 
 def _alone(attack: Attack, target: dict[str, Any]) -> str:

@@ -8,9 +8,15 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("mount",)
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     with Path(__file__).open("a") as file:
+        return file.write("")
+
+
+def outside(target: dict[str, Any]) -> object:
+    copy = Path(target["workspace"], "source.py")
+    copy.write_text("")
+    with copy.open("a") as file:
         return file.write("")

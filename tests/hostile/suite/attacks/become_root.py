@@ -8,7 +8,8 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("user", "capabilities", "seccomp")
-RUNS_OUTSIDE = False
+RUNS_OUTSIDE = True
+NEEDS = "setuid"
 
 
 def attack(target: dict[str, Any]) -> object:

@@ -8,8 +8,11 @@ from typing import Any
 
 EXPECTED = "FileNotFoundError"
 WALLS = ("mount", "capabilities")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return Path("/dev/mem").open("rb").fileno()
+
+
+def outside(target: dict[str, Any]) -> object:
+    return Path("/dev/zero").open("rb").fileno()

@@ -4,11 +4,11 @@ Source: CVE-2024-21626: runc leaked a descriptor to its own /sys/fs/cgroup.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 EXPECTED = "LookupError"
 WALLS = ("descriptors",)
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
@@ -32,3 +32,8 @@ def attack(target: dict[str, Any]) -> object:
     if sockets > 2:  # the listening end and the connected one
         return f"{sockets} sockets"
     raise LookupError("nothing else is open")
+
+
+def outside(target: dict[str, Any]) -> object:
+    with Path(target["secret"]).open():
+        return attack(target)

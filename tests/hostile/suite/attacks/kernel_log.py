@@ -8,7 +8,8 @@ from typing import Any
 
 EXPECTED = "FileNotFoundError"
 WALLS = ("mount",)
-RUNS_OUTSIDE = False
+RUNS_OUTSIDE = True
+NEEDS = "syslog"
 
 
 def attack(target: dict[str, Any]) -> object:

@@ -10,7 +10,6 @@ from typing import Any
 
 EXPECTED = "FileNotFoundError"
 WALLS = ("descriptors",)
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
@@ -21,3 +20,8 @@ def attack(target: dict[str, Any]) -> object:
         except OSError:
             continue  # the descriptor of the listing itself
     raise FileNotFoundError("no folder is open")
+
+
+def outside(target: dict[str, Any]) -> object:
+    os.open(target["workspace"], os.O_RDONLY)
+    return attack(target)

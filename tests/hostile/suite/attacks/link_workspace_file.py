@@ -9,10 +9,15 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("layer", "mount")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     link = Path(tempfile.mkdtemp(), "link")
     link.hardlink_to("/workspace/kept")
+    return link.write_text("changed")
+
+
+def outside(target: dict[str, Any]) -> object:
+    link = Path(target["workspace"], "link")
+    link.hardlink_to(Path(target["workspace"], "kept"))
     return link.write_text("changed")

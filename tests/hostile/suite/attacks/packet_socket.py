@@ -8,7 +8,8 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("seccomp", "capabilities", "net")
-RUNS_OUTSIDE = False
+RUNS_OUTSIDE = True
+NEEDS = "net_raw"
 
 
 def attack(target: dict[str, Any]) -> object:

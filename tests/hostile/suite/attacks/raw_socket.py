@@ -8,7 +8,8 @@ from typing import Any
 
 EXPECTED = "PermissionError"
 WALLS = ("seccomp", "capabilities")
-RUNS_OUTSIDE = False
+RUNS_OUTSIDE = True
+NEEDS = "net_raw"
 
 
 def attack(target: dict[str, Any]) -> object:

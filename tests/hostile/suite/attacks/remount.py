@@ -4,15 +4,30 @@ Source: CVE-2023-27561, runc: what masks /proc was undone.
 """
 
 import ctypes
+import os
 from typing import Any
+
+from ..inside import in_own_namespaces
 
 EXPECTED = "PermissionError"
 WALLS = ("seccomp", "capabilities")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
+    return remount(b"/")
+
+
+def outside(target: dict[str, Any]) -> object:
+    in_own_namespaces()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(None, b"/", None, 0x1020, None):  # MS_REMOUNT | MS_BIND
+    folder = os.fsencode(target["workspace"])
+    if libc.mount(b"none", folder, b"tmpfs", 1, None):  # MS_RDONLY
+        raise OSError(ctypes.get_errno(), "mount")
+    return remount(folder)
+
+
+def remount(folder: bytes) -> object:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(None, folder, None, 0x1020, None):  # MS_REMOUNT | MS_BIND
         raise OSError(ctypes.get_errno(), "mount")
     return "remounted"

@@ -9,11 +9,17 @@ from typing import Any
 
 EXPECTED = "PermissionError"
 WALLS = ("scratch", "user")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
-    planted = Path("/tmp/planted")
+    return plant(Path("/tmp/planted"))
+
+
+def outside(target: dict[str, Any]) -> object:
+    return plant(Path(target["workspace"], "planted"))
+
+
+def plant(planted: Path) -> object:
     planted.write_bytes(b"")
     planted.chmod(0o6755)
     flags = os.statvfs(planted).f_flag

@@ -8,8 +8,11 @@ from typing import Any
 
 EXPECTED = "PermissionError"
 WALLS = ("proc", "capabilities")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return Path("/proc/self/oom_score_adj").write_text("-1000")
+
+
+def outside(target: dict[str, Any]) -> object:
+    return Path("/proc/self/oom_score_adj").write_text("1000")

@@ -8,8 +8,11 @@ from typing import Any
 
 EXPECTED = "FileNotFoundError"
 WALLS = ("proc",)
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return Path("/proc/sysrq-trigger").stat().st_mode
+
+
+def outside(target: dict[str, Any]) -> object:
+    return Path("/proc/sys/kernel/core_pattern").stat().st_mode

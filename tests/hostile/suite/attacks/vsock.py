@@ -8,8 +8,12 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("seccomp",)
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return socket.socket(40, socket.SOCK_STREAM).fileno()
+
+
+def outside(target: dict[str, Any]) -> object:
+    # A family as little needed, which every kernel has.
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).fileno()

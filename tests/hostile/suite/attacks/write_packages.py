@@ -10,8 +10,11 @@ import msgspec
 
 EXPECTED = "OSError"
 WALLS = ("mount", "landlock")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return Path(msgspec.__file__).with_name("planted.py").write_text("")
+
+
+def outside(target: dict[str, Any]) -> object:
+    return Path(target["workspace"], "planted.py").write_text("")

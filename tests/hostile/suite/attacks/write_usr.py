@@ -8,8 +8,11 @@ from typing import Any
 
 EXPECTED = "OSError"
 WALLS = ("mount", "landlock")
-RUNS_OUTSIDE = False
 
 
 def attack(target: dict[str, Any]) -> object:
     return Path("/usr/bin/casemate-planted").open("x").fileno()
+
+
+def outside(target: dict[str, Any]) -> object:
+    return Path(target["workspace"], "casemate-planted").open("x").fileno()

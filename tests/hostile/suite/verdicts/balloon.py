@@ -16,3 +16,8 @@ def attack(input: Any, ctx: Any) -> object:
     held = []
     while True:
         held.append(bytes([1]) * (1 << 20))
+
+
+def outside() -> object:
+    """A little more than its limit."""
+    return len(bytes([1]) * (80 << 20))

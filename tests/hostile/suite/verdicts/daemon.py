@@ -6,6 +6,8 @@ supervisor.
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 from ..inside import daemonize, mark_of, wait_for_host
@@ -22,6 +24,12 @@ def attack(input: Any, ctx: Any) -> object:
     ctx.emit("planted")
     wait_for_host(ctx.task_id)
     return "done"
+
+
+def outside() -> object:
+    """It is alive although nobody waits for it, and is killed here."""
+    os.kill(daemonize("casemate-twin"), signal.SIGKILL)
+    return "alive"
 
 
 def check(seen: Seen) -> None:

@@ -16,3 +16,8 @@ LIMITS = {"files": 64}
 def attack(input: Any, ctx: Any) -> object:
     while True:
         os.open("/dev/null", os.O_RDONLY)
+
+
+def outside() -> object:
+    """More of them than its limit."""
+    return [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]

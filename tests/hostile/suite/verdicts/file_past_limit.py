@@ -5,6 +5,7 @@ Source: sparse files of a terabyte.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,9 @@ def attack(input: Any, ctx: Any) -> object:
     with Path("/tmp/file").open("wb") as file:
         file.truncate(1 << 40)
     return "made"
+
+
+def outside() -> object:
+    """Beyond its limit, if not by as much."""
+    with tempfile.TemporaryFile() as file:
+        return file.truncate(1 << 22)

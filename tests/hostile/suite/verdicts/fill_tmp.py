@@ -5,6 +5,7 @@ Source: CWE-400.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,9 @@ def attack(input: Any, ctx: Any) -> object:
     with Path("/tmp/file").open("wb") as file:
         while True:
             file.write(bytes(1 << 20))
+
+
+def outside() -> object:
+    """More than its limit."""
+    with tempfile.TemporaryFile() as file:
+        return file.write(bytes(9 << 20))

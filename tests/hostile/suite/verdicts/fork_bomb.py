@@ -5,8 +5,11 @@ Source: the oldest of all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
+
+from ..inside import a_child
 
 KIND = "pids"
 WALLS = ("limits", "rlimits")
@@ -17,3 +20,12 @@ LIMITS = {"pids": 32, "memory": "512MiB"}
 def attack(input: Any, ctx: Any) -> object:
     while True:
         os.fork()
+
+
+def outside() -> object:
+    """More of them than its limit."""
+    children = []
+    with contextlib.ExitStack() as alive:
+        for _ in range(40):
+            children.append(alive.enter_context(a_child()))
+    return len(children)

@@ -5,6 +5,9 @@ Source: nbclient#88, SWE-ReX#189: a client that hangs on a pipe that a grandchil
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,21 @@ def attack(input: Any, ctx: Any) -> object:
     ctx.emit("planted when named")
     wait_for_host(ctx.task_id)
     return "done"
+
+
+def outside() -> object:
+    """Its starter has ended, and whoever reads does not see the end."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "sleep 3600 & exit"], stdout=subprocess.PIPE, start_new_session=True
+    ) as shell:
+        try:
+            shell.wait()
+            assert shell.stdout is not None
+            if select.select([shell.stdout], [], [], 0.1)[0]:
+                raise EOFError
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+    return "held"
 
 
 def check(seen: Seen) -> None:

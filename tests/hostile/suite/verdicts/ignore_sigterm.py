@@ -6,6 +6,7 @@ daytona#4230).
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any
@@ -19,3 +20,9 @@ def attack(input: Any, ctx: Any) -> object:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(3600)
+
+
+def outside() -> object:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return "alive"

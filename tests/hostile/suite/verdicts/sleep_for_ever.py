@@ -17,3 +17,9 @@ TIMEOUTS = {"idle": "500ms", "wall": "60s"}
 def attack(input: Any, ctx: Any) -> object:
     while True:
         time.sleep(3600)
+
+
+def outside() -> object:
+    """A little longer than its limit."""
+    time.sleep(0.55)
+    return "slept"
