@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from .answers import Action
 
@@ -209,10 +209,14 @@ class TaskEmitted(Struct, frozen=True):
     item: Raw
 
 
+def _no_fields() -> Raw:
+    return Raw(b"\x80")
+
+
 class TaskLog(Struct, frozen=True, kw_only=True):
     stream: str  # stdout, stderr or log
     text: str
-    fields: Raw = Raw(b"\x80")  # a map
+    fields: Raw = field(default_factory=_no_fields)  # a map
     dropped: int = 0  # bytes not kept
 
 

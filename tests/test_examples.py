@@ -6,16 +6,19 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -130,6 +133,65 @@ def test_an_observer_without_casemate_sees_every_event_once(environment: dict[st
         seen = run(sys.executable, "-I", OBSERVER, state, "last", env=environment)
         assert seen.returncode == 0, seen.stderr
         check_observed(seen.stdout, running)
+
+
+@pytest.fixture(scope="module")
+def node_observer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example as a stranger would set it up."""
+    missing = [name for name in ("npm", "node", "jq") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} on this machine")
+    folder = tmp_path_factory.mktemp("node") / "observer"
+    shutil.copytree(OBSERVER.parent, folder, ignore=shutil.ignore_patterns("node_modules"))
+    command = ["npm", "install", "--no-audit", "--no-fund", f"--cache={folder.parent}/cache"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "observer.mjs"
+
+
+def has_started(seen: Path) -> bool:
+    return "hang task.started" in seen.read_text()
+
+
+def test_late_observers_in_node_shell_and_python_see_the_same(
+    environment: dict[str, str], tmp_path: Path, node_observer: Path
+) -> None:
+    file = tmp_path / "hang.yaml"
+    file.write_text(
+        "name: x\ntasks:\n  say: {command: [seq, '500']}\n"
+        "  hang: {command: [sleep, '3600'], needs: [say]}\n",
+        encoding="utf-8",
+    )
+    state = environment["CASEMATE_STATE"]
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    commands = [
+        [sys.executable, "-I", str(OBSERVER)],
+        ["node", str(node_observer)],
+        ["sh", str(OBSERVER.with_name("observer.sh"))],
+    ]
+    with started(file, env=environment) as running:
+        assert running.stdout is not None
+        journaled = []
+        for line in running.stdout:
+            journaled.append(line)
+            if '"kind":"task.started"' in line and '"task":"hang"' in line:
+                break
+        watching = []
+        for number, command in enumerate(commands):
+            with (tmp_path / f"{number}.txt").open("w") as out:
+                each = subprocess.Popen([*command, state, "last"], env=environment, stdout=out)
+            watching.append(each)
+        for number in range(len(commands)):
+            wait_until(partial(has_started, tmp_path / f"{number}.txt"))
+        running.send_signal(signal.SIGINT)
+        journaled += running.stdout.readlines()
+        for each in watching:
+            assert each.wait(60) == 0
+    events = [json.loads(line) for line in journaled]
+    expected = [[str(e["seq"]), e["task"] or "-", e["kind"]] for e in events]
+    for number in range(len(commands)):
+        lines = (tmp_path / f"{number}.txt").read_text().splitlines()
+        assert [line.split()[:3] for line in lines] == expected, commands[number]
 
 
 def test_an_observer_sees_a_cancelled_run_to_its_end(

@@ -155,11 +155,16 @@ def validate(
 
 
 @app.command(epilog="Example: casemate schema > casemate.schema.json")
-def schema(state: State = None) -> None:
+def schema(
+    events: Annotated[
+        bool, typer.Option("--events", help="Of an event instead, as `--json` prints it.")
+    ] = False,
+    state: State = None,
+) -> None:
     """Print the JSON Schema of pipeline files, for editors."""
     from .validate import print_schema
 
-    print_schema()
+    print_schema(of_events=events)
 
 
 @app.command(epilog="Example: casemate doctor --json | jq .missing")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...protocol import reference
 from ...protocol.errors import UsageError
 from ..config import load_config
 from ..core import graph
@@ -45,6 +46,6 @@ def _problems(file: Path, error: UsageError) -> Iterator[dict[str, object]]:
         yield {"file": str(file), "line": each.line, "key": key, "message": each.message}
 
 
-def print_schema() -> None:
-    json.dump(json_schema(), sys.stdout, indent=2)
+def print_schema(*, of_events: bool) -> None:
+    json.dump(reference.json_schema() if of_events else json_schema(), sys.stdout, indent=2)
     print()
