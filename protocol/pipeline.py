@@ -17,6 +17,7 @@ __all__ = [
     "BREAKER_KEY_PATTERN",
     "TASK_ID_PATTERN",
     "Base",
+    "Bind",
     "Breaker",
     "Bulkhead",
     "Checkpoints",
@@ -31,6 +32,7 @@ __all__ = [
     "OnOpen",
     "PickleEntry",
     "PipelineSpec",
+    "ProcView",
     "Rate",
     "Retry",
     "Rule",
@@ -46,6 +48,19 @@ BREAKER_KEY_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_. /:-]{0,199}$"
 class Network(StrEnum):
     NONE = "none"
     HOST = "host"
+
+
+class ProcView(StrEnum):
+    PIDS = "pids"  # subset=pid: the processes of the sandbox and nothing of the host
+    READONLY = "readonly"  # all of /proc, read-only: Node's cpu count, psutil
+
+
+class Bind(Struct, frozen=True):
+    """A host file or folder seen inside. The operator's word alone makes these."""
+
+    host: str
+    inside: str
+    writable: bool = False
 
 
 class Base(StrEnum):
@@ -194,6 +209,9 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     retry: Retry
     breaker: Breaker | None = None
     network: Network = Network.NONE
+    binds: tuple[Bind, ...] = ()  # what else of the host it sees, and may write to
+    degrade: tuple[str, ...] = ()  # walls it does without where the host cannot give them
+    proc: ProcView = ProcView.PIDS
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()
     max_parallel: int | None = None  # attempts of this task, in all runs of this pipeline

@@ -116,7 +116,9 @@ def clone_trees(build: Building) -> None:
     plan = build.plan
     for bind in plan.binds:
         idmap = build.idmaps[bind.owner] if bind.owner is not None else None
-        build.trees[bind.inside] = mounts.clone_tree(bind.host, writable=bind.writable, idmap=idmap)
+        build.trees[bind.inside] = mounts.clone_tree(
+            bind.host, writable=bind.writable, idmap=idmap, follow=not bind.is_resolved
+        )
     layer = plan.layer
     if layer is not None:
         build.layers = overlay.clone(

@@ -103,18 +103,21 @@ def outermost(paths: Iterable[str]) -> list[str]:
     return kept
 
 
-def clone_tree(path: str, *, writable: bool, idmap: int | None = None, dev: bool = False) -> int:
-    """The mounts at and below `path`, copied and attached nowhere; nosuid always.
+def clone_tree(
+    path: str, *, writable: bool, idmap: int | None = None, dev: bool = False, follow: bool = True
+) -> int:
+    """The mounts at and below `path`, copied and attached nowhere; nosuid always. `follow`: links
+    on the way.
 
     Recursive, because the mounts of a host are locked together for a user namespace: taking one
     without those below it would uncover what they hide, and is refused (EINVAL).
     """
-    tree = cloned(path, AT_RECURSIVE, writable=writable, dev=dev)
+    tree = cloned(path, AT_RECURSIVE, writable=writable, dev=dev, follow=follow)
     if idmap is not None:
         try:
             map_owners(tree, path, idmap, AT_RECURSIVE, "make it readable by everyone, or ")
         except OSError:
-            if writable or not world_readable(path):
+            if writable or not world_readable(tree):
                 os.close(tree)
                 raise
     return tree
@@ -136,10 +139,14 @@ def clone_layer(path: str, *, writable: bool, idmap: int | None) -> int:
     return tree
 
 
-def cloned(path: str, below: int, *, writable: bool, dev: bool) -> int:
+def cloned(path: str, below: int, *, writable: bool, dev: bool, follow: bool = True) -> int:
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | below
     try:
-        tree = syscalls.open_tree(AT_FDCWD, os.fsencode(path), flags)
+        if follow:
+            tree = syscalls.open_tree(AT_FDCWD, os.fsencode(path), flags)
+        else:
+            with place(path) as found:
+                tree = syscalls.open_tree(found, b"", flags | AT_EMPTY_PATH)
     except OSError as error:
         raise OSError(error.errno, f"{path}: {error.strerror}") from None
     try:
@@ -170,8 +177,8 @@ def map_owners(tree: int, path: str, idmap: int, below: int, advice: str = "") -
         raise OSError(error.errno, message) from None
 
 
-def world_readable(path: str) -> bool:
-    mode = Path(path).stat().st_mode
+def world_readable(tree: int) -> bool:
+    mode = os.fstat(tree).st_mode
     needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
     return mode & needed == needed
 

@@ -50,7 +50,7 @@ from .spec import (
     base_environment,
 )
 
-__all__ = ["RESOLVER", "PathFact", "binds_of", "look_at", "make_plan"]
+__all__ = ["RESOLVER", "PathFact", "binds_of", "look_at", "make_plan", "reserved_place"]
 
 RESOLVER = "/etc/resolv.conf"
 
@@ -179,8 +179,9 @@ def make_plan(
     if has_landlock:
         walls.in_force["landlock"] = f"ABI {probe.landlock_abi}"
     has_seccomp = walls.has("seccomp")
+    special_modes = not any(bind.writable for bind in spec.binds)
     if has_seccomp:
-        walls.in_force["seccomp"] = "allow-list"
+        walls.in_force["seccomp"] = "allow-list" if special_modes else "allow-list, no setuid bits"
     walls.in_force["capabilities"] = "none"
     walls.in_force["no_new_privs"] = "set"
 
@@ -230,6 +231,7 @@ def make_plan(
         tmp_inodes=max(LEAST_INODES, spec.limits.tmp // BYTES_PER_INODE),
         rlimits=rlimits.table(spec.limits, sampled=sampled),
         landlock_abi=probe.landlock_abi,
+        special_modes=special_modes,
         landlock_network=deny_tcp,
     )
 
@@ -315,9 +317,15 @@ def check(spec: SandboxSpec) -> None:
         inside = bind.inside
         if not inside.startswith("/") or os.path.normpath(inside) != inside or inside == "/":
             raise UsageError(f"bind {inside!r}: an absolute path without `.`, `..` or // is needed")
-        under = [own for own in RESERVED_INSIDE if is_below(inside, own)]
-        if under and not is_below(inside, SHARED_MEMORY):
-            raise UsageError(f"bind {inside}: {under[0]} belongs to the sandbox itself")
+        if own := reserved_place(inside):
+            raise UsageError(f"bind {inside}: {own} belongs to the sandbox itself")
+
+
+def reserved_place(inside: str) -> str | None:
+    """What of the sandbox's own this path lies in; None: anything may be bound there."""
+    if is_below(inside, SHARED_MEMORY):
+        return None
+    return next((own for own in RESERVED_INSIDE if is_below(inside, own)), None)
 
 
 def check_layer(spec: SandboxSpec, layer: LayerSpec) -> None:
@@ -391,6 +399,7 @@ def plan_binds(
                 inside=bind.inside,
                 writable=bind.writable,
                 host_is_file=fact.is_file,
+                is_resolved=bind in spec.binds,
                 # As an ordinary user what is bound is ours on disk and the task's inside already;
                 # and to read one public file nobody needs to own it.
                 owner=None

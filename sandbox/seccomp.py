@@ -45,6 +45,7 @@ __all__ = [
     "CHECKED",
     "FORBIDDEN",
     "KILL",
+    "PLAIN_MODES",
     "Flags",
     "Group",
     "IsNull",
@@ -446,6 +447,34 @@ CHECKED: dict[str, Outcome] = {
     ),
 }
 
+_O_CREAT, _TMPFILE = 0o100, 0o20000000
+_S_ISUID, _S_ISGID = 0o4000, 0o2000
+
+
+def _plain_mode(argument: int) -> Flags:
+    return Flags(argument, _S_ISUID | _S_ISGID, any_set=fail(EPERM), none_set=ALLOW)
+
+
+# In the place of what stands above, where a task writes to folders of the host: a setuid program
+# that it leaves there would be their owner's, root perhaps, to whoever else is on this host. (A
+# layer's owner is nobody, and its bits are taken away when it is committed.) Not for all, for bits
+# of directories are honest work: `git init --shared`, an unpacked package. The mode of an open
+# counts only where it makes a file; openat2 hides it behind a pointer, and its callers fall back.
+PLAIN_MODES: dict[str, Outcome] = {
+    "chmod": _plain_mode(1),
+    "fchmod": _plain_mode(1),
+    "fchmodat": _plain_mode(2),
+    "fchmodat2": _plain_mode(2),
+    "creat": _plain_mode(1),
+    "open": Flags(1, _O_CREAT | _TMPFILE, any_set=_plain_mode(2), none_set=ALLOW),
+    "openat": Flags(2, _O_CREAT | _TMPFILE, any_set=_plain_mode(3), none_set=ALLOW),
+    "openat2": fail(ENOSYS),
+    **{
+        name: Flags(mode, _S_ISUID | _S_ISGID, any_set=fail(EPERM), none_set=CHECKED[name])
+        for name, mode in (("mknod", 1), ("mknodat", 2))
+    },
+}
+
 FORBIDDEN = (
     _group(
         "io_uring",
@@ -563,7 +592,7 @@ ABSENT = (
 _X32 = (0x4000_0000, 0x7FFF_FFFF)
 
 
-def _outcomes(arch: Arch) -> dict[int, Outcome]:
+def _outcomes(arch: Arch, special_modes: bool) -> dict[int, Outcome]:
     """The outcome of every number that has a name."""
     outcomes: dict[int, Outcome] = {}
     placed: set[str] = set()
@@ -581,6 +610,12 @@ def _outcomes(arch: Arch) -> dict[int, Outcome]:
             if name in arch.numbers:
                 outcomes[arch.numbers[name]] = outcome
     missing = arch.numbers.keys() - placed
+    if not special_modes:
+        outcomes |= {
+            arch.numbers[name]: outcome
+            for name, outcome in PLAIN_MODES.items()
+            if name in arch.numbers
+        }
     if missing:
         raise LocalViolation(f"the filter's lists say nothing of {', '.join(sorted(missing))}")
     return outcomes
@@ -737,9 +772,10 @@ class Program:
         return hashlib.sha256(self.code).hexdigest()
 
 
-def build(arch: Arch) -> Program:
-    """The filter for one architecture; pure, and the same bytes every time."""
-    outcomes = _outcomes(arch)
+def build(arch: Arch, *, special_modes: bool = True) -> Program:
+    """The filter for one architecture; pure, and the same bytes every time. `special_modes`: files
+    may be made setuid and setgid."""
+    outcomes = _outcomes(arch, special_modes)
     cases = [(number, number, outcome) for number, outcome in outcomes.items()]
     if arch is syscalls.X86_64:
         cases.append((*_X32, KILL))

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from ..protocol.pipeline import Limits, Network
+from ..protocol.pipeline import Bind, Limits, Network, ProcView
 
 __all__ = [
     "DEGRADABLE",
@@ -83,19 +83,6 @@ class Mode(StrEnum):
     EXEC = "exec"  # argv, with the given stdio
 
 
-class ProcView(StrEnum):
-    PIDS = "pids"  # subset=pid: the processes of the sandbox and nothing of the host
-    READONLY = "readonly"  # all of /proc, read-only: Node's cpu count, psutil
-
-
-class Bind(Struct, frozen=True):
-    """A host file or folder seen inside. The operator's word alone makes these."""
-
-    host: str
-    inside: str
-    writable: bool = False
-
-
 class LayerSpec(Struct, frozen=True, kw_only=True):
     """An overlay at /workspace: this attempt's layer over earlier ones over the base."""
 
@@ -126,12 +113,15 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
 
 
 class PlannedBind(Struct, frozen=True, kw_only=True):
-    """`owner`: host (uid, gid) that shall look like the task's own (an idmapped mount)."""
+    """`owner`: host (uid, gid) that shall look like the task's own (an idmapped mount).
+    `is_resolved`: no link is on the way, and one that is there now was put there since: where a
+    task may write to the host it could lead the next one's mount anywhere."""
 
     host: str
     inside: str
     writable: bool
     host_is_file: bool = False
+    is_resolved: bool = False
     owner: tuple[int, int] | None = None
 
 
@@ -166,6 +156,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     tmp_inodes: int
     rlimits: tuple[tuple[int, int, int], ...]  # resource, soft, hard
     landlock_abi: int
+    special_modes: bool  # setuid and setgid bits may be set: nothing of the host is written to
     landlock_network: bool  # refuse TCP by Landlock: there is no network namespace to do it
 
 

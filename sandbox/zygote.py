@@ -102,6 +102,7 @@ class Workshop:
 
     template: mounts.Template
     program: seccomp.Program
+    plain_program: seccomp.Program  # for those who write to the host
     # (owner, host id) → user namespace, in order of last use.
     idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
 
@@ -133,7 +134,11 @@ def serve(engine: socket.socket, config: ZygoteConfig) -> NoReturn:
             importlib.import_module(name)
         step = "template"
         template = mounts.make_template((*config.prefixes, *package_folders()))
-        workshop = Workshop(template, seccomp.build(syscalls.ARCH))
+        workshop = Workshop(
+            template,
+            seccomp.build(syscalls.ARCH),
+            seccomp.build(syscalls.ARCH, special_modes=False),
+        )
     except Exception as error:  # whatever it is, the engine must hear of it
         refuse(engine, step, error)
     # Nothing of what is loaded shall be collected, nor its pages be touched by a collector, in
@@ -221,7 +226,7 @@ def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
     build = Building(
         plan=plan,
         template=workshop.template,
-        program=workshop.program,
+        program=workshop.program if plan.special_modes else workshop.plain_program,
         idmaps=workshop.idmaps_for(plan),
         status=by_role[FdRole.STATUS][0],
         stdio=(

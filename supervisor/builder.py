@@ -175,6 +175,10 @@ class Task:
     sources: Sequence[str | os.PathLike[str]] = ()
     env: Mapping[str, str | None] | None = None
     network: str | None = None
+    ro: Sequence[str | os.PathLike[str]] = ()
+    rw: Sequence[str | os.PathLike[str]] = ()
+    degrade: Sequence[str] = ()
+    proc: str | None = None
     max_parallel: int | None = None
     bulkhead: Bulkhead | None = None
     rate: Rate | str | None = None
@@ -198,6 +202,7 @@ class Task:
             listed = _plain(items)
             if listed:
                 given[name] = listed
+        given |= _host_document(self)
         for name, options in (
             ("limits", self.limits),
             ("timeouts", self.timeouts),
@@ -206,10 +211,6 @@ class Task:
         ):
             if options is not None:
                 given[name] = options.document()
-        if self.env is not None:
-            given["env"] = _plain(self.env)
-        if self.network is not None:
-            given["network"] = str(self.network)
         if self.max_parallel is not None:
             given["max_parallel"] = self.max_parallel
         if self.bulkhead is not None:
@@ -245,8 +246,8 @@ class Pipeline:
 
     `root` is the folder that every path of the pipeline is relative to and stays beneath; by
     default the folder of the file that makes the pipeline (the current folder in a notebook).
-    `limits`, `timeouts`, `retry`, `breaker`, `sources`, `env` and `network` are the defaults of its
-    tasks.
+    `limits`, `timeouts`, `retry`, `breaker`, `sources`, `env`, `network`, `ro`, `rw`, `degrade` and
+    `proc` are the defaults of its tasks.
     """
 
     def __init__(
@@ -265,6 +266,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        ro: Sequence[str | os.PathLike[str]] = (),
+        rw: Sequence[str | os.PathLike[str]] = (),
+        degrade: Sequence[str] = (),
+        proc: str | None = None,
         fail_fast: bool = False,
         timeout: float | str | None = None,
         max_parallel: int | None = None,
@@ -286,6 +291,10 @@ class Pipeline:
         self.sources = sources
         self.env = env
         self.network = network
+        self.ro = ro
+        self.rw = rw
+        self.degrade = degrade
+        self.proc = proc
         self.fail_fast = fail_fast
         self.timeout = timeout
         self.max_parallel = max_parallel
@@ -323,6 +332,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        ro: Sequence[str | os.PathLike[str]] = (),
+        rw: Sequence[str | os.PathLike[str]] = (),
+        degrade: Sequence[str] = (),
+        proc: str | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -350,6 +363,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        ro: Sequence[str | os.PathLike[str]] = (),
+        rw: Sequence[str | os.PathLike[str]] = (),
+        degrade: Sequence[str] = (),
+        proc: str | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -376,6 +393,10 @@ class Pipeline:
         sources: Sequence[str | os.PathLike[str]] = (),
         env: Mapping[str, str | None] | None = None,
         network: str | None = None,
+        ro: Sequence[str | os.PathLike[str]] = (),
+        rw: Sequence[str | os.PathLike[str]] = (),
+        degrade: Sequence[str] = (),
+        proc: str | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -405,6 +426,10 @@ class Pipeline:
                     sources=sources,
                     env=env,
                     network=network,
+                    ro=ro,
+                    rw=rw,
+                    degrade=degrade,
+                    proc=proc,
                     max_parallel=max_parallel,
                     bulkhead=bulkhead,
                     rate=rate,
@@ -450,10 +475,7 @@ class Pipeline:
                 defaults[name] = options.document()
         if sources := _plain(self.sources):
             defaults["sources"] = sources
-        if self.env is not None:
-            defaults["env"] = _plain(self.env)
-        if self.network is not None:
-            defaults["network"] = str(self.network)
+        defaults |= _host_document(self)
 
         document: dict[str, object] = {"name": self.name}
         if self.workspace is not None:
@@ -543,6 +565,20 @@ def _plain(value: object) -> object:
     if isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray):
         return [_plain(item) for item in value]
     return value
+
+
+def _host_document(asking: Task | Pipeline) -> dict[str, object]:
+    """What is wanted of the host, which its operator may refuse."""
+    given: dict[str, object] = {}
+    if asking.env is not None:
+        given["env"] = _plain(asking.env)
+    for name, items in (("ro", asking.ro), ("rw", asking.rw), ("degrade", asking.degrade)):
+        if listed := _plain(items):
+            given[name] = listed
+    for name, word in (("network", asking.network), ("proc", asking.proc)):
+        if word is not None:
+            given[name] = str(word)
+    return given
 
 
 def _entry(task: str, execute: Function | str, root: Path) -> object:

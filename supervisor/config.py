@@ -140,7 +140,7 @@ def load_config(
         max_parallel=said.max_parallel or max(LEAST_PARALLEL, math.ceil(cores)),
         memory_budget=said.memory or memory_budget(),
         cpu_budget=said.cpu or cores,
-        allow=Allow.parse(said.allow, state=decided),
+        allow=Allow.parse(said.allow, state=decided, degrade=said.degrade),
         degrade=said.degrade,
         strict=said.strict,
         notes=notes,

@@ -865,9 +865,8 @@ class Engine:
         prepared: Prepared | None,
     ) -> SandboxSpec:
         task = run.tasks[key.task]
-        is_check = (
-            part is not Part.EXECUTE
-        )  # which needs neither the host's secrets nor its network
+        # which needs nothing of the host: no secrets, no network, no files
+        is_check = part is not Part.EXECUTE
         host_env = () if is_check else task.host_env
         missing = [name for name in host_env if name not in os.environ]
         if missing:
@@ -885,6 +884,9 @@ class Engine:
             limits=task.limits,
             env=passed | task.env | ours,
             network=Network.NONE if is_check else task.network,
+            binds=() if is_check else task.binds,
+            proc=task.proc,
+            degrade=task.degrade,
             workspace=prepared.copy if prepared is not None else None,
             workspace_writable=True,
             layer=layer_spec(prepared) if prepared is not None and not prepared.copy else None,

@@ -516,6 +516,10 @@ _Env = Annotated[
 ]
 _Network = Literal["none", "host"]
 _NETWORK_HELP = "host: the host's network, where the operator allows it"
+_Wall = Literal["user", "net", "ipc", "uts", "cgroup", "seccomp", "landlock"]
+_Walls = Annotated[
+    list[_Wall], BeforeValidator(_one_or_list, json_schema_input_type=_Wall | list[_Wall])
+]
 
 
 _RECOVER_SCHEMA = {
@@ -560,6 +564,23 @@ class Defaults(Model):
     )
     env: _Env = {}
     network: _Network = Field(default="none", description=_NETWORK_HELP)
+    ro: _Names = Field(
+        default=[], description="host paths seen at their own places, where the operator allows it"
+    )
+    rw: _Names = Field(
+        default=[], description="the same, and written to: no layer keeps what was there"
+    )
+    degrade: _Walls = Field(
+        default=[],
+        description="walls to do without on a host that cannot give them, where the operator "
+        "allows it",
+    )
+    # subset=pid: what the host is and does is none of a task's business.
+    proc: Literal["pids", "readonly"] = Field(
+        default="pids",
+        description="readonly: all of /proc (the cpu count of Node, psutil), where the operator "
+        "allows it",
+    )
 
 
 class Task(Defaults):
@@ -748,9 +769,7 @@ class Pipeline(Model):
 
 
 # What DESIGN names and later versions bring. Better a refusal than a wish that nobody hears.
-_LATER = {
-    "degrade", "proc", "python", "ro", "rw",
-}  # fmt: skip
+_LATER = {"python"}
 
 
 def json_schema() -> dict[str, Any]:

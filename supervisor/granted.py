@@ -15,10 +15,10 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 
 from ..protocol.errors import UsageError
-from ..protocol.pipeline import Limits, Network, Timeouts
-from ..sandbox.spec import WORKSPACE, Bind, Mode, SandboxSpec
+from ..protocol.pipeline import Bind, Limits, Network, ProcView, Timeouts
+from ..sandbox.spec import WORKSPACE, Mode, SandboxSpec
 from . import format
-from .pipeline import forbidden
+from .pipeline import forbidden, place_inside
 
 __all__ = ["command_spec", "granted_limits", "granted_timeouts"]
 
@@ -52,6 +52,7 @@ def command_spec(
     state: Path,
     env: Mapping[str, str] | None = None,
     network: str = "none",
+    proc: str = "pids",
     ro: Iterable[str | os.PathLike[str]] = (),
     rw: Iterable[str | os.PathLike[str]] = (),
     workspace: str | os.PathLike[str] | None = None,
@@ -64,6 +65,8 @@ def command_spec(
     else in /tmp. Raises UsageError."""
     if network not in set(Network):
         raise UsageError(f"network: {network!r} is neither none nor host")
+    if proc not in set(ProcView):
+        raise UsageError(f"proc: {proc!r} is neither pids nor readonly")
     env = dict(env or {})
     _check_text(argv, env)
     binds = [_bind(path, state, writable=False) for path in ro]
@@ -83,6 +86,7 @@ def command_spec(
         argv=tuple(argv),
         env=env,
         network=Network(network),
+        proc=ProcView(proc),
         workspace=folder,
         binds=tuple(binds),
         degrade=degrade,
@@ -102,13 +106,7 @@ def _check_text(argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 def _bind(path: str | os.PathLike[str], state: Path, *, writable: bool) -> Bind:
     found = _found(path, state)
-    inside = os.path.abspath(path)
-    # /bin, /lib and their like are links inside as well: what lies below them is seen at their
-    # ends, and a mount point can only be made there.
-    first = Path("/", Path(inside).parts[1])
-    if first.is_symlink():
-        inside = str(found)
-    return Bind(str(found), inside, writable)
+    return Bind(str(found), place_inside(path, found), writable)
 
 
 def _found(path: str | os.PathLike[str], state: Path) -> Path:

@@ -7,8 +7,9 @@ Everything that is wrong is said at once, each with file, line, key and what to 
 `PipelineError`.
 
 Pipeline data has no authority over the host. A path must resolve, symlinks included, beneath the
-pipeline's folder; what lies outside, a variable of the host's environment and the host's network
-take the operator's word (`Allow`). `/`, the home directory and the state directory are refused
+pipeline's folder; what lies outside, a variable of the host's environment, the host's network, a
+path shown as it is (`ro`, `rw`), a wall given up and more of /proc take the operator's word
+(`Allow`). `/`, the home directory and the state directory are refused
 whoever asks: they hold what the sandbox is there to keep from a task.
 """
 
@@ -30,6 +31,7 @@ from ..protocol.answers import Action
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import (
     Base,
+    Bind,
     CommandEntry,
     Conflict,
     Edge,
@@ -38,9 +40,12 @@ from ..protocol.pipeline import (
     Network,
     OnOpen,
     PipelineSpec,
+    ProcView,
     TaskSpec,
 )
 from ..protocol.units import format_rate
+from ..sandbox.plan import reserved_place
+from ..sandbox.spec import DEGRADABLE
 from .core import graph
 from .core.graph import downstream
 from .format import (
@@ -66,6 +71,7 @@ __all__ = [
     "forbidden",
     "json_schema",
     "load_pipeline",
+    "place_inside",
 ]
 
 
@@ -73,32 +79,53 @@ __all__ = [
 class Allow:
     """What a pipeline may ask of this host: nothing, unless the operator named it.
 
-    As words (in `casemate.toml`, the environment, flags): `network`, `env:NAME`, `path:DIR`.
-    `state` is the state directory, which no pipeline may show to a task.
+    As words (in `casemate.toml`, the environment, flags): `network`, `proc`, `env:NAME`,
+    `path:DIR` (to show it), `rw:DIR` (to let it be written to), `degrade:WALL`. `state` is the
+    state directory, which no pipeline may show to a task.
     """
 
     network: bool = False
     env: frozenset[str] = frozenset()
     paths: tuple[Path, ...] = ()
     state: Path | None = None
+    writable: tuple[Path, ...] = ()
+    degrade: frozenset[str] = frozenset()
+    proc: bool = False
 
     @classmethod
-    def parse(cls, words: Iterable[str], state: Path | None = None) -> Allow:
-        network, env, paths = False, set(), []
+    def parse(
+        cls, words: Iterable[str], state: Path | None = None, degrade: Iterable[str] = ()
+    ) -> Allow:
+        """`degrade`: what the operator does without anyway, for every sandbox."""
+        env: set[str] = set()
+        paths: list[Path] = []
+        writable: list[Path] = []
+        walls, plain = set(degrade), set[str]()
         for word in words:
             kind, _, value = word.partition(":")
-            if word in ("network", "network:host"):
-                network = True
+            if word in ("network", "network:host", "proc", "proc:readonly"):
+                plain.add(kind)
             elif kind == "env" and ENV_NAME.fullmatch(value):
                 env.add(value)
-            elif kind == "path" and Path(value).is_absolute():
-                paths.append(Path(value).resolve())
+            elif kind in ("path", "rw") and Path(value).is_absolute():
+                (paths if kind == "path" else writable).append(Path(value).resolve())
+            elif kind == "degrade" and value in DEGRADABLE:
+                walls.add(value)
             else:
                 raise UsageError(
-                    f"allow: {shown(word)} means nothing; expected network, env:NAME or "
-                    "path:/ABSOLUTE/FOLDER"
+                    f"allow: {shown(word)} means nothing; expected network, proc, env:NAME, "
+                    f"path:/ABSOLUTE/FOLDER, rw:/ABSOLUTE/FOLDER or degrade: and one of "
+                    f"{', '.join(sorted(DEGRADABLE))}"
                 )
-        return cls(network, frozenset(env), tuple(paths), state)
+        return cls(
+            network="network" in plain,
+            env=frozenset(env),
+            paths=(*paths, *writable),  # what may be written to may be read
+            state=state,
+            writable=tuple(writable),
+            degrade=frozenset(walls),
+            proc="proc" in plain,
+        )
 
 
 def load_pipeline(
@@ -381,6 +408,14 @@ class _Compiler:
         if network == "host" and not self._allow.network:
             where = path if "network" in task.model_fields_set else ("defaults",)
             self._wrong(f"the host's network {_takes_word('network')}", (*where, "network"))
+        proc = task.proc if "proc" in task.model_fields_set else defaults.proc
+        if proc == "readonly" and not self._allow.proc:
+            where = path if "proc" in task.model_fields_set else ("defaults",)
+            self._wrong(
+                f"readonly shows files of the whole host (its processors, interrupts, settings) "
+                f"and {_takes_word('proc')}",
+                (*where, "proc"),
+            )
         return TaskSpec(
             id=id,
             execute=entry,
@@ -397,6 +432,9 @@ class _Compiler:
             priority=task.priority,
             breaker=_breaker(f"{self._name}/{id}", task, defaults),
             network=Network(network),
+            binds=self._binds(task, defaults, path),
+            degrade=self._degrade(task, defaults, path),
+            proc=ProcView(proc),
             validate=self._checked(task.validate_, (*path, "validate")),
             output_schema=task.output_schema,
             recover=(
@@ -464,6 +502,48 @@ class _Compiler:
                 )
         return env
 
+    def _degrade(self, task: Task, defaults: Defaults, path: KeyPath) -> tuple[str, ...]:
+        for where, walls in ((("defaults",), defaults.degrade), (path, task.degrade)):
+            for number, wall in enumerate(walls):
+                if wall not in self._allow.degrade:
+                    self._wrong(
+                        f"to go without the {wall} wall {_takes_word(f'degrade:{wall}')}",
+                        (*where, "degrade", number),
+                    )
+        return tuple(sorted({*defaults.degrade, *task.degrade}))
+
+    def _binds(self, task: Task, defaults: Defaults, path: KeyPath) -> tuple[Bind, ...]:
+        """`ro` and `rw`, seen at their own places. Unlike sources and a workspace they are not
+        copied but shown as they are, so they take the operator's word wherever they lie."""
+        made: dict[str, Bind] = {}
+        for model, where in ((defaults, ("defaults",)), (task, path)):
+            for key, names in (("ro", model.ro), ("rw", model.rw)):
+                for number, name in enumerate(names):
+                    bind = self._bind(name, key == "rw", (*where, key, number))
+                    if bind is None:
+                        continue
+                    if made.setdefault(bind.inside, bind) != bind:
+                        self._wrong(
+                            f"{bind.inside} is to be both read-only and writable; take one out",
+                            (*where, key, number),
+                        )
+        return tuple(made.values())
+
+    def _bind(self, name: str, writable: bool, path: KeyPath) -> Bind | None:
+        found = self._resolved(name, path)
+        if found is None or not self._may_show(name, found, path):
+            return None
+        inside = place_inside(self._root / name, found)
+        if own := reserved_place(inside):
+            self._wrong(f"{inside}: {own} belongs to the sandbox itself", path)
+            return None
+        allowed = self._allow.writable if writable else self._allow.paths
+        if any(found.is_relative_to(folder) for folder in allowed):
+            return Bind(str(found), inside, writable)
+        what, word = ("write to", "rw") if writable else ("see", "path")
+        self._wrong(f"to {what} {found} itself {_takes_word(f'{word}:{found}')}", path)
+        return None
+
     # --- paths
 
     def _file(self, file: str, path: KeyPath) -> None:
@@ -522,9 +602,14 @@ class _Compiler:
             self._wrong(f"{shown(name)} in {self._root}: {reason}", path)
             return None
 
-    def _is_permitted(self, name: str, found: Path, path: KeyPath) -> bool:
+    def _may_show(self, name: str, found: Path, path: KeyPath) -> bool:
         if reason := forbidden(found, self._allow.state):
             self._wrong(f"{shown(name)} {reason}; name a folder below it", path)
+            return False
+        return True
+
+    def _is_permitted(self, name: str, found: Path, path: KeyPath) -> bool:
+        if not self._may_show(name, found, path):
             return False
         allowed = (self._root, *self._allow.paths)
         if any(found.is_relative_to(folder) for folder in allowed):
@@ -535,6 +620,16 @@ class _Compiler:
             path,
         )
         return False
+
+
+def place_inside(path: str | os.PathLike[str], found: Path) -> str:
+    """Where a sandbox sees what `path` leads to: at the path's own place."""
+    inside = os.path.abspath(path)
+    # /bin, /lib and their like are links inside as well: what lies below them is seen at their
+    # ends, and a mount point can only be made there.
+    if Path("/", *Path(inside).parts[1:2]).is_symlink():
+        return str(found)
+    return inside
 
 
 def forbidden(folder: Path, state: Path | None) -> str | None:
@@ -562,7 +657,7 @@ def _homes() -> set[Path]:
 
 
 def _takes_word(word: str) -> str:
-    return f"takes the operator's word: allow {word} in casemate.toml or CASEMATE_ALLOW"
+    return f"takes the operator's word: allow {word} in casemate.toml, CASEMATE_ALLOW or --allow"
 
 
 def _merged(default: Model, own: Model) -> dict[str, Any]:

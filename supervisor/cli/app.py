@@ -22,6 +22,15 @@ State = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation
     typer.Option("--state", metavar="DIR", help="Where runs are kept."),
 ]
+Allow = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--allow",
+        metavar="WORD",
+        help="Let the pipeline have this of the host: network, proc, env:NAME, path:DIR, rw:DIR, "
+        "degrade:WALL. In the place of what casemate.toml allows.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -42,6 +51,7 @@ def run(
     watch: Annotated[
         bool, typer.Option("--watch", help="Stay, and run again when a file beside it changes.")
     ] = False,
+    allow: Allow = None,
     state: State = None,
 ) -> None:
     """Run a pipeline here and watch it.
@@ -52,7 +62,15 @@ def run(
     from .run import run_file
 
     sys.exit(
-        run_file(file, input=input, workspace=workspace, as_json=json, watch=watch, state=state)
+        run_file(
+            file,
+            input=input,
+            workspace=workspace,
+            as_json=json,
+            watch=watch,
+            allow=allow,
+            state=state,
+        )
     )
 
 
@@ -87,6 +105,9 @@ def exec(
         Optional[list[Path]],  # noqa: UP045
         typer.Option(metavar="P", help="The same, writable."),
     ] = None,
+    proc: Annotated[
+        str, typer.Option(metavar="pids|readonly", help="How much of /proc it sees.")
+    ] = "pids",
     env: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="K|K=V", help="Pass this variable of yours, or set it."),
@@ -122,6 +143,7 @@ def exec(
             net=net,
             ro=ro or [],
             rw=rw or [],
+            proc=proc,
             env=env or [],
             degrade=degrade or [],
             report=report,
@@ -146,12 +168,13 @@ def serve(json: Json = False, state: State = None) -> None:
 def validate(
     file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],
     json: Json = False,
+    allow: Allow = None,
     state: State = None,
 ) -> None:
     """Check a pipeline without running it. Exits 2 and names every problem when it is not sound."""
     from .validate import validate_file
 
-    sys.exit(validate_file(file, as_json=json, state=state))
+    sys.exit(validate_file(file, as_json=json, allow=allow, state=state))
 
 
 @app.command(epilog="Example: casemate schema > casemate.schema.json")

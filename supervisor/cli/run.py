@@ -44,9 +44,10 @@ def run_file(
     workspace: Path | None,
     as_json: bool,
     watch: bool,
+    allow: list[str] | None,
     state: Path | None,
 ) -> int:
-    config = load_config(state=state)
+    config = load_config(state=state, allow=allow or None)
     settle()  # before the first child: a .py pipeline is loaded in one
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)

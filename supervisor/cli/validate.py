@@ -19,9 +19,9 @@ from .view import printable
 __all__ = ["print_schema", "validate_file"]
 
 
-def validate_file(file: Path, *, as_json: bool, state: Path | None) -> int:
+def validate_file(file: Path, *, as_json: bool, allow: list[str] | None, state: Path | None) -> int:
     """Exit code 2 with every problem: as JSON on stdout, else by a UsageError through `main`."""
-    config = load_config(state=state)
+    config = load_config(state=state, allow=allow or None)
     try:
         with interruptible():
             spec = load(file, config)

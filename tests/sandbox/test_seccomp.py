@@ -356,6 +356,45 @@ def test_the_program_means_what_the_lists_say(arch: Arch, call: str) -> None:
         assert answer(arch, call, *arguments).value == decide(outcome, arguments), arguments
 
 
+PLAIN = {name: seccomp.build(arch, special_modes=False) for name, arch in ARCHES.items()}
+PLAIN_DECODED = {name: bpf.decode(program.code) for name, program in PLAIN.items()}
+
+
+@both
+def test_where_the_host_is_written_to_no_file_becomes_setuid(arch: Arch) -> None:
+    def refused(call: str, *arguments: int) -> bool:
+        given = bpf.evaluate(PLAIN_DECODED[arch.name], arch.audit, arch.numbers[call], arguments)
+        assert given.value == bpf.ALLOW or given.errno == errno.EPERM, call
+        return given.value != bpf.ALLOW
+
+    makes, tmpfile = os.O_CREAT | os.O_WRONLY, os.O_TMPFILE | os.O_RDWR
+    regular, fifo = 0o100000, 0o010000
+    for bit in (0o4000, 0o2000):
+        bad, good = 0o755 | bit, 0o1777
+        for call, *before in (
+            ("chmod", 0), ("fchmod", 9), ("fchmodat", 9, 0), ("fchmodat2", 9, 0), ("creat", 0),
+            ("open", 0, makes), ("open", 0, tmpfile), ("openat", 9, 0, makes),
+            ("openat", 9, 0, tmpfile), ("mknod", 0), ("mknodat", 9, 0),
+        ):  # fmt: skip
+            if call in arch.numbers:
+                assert refused(call, *before, bad | HIGH), call
+                assert not refused(call, *before, good | HIGH), call
+        # the mode of an open that makes nothing is noise
+        assert not refused("openat", 9, 0, os.O_RDONLY, bad)
+        assert refused("mknodat", 9, 0, regular | bad) and not refused("mknodat", 9, 0, fifo)
+    given = bpf.evaluate(PLAIN_DECODED[arch.name], arch.audit, arch.numbers["openat2"], (0,) * 6)
+    assert given.errno == errno.ENOSYS
+
+
+@both
+def test_nothing_else_differs_there(arch: Arch) -> None:
+    for name, number in arch.numbers.items():
+        if name not in seccomp.PLAIN_MODES:
+            for arguments in PATTERNS:
+                plain = bpf.evaluate(PLAIN_DECODED[arch.name], arch.audit, number, arguments)
+                assert plain.value == answer(arch, number, *arguments).value, name
+
+
 # The program -------------------------------------------------------------------------------------
 
 

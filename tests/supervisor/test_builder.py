@@ -128,6 +128,18 @@ def test_it_lowers_like_any_file(load: Load, tmp_path: Path) -> None:
     assert report.limits == refactor.limits
 
 
+def test_what_is_wished_of_the_host_is_in_the_document_as_a_file_has_it(tmp_path: Path) -> None:
+    pipeline = Pipeline("x", root=tmp_path, ro=[Path("/data")], proc="readonly")
+    pipeline.add_task(Task("a", command=["ls"], rw=("out",), degrade=["landlock"]))
+    pipeline.task(lambda: None, id="b", ro=["more"], network="host", proc="pids")
+    document = pipeline.document()
+    assert document["defaults"] == {"ro": ["/data"], "proc": "readonly"}
+    tasks: Any = document["tasks"]
+    assert tasks["a"] == {"command": ["ls"], "rw": ["out"], "degrade": ["landlock"]}
+    del tasks["b"]["execute"]
+    assert tasks["b"] == {"ro": ["more"], "network": "host", "proc": "pids"}
+
+
 def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     pipeline = Pipeline(

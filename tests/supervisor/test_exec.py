@@ -311,6 +311,7 @@ def test_limits_that_no_cgroup_holds_are_told_apart(
             125,
             "casemate: setup: ",
         ),
+        (["--proc", "all", "--", "true"], 2, "casemate: proc: 'all' is neither pids nor readonly"),
         (["--rw", "/", "--", "true"], 2, "is the whole file system"),
         (["--ro", "/nonesuch", "--", "true"], 2, "casemate: /nonesuch: cannot be shown"),
         (["--memory", "much", "--", "true"], 2, "casemate: memory: "),
@@ -492,6 +493,12 @@ def test_the_home_and_state_folders_are_refused(cli: Cli, tmp_path: Path) -> Non
     state.mkdir()
     done = cli("--rw", str(state), "--", "true")
     assert done.returncode == 2 and "state directory" in done.stderr
+
+
+def test_the_rest_of_proc_is_an_option(cli: Cli) -> None:
+    look = ("--", "test", "-r", "/proc/cpuinfo")
+    assert cli(*look).returncode == 1
+    assert cli("--proc", "readonly", *look).returncode == 0
 
 
 def test_environment(cli: Cli) -> None:

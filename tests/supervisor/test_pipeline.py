@@ -17,6 +17,7 @@ from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import (
     TASK_ID_PATTERN,
     Base,
+    Bind,
     Breaker,
     Bulkhead,
     Checkpoints,
@@ -30,6 +31,7 @@ from casemate.protocol.pipeline import (
     OnOpen,
     PickleEntry,
     PipelineSpec,
+    ProcView,
     Rate,
     Retry,
     TaskSpec,
@@ -306,14 +308,14 @@ BAD = [
         """\
         review.yaml: 2 problems
           review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, retry_budget, rollback_budget, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, rate, recover, retry, sources, spec, timeouts, validate""",
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, degrade, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, proc, rate, recover, retry, ro, rw, sources, spec, timeouts, validate""",
     ),
     (
-        "name: x\ntasks: {a: {command: [ls], proc: readonly, python: x}}",
+        "name: x\ntasks: {a: {command: [ls], proc: all, degrade: [mount]}}",
         """\
         review.yaml: 2 problems
-          review.yaml:2: tasks.a.proc: is not supported by this version of casemate yet; leave it out
-          review.yaml:2: tasks.a.python: is not supported by this version of casemate yet; leave it out""",
+          review.yaml:2: tasks.a.proc: expected pids or readonly, got "all"
+          review.yaml:2: tasks.a.degrade.0: expected user, net, ipc, uts, cgroup, seccomp or landlock, got "mount\"""",
     ),
     # what is done about failures
     (
@@ -768,7 +770,7 @@ def test_a_tasks_file_is_beneath_the_folder_whatever_the_operator_allows(folder:
     assert message.endswith("outside the pipeline's folder; move it there")
 
 
-@pytest.mark.parametrize("key", ["workspace", "sources"])
+@pytest.mark.parametrize("key", ["workspace", "sources", "ro", "rw"])
 def test_the_places_that_hold_everything_are_refused_whoever_asks(
     folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
@@ -777,10 +779,10 @@ def test_the_places_that_hold_everything_are_refused_whoever_asks(
     (state / "runs/x").mkdir(parents=True)
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    allow = Allow.parse(["path:/"], state=state)
+    allow = Allow.parse(["path:/", "rw:/"], state=state)
 
     def refused(path: str) -> str:
-        text = workspace(path) if key == "workspace" else ASKING.format(ask=f"sources: ['{path}']")
+        text = workspace(path) if key == "workspace" else ASKING.format(ask=f"{key}: ['{path}']")
         return refusal(folder, text, allow=allow).split(": ", 2)[2]
 
     assert refused("/") == '"/" is the whole file system; name a folder below it'
@@ -804,7 +806,7 @@ def test_the_hosts_network_takes_the_operators_word(folder: Path) -> None:
     text = ASKING.format(ask="network: host")
     assert refusal(folder, text) == (
         "review.yaml:1: tasks.a.network: the host's network takes the operator's word: allow "
-        "network in casemate.toml or CASEMATE_ALLOW"
+        "network in casemate.toml, CASEMATE_ALLOW or --allow"
     )
     [only] = load_pipeline(write(folder, text), Allow.parse(["network"])).tasks
     assert only.network is Network.HOST
@@ -817,7 +819,7 @@ def test_a_variable_of_the_host_takes_the_operators_word_and_stays_out_of_the_sp
     text = ASKING.format(ask="env: {API_KEY: null, MODE: fast}")
     assert refusal(folder, text) == (
         "review.yaml:1: tasks.a.env.API_KEY: the host's own API_KEY takes the operator's word: "
-        "allow env:API_KEY in casemate.toml or CASEMATE_ALLOW; or write its value here"
+        "allow env:API_KEY in casemate.toml, CASEMATE_ALLOW or --allow; or write its value here"
     )
     [only] = load_pipeline(write(folder, text), Allow.parse(["env:API_KEY"])).tasks
     assert only.env == {"MODE": "fast"}
@@ -831,9 +833,81 @@ def test_a_source_outside_keeps_its_absolute_path(folder: Path) -> None:
     assert only.sources == (str(folder.parent / "outside"), "agents.py")
 
 
-@pytest.mark.parametrize("word", ["", "all", "env:", "env:A B", "path:relative", "degrade"])
+def test_the_host_as_it_is_takes_the_operators_word_even_in_the_own_folder(folder: Path) -> None:
+    outside, repo = folder.parent / "outside", folder / "repo"
+    text = """\
+        name: x
+        defaults: {ro: [repo], degrade: seccomp, proc: readonly}
+        tasks:
+          a: {command: [ls], rw: [../outside], degrade: [net]}
+        """
+    where = "takes the operator's word: allow"
+    end = "in casemate.toml, CASEMATE_ALLOW or --allow"
+    assert refusal(folder, text).splitlines() == [
+        "review.yaml: 5 problems",
+        "  review.yaml:2: defaults.proc: readonly shows files of the whole host (its processors, "
+        f"interrupts, settings) and {where} proc {end}",
+        f"  review.yaml:2: defaults.ro.0: to see {repo} itself {where} path:{repo} {end}",
+        f"  review.yaml:4: tasks.a.rw.0: to write to {outside} itself {where} rw:{outside} {end}",
+        "  review.yaml:2: defaults.degrade.0: to go without the seccomp wall "
+        f"{where} degrade:seccomp {end}",
+        f"  review.yaml:4: tasks.a.degrade.0: to go without the net wall {where} degrade:net {end}",
+    ]
+    words = ["proc", f"path:{repo}", f"rw:{outside}", "degrade:net", "degrade:seccomp"]
+    [only] = load_pipeline(write(folder, text), Allow.parse(words)).tasks
+    assert only.binds == (
+        Bind(str(repo), str(repo)),
+        Bind(str(outside), str(outside), writable=True),
+    )
+    assert (only.degrade, only.proc) == (("net", "seccomp"), ProcView.READONLY)
+
+
+def test_who_may_read_may_not_write_and_who_may_write_may_read(folder: Path) -> None:
+    outside = folder.parent / "outside"
+    text = ASKING.format(ask="rw: [../outside]")
+    assert "allow rw:" in refusal(folder, text, allow=Allow.parse([f"path:{folder.parent}"]))
+    allow = Allow.parse([f"rw:{folder.parent}"])
+    [only] = load_pipeline(write(folder, ASKING.format(ask="ro: [../outside]")), allow).tasks
+    assert only.binds == (Bind(str(outside), str(outside)),)
+    assert load_pipeline(write(folder, workspace("../outside")), allow).workspace == str(outside)
+
+
+def test_a_linked_path_is_seen_at_its_own_name(folder: Path) -> None:
+    (folder / "link").symlink_to(folder.parent / "outside")
+    allow = Allow.parse([f"path:{folder.parent}"])
+    [only] = load_pipeline(write(folder, ASKING.format(ask="ro: link")), allow).tasks
+    assert only.binds == (Bind(str(folder.parent / "outside"), str(folder / "link")),)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ("ro: [/proc/sys]", "tasks.a.ro.0: /proc/sys: /proc belongs to the sandbox itself"),
+        ("rw: /dev/null", "tasks.a.rw: /dev/null: /dev belongs to the sandbox itself"),
+        ("ro: [nowhere]", "tasks.a.ro.0: \"nowhere\" in {folder}: No such file or directory"),
+        ("ro: [repo], rw: [repo]",
+         "tasks.a.rw.0: {folder}/repo is to be both read-only and writable; take one out"),
+    ],
+)  # fmt: skip
+def test_a_path_that_cannot_be_shown_is_refused_whoever_asks(
+    folder: Path, ask: str, message: str
+) -> None:
+    found = refusal(folder, ASKING.format(ask=ask), allow=Allow.parse(["rw:/"]))
+    assert found == "review.yaml:1: " + message.replace("{folder}", str(folder))
+
+
+def test_what_the_operator_does_without_anyway_a_pipeline_may_name(folder: Path) -> None:
+    allow = Allow.parse([], degrade=["landlock"])
+    [only] = load_pipeline(write(folder, ASKING.format(ask="degrade: landlock")), allow).tasks
+    assert only.degrade == ("landlock",)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", "all", "env:", "env:A B", "path:relative", "rw:relative", "degrade", "degrade:mount"],
+)
 def test_a_grant_that_means_nothing_is_refused(word: str) -> None:
-    with pytest.raises(UsageError, match="means nothing; expected network, env:NAME or path:"):
+    with pytest.raises(UsageError, match="means nothing; expected network, proc, env:NAME, path:"):
         Allow.parse([word])
 
 
