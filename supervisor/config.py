@@ -7,7 +7,7 @@ same things in the same words:
     max_parallel = 8                 CASEMATE_MAX_PARALLEL=8
     memory = "8GiB"                  CASEMATE_MEMORY=8GiB
     cpu = 4                          CASEMATE_CPU=4
-    allow = ["env:API_KEY"]          CASEMATE_ALLOW=env:API_KEY,path:/srv/data
+    allow = ["env:API_KEY"]          CASEMATE_ALLOW=env:API_KEY,path:/srv/data     --allow …
     degrade = ["landlock"]           CASEMATE_DEGRADE=landlock
     strict = ["cgroup"]              CASEMATE_STRICT=cgroup
 

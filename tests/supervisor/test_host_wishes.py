@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from casemate.supervisor.pipeline import Allow
 from runs import Embedded, History, Place
-from test_cli_run import CASEMATE, Command, casemate, here
+from test_cli_run import Command, casemate, here
 
 __all__ = ["casemate", "here"]  # fixtures
 
