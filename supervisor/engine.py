@@ -57,7 +57,7 @@ from ..protocol.events import (
 )
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
 from ..protocol.messages import Part, Run
-from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, TaskSpec
+from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
 from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
@@ -885,7 +885,7 @@ class Engine:
             env=passed | task.env | ours,
             network=Network.NONE if is_check else task.network,
             binds=() if is_check else task.binds,
-            proc=task.proc,
+            proc=ProcView.PIDS if is_check else task.proc,
             degrade=task.degrade,
             workspace=prepared.copy if prepared is not None else None,
             workspace_writable=True,

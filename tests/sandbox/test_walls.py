@@ -399,9 +399,11 @@ def test_sources_and_input_are_where_they_should_be(house: House, folder: Path) 
 
 def test_a_folder_may_be_given_to_write_to(house: House, folder: Path) -> None:
     bind = Bind(str(folder), str(folder), writable=True)
-    outcome = house.shell(f"cd {folder} && echo done > result && chmod 4755 result", binds=(bind,))
+    script = f"cd {folder} && echo done > result && chmod 755 result && ! chmod 4755 result"
+    outcome = house.shell(script, binds=(bind,))
     assert outcome.code == 0, outcome.stderr
     status = (folder / "result").stat()
+    assert status.st_mode & 0o7777 == 0o755, "a setuid file would be the owner's"
     assert (folder / "result").read_text() == "done\n"
     assert (status.st_uid, status.st_gid) == (folder.stat().st_uid, folder.stat().st_gid)
 
