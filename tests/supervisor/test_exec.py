@@ -192,7 +192,7 @@ def test_how_it_ended_is_told(
         ({"cpu": 0.2}, SPIN, "timeout.cpu"),
         ({"start": 0.0}, SPIN, "timeout.start"),
         # What it says keeps the idle clock from running out; the wall ends it.
-        ({"wall": 1.5, "idle": 1.0}, "while :; do echo .; sleep 0.1; done", "timeout.wall"),
+        ({"wall": 3.0, "idle": 2.5}, "while :; do echo .; sleep 0.1; done", "timeout.wall"),
     ],
 )
 def test_every_clock_ends_it(
@@ -205,7 +205,7 @@ def test_every_clock_ends_it(
 
 def test_grace_lets_it_end_by_itself(run: Runner) -> None:
     command = "trap 'echo saved; exit 5' TERM; echo up; while :; do sleep 0.05; done"
-    report, out, _ = run("sh", "-c", command, wall=1.0, grace=PATIENCE)
+    report, out, _ = run("sh", "-c", command, wall=2.0, grace=PATIENCE)
     assert (report.verdict, report.exit_code, out) == ("timeout.wall", 5, "up\nsaved\n")
 
 

@@ -119,7 +119,7 @@ def paced(input, ctx):
 
 def slowly(input, ctx):
     for n in range(3):
-        time.sleep(0.7)
+        time.sleep(2.5 if n == 1 else 0)
         ctx.emit(n)
 
 def liar(input, ctx):
@@ -324,7 +324,7 @@ def test_a_command_that_has_closed_its_stream_holds_nobody(house: Embedded, plac
 def test_an_idle_clock_stands_still_while_a_task_waits_for_another(
     house: Embedded, place: Place
 ) -> None:
-    tasks = {"slowly": {}, "add": {"spec": {"of": "slowly"}, "timeouts": {"idle": "400ms"}}}
+    tasks = {"slowly": {}, "add": {"spec": {"of": "slowly"}, "timeouts": {"idle": "2s"}}}
     history = house.run(place.spec(tasks=tasks, edges=streams("slowly add")))
     assert history.output("add") == 3
 
