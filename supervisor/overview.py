@@ -161,7 +161,7 @@ def summarise(run: RunDirectory) -> RunSummary:
 def _next(run: str, standing: RunStanding, kind: type[EventData] | None) -> RunStanding:
     if kind is None:
         raise JournalError(f"run {run}: an event of an unknown kind")
-    return LIFECYCLE.next(f"run {run}", standing, kind)
+    return LIFECYCLE.next(lambda: f"run {run}", standing, kind)
 
 
 def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:

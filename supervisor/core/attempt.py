@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import auto
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -23,7 +23,7 @@ from ...protocol.messages import Part
 from ...protocol.pipeline import TaskSpec, Timeouts
 from .commands import CancelAttempt, Kill
 from .events import Ended, Started, Told
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, State
 from .priority import Queued
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["LIFECYCLE", "TRANSITIONS", "Attempt", "Check", "Clock", "Phase"]
 
 
-class Phase(Enum):
+class Phase(State):
     SPAWNING = auto()
     RUNNING = auto()
     ASKED = auto()  # to end by itself, within its grace
@@ -129,9 +129,11 @@ class Attempt(Clock):
         self.is_waiting = False  # for a stream
         self._wall = math.inf
 
+    def name(self) -> str:
+        return f"task {self.run}/{self.spec.id} (attempt {self.number})"
+
     def move(self, happening: type) -> None:
-        subject = f"task {self.run}/{self.spec.id} (attempt {self.number})"
-        self.phase = LIFECYCLE.next(subject, self.phase, happening)
+        self.phase = LIFECYCLE.next(self.name, self.phase, happening)
 
     def start(self, now: float) -> None:
         self.started = self.active = now

@@ -1,10 +1,11 @@
-"""What the core asks of the outside. Commands carry data, never handles."""
+"""What the core asks of the outside. Commands carry data, never handles.
+
+They are structs, as inputs are, for there are several to each step: a frozen dataclass takes ten
+times as long to make."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from ...protocol.events import ErrorKind, EventData, TaskError
 from ...protocol.messages import Part
@@ -24,8 +25,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """Append this fact to the run's journal. Records are durable in the order given, before any
     later command's effect can reach a task."""
 
@@ -35,8 +35,7 @@ class Record:
     data: EventData
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Struct, frozen=True):
     """Start one attempt, or a check of it. `upstream` are the tasks whose outputs are its input, in
     id order. `streams`: whose items it is sent while it runs, (task, attempt). A check gets `value`
     alone: the output to validate, the error to recover from."""
@@ -50,8 +49,7 @@ class Spawn:
     value: Raw | TaskError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CancelAttempt:
+class CancelAttempt(Struct, frozen=True):
     """Ask politely (cancel message, SIGTERM); a `Kill` follows after the task's `grace`."""
 
     run: str
@@ -60,8 +58,7 @@ class CancelAttempt:
     reason: ErrorKind
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Struct, frozen=True):
     """Kill the attempt's whole tree, drain its link, answer with `Ended`. `reason` is the first
     cause (CANCELLED too where the task is to begin again), or None where the task is done and only
     its process remains (after RESULT or FAIL)."""
@@ -72,8 +69,7 @@ class Kill:
     reason: ErrorKind | None
 
 
-@dataclass(frozen=True, slots=True)
-class Freeze:
+class Freeze(Struct, frozen=True):
     """Stop the attempt's whole tree where it is, however far it has come."""
 
     run: str
@@ -81,23 +77,20 @@ class Freeze:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Thaw:
+class Thaw(Struct, frozen=True):
     run: str
     task: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct, frozen=True):
     """Read these outputs, (task, attempt), from the journal; answer with `Fetched`."""
 
     run: str
     outputs: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TellBreaker:
+class TellBreaker(Struct, frozen=True):
     """Let the row of this key take a step, in this order among all that is told; None: only look
     at it. Answer with `BreakerMoved`, and send one whenever it moves, until `ForgetBreaker`."""
 
@@ -106,8 +99,7 @@ class TellBreaker:
     happening: Happening | None
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetBreaker:
+class ForgetBreaker(Struct, frozen=True):
     """Nobody here uses it any more."""
 
     key: str

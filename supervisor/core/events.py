@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, Struct, field
 
 from ...protocol.answers import RecoveryAction, ValidationResult
 from ...protocol.events import Layer, TaskError
@@ -37,8 +36,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Struct, frozen=True):
     """A new run. `seed` decides its jitter."""
 
     run: str
@@ -48,8 +46,7 @@ class Submit:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Adopt:
+class Adopt(Struct, frozen=True):
     """A run that this supervisor has taken over, as its journal tells it. `fork`: (run, checkpoint)
     that it was copied from. `held`: nothing is started, nothing recorded that was not asked for:
     what follows (a rollback, a pause) is all that is wanted."""
@@ -60,8 +57,7 @@ class Adopt:
     held: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """The guest greeted us from inside its walls."""
 
     run: str
@@ -71,8 +67,7 @@ class Started:
     walls: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Active:
+class Active(Struct, frozen=True):
     """The attempt said something: its idle clock starts anew."""
 
     run: str
@@ -80,8 +75,7 @@ class Active:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Struct, frozen=True):
     """The attempt left a state for whoever comes after it."""
 
     run: str
@@ -90,8 +84,7 @@ class Saved:
     state: Raw
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
+class Waits(Struct, frozen=True):
     """The attempt waits for a stream (out of credit, or nothing to read), or does so no more: its
     idle clock stands still meanwhile."""
 
@@ -101,8 +94,7 @@ class Waits:
     is_waiting: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
+class Used(Struct, frozen=True):
     """Cpu seconds of the attempt's whole tree so far."""
 
     run: str
@@ -111,8 +103,7 @@ class Used:
     cpu: float
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """The guest sent RESULT or FAIL: the attempt's clocks stop, its process is to be killed."""
 
     run: str
@@ -120,8 +111,7 @@ class Told:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The tree is dead and the link drained. Exactly one of `output` and `error`. A kill reason
     the core gave earlier wins over both (the first cause), with this error's details kept.
     `layer`: what it wrote, durable by now, where it gave an output."""
@@ -134,8 +124,7 @@ class Ended:
     layer: Layer | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """The same of a check: its tree is dead. `answer` is what it said (None: a recovery that leaves
     it to the retry policy), or why it said nothing."""
 
@@ -145,8 +134,7 @@ class Answered:
     answer: ValidationResult | RecoveryAction | TaskError | None
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRun:
+class CancelRun(Struct, frozen=True):
     """Twice, or `at_once`: its `always` tasks too."""
 
     run: str
@@ -154,34 +142,29 @@ class CancelRun:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FailRun:
+class FailRun(Struct, frozen=True):
     """Something the run cannot go on without has failed: end it, failed with `error`."""
 
     run: str
     error: TaskError
 
 
-@dataclass(frozen=True, slots=True)
-class PauseRun:
+class PauseRun(Struct, frozen=True):
     run: str
     drain: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeRun:
+class ResumeRun(Struct, frozen=True):
     run: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointRun:
+class CheckpointRun(Struct, frozen=True):
     """Make one now, if anything has completed since the last."""
 
     run: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rollback:
+class Rollback(Struct, frozen=True):
     """Back to a checkpoint, or to just before a task."""
 
     run: str
@@ -189,16 +172,14 @@ class Rollback:
     before: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """What `Fetch` asked for, by (task, attempt)."""
 
     run: str
     outputs: dict[tuple[str, int], Raw]
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerMoved:
+class BreakerMoved(Struct, frozen=True):
     """What a breaker has come to, read at `at` by the wall clock. `number`: of the newest
     `TellBreaker` that is in it."""
 
@@ -208,8 +189,7 @@ class BreakerMoved:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Nothing happened but time."""
 
 

@@ -6,32 +6,40 @@ An edge that is not in the table is refused loudly before anything changes. Edge
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Generic, TypeVar
 
 from ...protocol.errors import LocalViolation
 
-__all__ = ["Lifecycle"]
-
-State = TypeVar("State", bound=Enum)
+__all__ = ["Lifecycle", "State"]
 
 
-class Lifecycle(Generic[State]):
+class State(Enum):
+    """Hashed by identity: the hash of an `Enum` is a call of Python, and each move makes two."""
+
+    __hash__ = object.__hash__
+
+
+At = TypeVar("At", bound=Enum)
+
+
+class Lifecycle(Generic[At]):
     __slots__ = ("taken", "transitions")
 
-    def __init__(self, transitions: Mapping[State, Mapping[type, State]]) -> None:
+    def __init__(self, transitions: Mapping[At, Mapping[type, At]]) -> None:
         self.transitions = transitions
-        self.taken: set[tuple[State, type]] = set()
+        self.taken: set[tuple[At, type]] = set()
 
-    def next(self, subject: str, state: State, happening: type) -> State:
-        """Where `happening` leads from `state`; `subject` names whose lifecycle it is."""
+    def next(self, subject: Callable[[], str], state: At, happening: type) -> At:
+        """Where `happening` leads from `state`; `subject` names whose lifecycle it is, where that
+        has to be told."""
         try:
             after = self.transitions[state][happening]
         except KeyError:
-            raise LocalViolation(f"{subject}: {happening.__name__} while {state.name}") from None
+            raise LocalViolation(f"{subject()}: {happening.__name__} while {state.name}") from None
         self.taken.add((state, happening))
         return after
 
-    def edges(self) -> set[tuple[State, type]]:
+    def edges(self) -> set[tuple[At, type]]:
         return {(state, happening) for state, row in self.transitions.items() for happening in row}

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import auto
+from functools import partial
 from typing import Any, NamedTuple
 
 from msgspec import Raw
@@ -61,7 +62,7 @@ from . import breaker
 from . import task as task_life
 from .commands import Record
 from .graph import Graph, build, downstream
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, State
 from .retry import BLAMELESS, BLAMELESS_RETRIES
 from .task import Standing
 
@@ -80,7 +81,7 @@ __all__ = [
 ]
 
 
-class RunStanding(Enum):
+class RunStanding(State):
     NEW = auto()
     RUNNING = auto()
     PAUSED = auto()
@@ -360,7 +361,7 @@ class RunState:
             raise LocalViolation(f"run {self.run}: {sorted(strangers)} undone: no task of the run")
         for name in (*data.undone, *restored):
             task = self.tasks[name]
-            subject = f"task {self.run}/{name}"
+            subject = partial(_task, self.run, name)
             task.standing = task_life.LIFECYCLE.next(subject, task.standing, type(data))
             task.output = task.layer = task.saved = None
             task.done = task.failures = task.blameless = 0
@@ -430,12 +431,13 @@ class RunState:
         self, record: Record, data: BreakerOpened | BreakerHalfOpen | BreakerClosed
     ) -> None:
         noted = self.breakers.get(data.key, Noted(breaker.Standing.CLOSED, 0))
-        subject = f"run {self.run}: breaker {data.key}"
-        standing = breaker.LIFECYCLE.next(subject, noted.standing, type(data))
+        standing = breaker.LIFECYCLE.next(
+            lambda: f"run {self.run}: breaker {data.key}", noted.standing, type(data)
+        )
         self.breakers[data.key] = Noted(standing, data.opening)
 
     def _pass(self, happening: type[EventData]) -> None:
-        self.standing = LIFECYCLE.next(f"run {self.run}", self.standing, happening)
+        self.standing = LIFECYCLE.next(lambda: f"run {self.run}", self.standing, happening)
 
     def _ready(self, record: Record, data: TaskReady) -> None:
         task, standing = self._move(record, 1)
@@ -542,7 +544,7 @@ class RunState:
             happening = type(record.data).__name__
             where = "in no task of the run" if task is None else f"while {self.standing.name}"
             raise LocalViolation(f"run {self.run}: {happening} {where}")
-        standing = task_life.LIFECYCLE.next(_name(record), task.standing, type(record.data))
+        standing = task_life.LIFECYCLE.next(lambda: _name(record), task.standing, type(record.data))
         # Between attempts there is none to name (see task.py).
         has_attempt = ahead or task.standing in (Standing.READY, Standing.RUNNING)
         expected = task.attempt + ahead if has_attempt else None
@@ -568,8 +570,12 @@ _COMPLETED = frozenset({Standing.COMPLETED})
 OVER = frozenset({Standing.COMPLETED, Standing.FAILED, Standing.CANCELLED})
 
 
+def _task(run: str, name: str | None) -> str:
+    return f"task {run}/{name}"
+
+
 def _name(record: Record) -> str:
-    return f"task {record.run}/{record.task} (attempt {record.attempt})"
+    return f"{_task(record.run, record.task)} (attempt {record.attempt})"
 
 
 # Any: each function takes the data types it is listed under.

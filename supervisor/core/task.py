@@ -15,7 +15,7 @@ has ended as restarted before. The numbers of attempts go on.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import auto
 
 from ...protocol.events import (
     EventData,
@@ -31,12 +31,12 @@ from ...protocol.events import (
     TaskSkipped,
     TaskStarted,
 )
-from .lifecycle import Lifecycle
+from .lifecycle import Lifecycle, State
 
 __all__ = ["LIFECYCLE", "TRANSITIONS", "Standing"]
 
 
-class Standing(Enum):
+class Standing(State):
     WAITING = auto()  # for its upstream
     READY = auto()  # for a slot, or for its sandbox
     RUNNING = auto()  # also while its output or its error is looked at

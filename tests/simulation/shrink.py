@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from random import Random
 
 from casemate.protocol.errors import UsageError
@@ -97,7 +96,7 @@ def _fewer(moves: list[tuple[float, Move]]) -> Iterator[list[tuple[float, Move]]
     for at, (now, move) in enumerate(moves):
         if isinstance(move, Submit):
             for spec in _simpler(move.spec):
-                simpler = replace(submit(move.run, spec), seed=move.seed)
+                simpler = structs.replace(submit(move.run, spec), seed=move.seed)
                 yield [*moves[:at], (now, simpler), *moves[at + 1 :]]
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
@@ -526,7 +526,7 @@ class World:
         journal = self.journals[fork.copy] = Journal(fork.copy)
         source = self.journals[fork.run]
         for line, record in zip(source.lines, source.records, strict=True):
-            journal.append(replace(record, run=fork.copy), line.at)
+            journal.append(msgspec.structs.replace(record, run=fork.copy), line.at)
             data = record.data
             if isinstance(data, CheckpointCreated) and data.checkpoint == fork.checkpoint:
                 break
