@@ -22,7 +22,8 @@ a supervisor does; of what lives (`_Live`) it forgets everything then. After eve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from casemate.protocol.answers import Action, ValidationResult
 from casemate.protocol.events import (
@@ -77,6 +78,7 @@ from casemate.supervisor.core.events import (
     Saved,
     Started,
     Submit,
+    Tick,
     Told,
     Used,
     Waits,
@@ -88,11 +90,13 @@ __all__ = ["COMPLETIONS", "ENDINGS", "RUN_ENDINGS", "Judge"]
 
 COMPLETIONS = (TaskCompleted, TaskSkipped)
 AGAIN = (TaskRetrying, TaskRecovered, TaskRestarted)
-ENDINGS = (*COMPLETIONS, *AGAIN, TaskFailed, TaskCancelled)
-RUN_ENDINGS = (RunCompleted, RunFailed, RunCancelled)
+ENDINGS: frozenset[type[EventData]] = frozenset({*COMPLETIONS, *AGAIN, TaskFailed, TaskCancelled})
+RUN_ENDINGS: frozenset[type[EventData]] = frozenset({RunCompleted, RunFailed, RunCancelled})
+_UNDOING = (RunRolledBack, RunForked)
 Streams = tuple[tuple[str, int], ...]
 Said = Started | Active | Saved | Waits | Used | Told | Ended | Answered
 _SAID = (Started, Active, Saved, Waits, Used, Told, Ended, Answered)
+_DEATHS = (Ended, Answered)
 _CLOCKS = (ErrorKind.TIMEOUT_START, ErrorKind.TIMEOUT_WALL, ErrorKind.TIMEOUT_IDLE)
 # Clocks that stood still for a while are sums, and so are ours, in another order.
 _ROUNDING = 1e-6
@@ -153,36 +157,35 @@ class _Told:
 
     def hear(self, record: Record, now: float) -> None:
         """One more fact; -inf: it is read from the journal."""
-        data, name, number = record.data, record.task or "", record.attempt
-        if isinstance(data, TaskReady):
-            assert number == self.attempts.get(name, 0) + 1, f"{record}: out of order"
-            assert now >= self.not_before.pop(name, 0) - _ROUNDING or now == -math.inf, (
-                f"{record}: before its delay was over"
-            )
-            self.delays.pop(name, None)
-            assert name not in self.closed, f"{record}: it has ended"
-            assert name not in self.returning, f"{record}: it waits for a rollback"
-            self.attempts[name] = number
-            self.line.add(name)
-        elif isinstance(data, ENDINGS):
-            self._end(record, now)
-        elif isinstance(data, TaskSaved):
-            assert (name, number) not in self.ended, f"{record}: it is over"
-            self.saved[name] = (data.state, self.speakers(name))
-        elif isinstance(data, CheckpointCreated):
-            self._checkpoint(record, data)
-        elif isinstance(data, RunRolledBack | RunForked):
-            self._go_back(record, data)
-        elif isinstance(data, RUN_ENDINGS):
-            self._close(record, data)
-        elif isinstance(data, RunPaused):
-            self.is_paused = True
-            self.is_drained = data.drain
-        elif isinstance(data, RunResumed):
-            self.is_paused = False
+        if (hear := _HEAR.get(type(record.data))) is not None:
+            hear(self, record, record.data, now)
 
-    def _end(self, record: Record, now: float) -> None:
-        data, name, number = record.data, record.task or "", record.attempt
+    def _ready(self, record: Record, data: TaskReady, now: float) -> None:
+        name, number = record.task or "", record.attempt
+        assert number == self.attempts.get(name, 0) + 1, f"{record}: out of order"
+        assert now >= self.not_before.pop(name, 0) - _ROUNDING or now == -math.inf, (
+            f"{record}: before its delay was over"
+        )
+        self.delays.pop(name, None)
+        assert name not in self.closed, f"{record}: it has ended"
+        assert name not in self.returning, f"{record}: it waits for a rollback"
+        self.attempts[name] = number
+        self.line.add(name)
+
+    def _saved(self, record: Record, data: TaskSaved, now: float) -> None:
+        name = record.task or ""
+        assert (name, record.attempt) not in self.ended, f"{record}: it is over"
+        self.saved[name] = (data.state, self.speakers(name))
+
+    def _pause(self, record: Record, data: RunPaused, now: float) -> None:
+        self.is_paused = True
+        self.is_drained = data.drain
+
+    def _resume(self, record: Record, data: RunResumed, now: float) -> None:
+        self.is_paused = False
+
+    def _end(self, record: Record, data: EventData, now: float) -> None:
+        name, number = record.task or "", record.attempt
         assert name not in self.closed, f"{record}: it has ended"
         if number is not None:
             assert number == self.attempts.get(name), f"{record}: not its latest attempt"
@@ -267,7 +270,7 @@ class _Told:
             self.rollbacks += 1
             assert self.rollbacks <= self.spec.rollback_budget, f"{record}: the budget of the run"
 
-    def _checkpoint(self, record: Record, data: CheckpointCreated) -> None:
+    def _checkpoint(self, record: Record, data: CheckpointCreated, now: float) -> None:
         held = {name: number for name, number in self.completed.items() if self._is_whole(name)}
         assert data.total == len(held), f"{record}: {len(held)} have completed"
         before = self.held[data.parent] if data.parent is not None else {}
@@ -280,7 +283,7 @@ class _Told:
         above = (*self.inputs[task], *self.streams[task])
         return task in self.completed and all(map(self._is_whole, above))
 
-    def _go_back(self, record: Record, data: RunRolledBack | RunForked) -> None:
+    def _go_back(self, record: Record, data: RunRolledBack | RunForked, now: float) -> None:
         restored = data.restored if isinstance(data, RunRolledBack) else ()
         self.is_over = False
         self.is_paused = self.is_paused and isinstance(data, RunRolledBack)
@@ -304,7 +307,7 @@ class _Told:
             held_outside = self.closed - held.keys()
             assert not held_outside, f"{record}: {sorted(held_outside)} stay as they ended"
 
-    def _close(self, record: Record, data: EventData) -> None:
+    def _close(self, record: Record, data: EventData, now: float) -> None:
         assert self.closed == self.tasks.keys(), f"{record}: not all of its tasks have ended"
         if isinstance(data, RunCompleted):
             assert self.completed.keys() == self.tasks.keys()
@@ -318,6 +321,20 @@ class _Told:
         self.is_over = True
         self.is_fetching = False
         self.is_paused = False
+
+
+# Any: each function takes the data types it is listed under.
+_HEAR: dict[type[EventData], Callable[[_Told, Record, Any, float], None]] = {
+    TaskReady: _Told._ready,
+    TaskSaved: _Told._saved,
+    **dict.fromkeys(ENDINGS, _Told._end),
+    CheckpointCreated: _Told._checkpoint,
+    RunRolledBack: _Told._go_back,
+    RunForked: _Told._go_back,
+    **dict.fromkeys(RUN_ENDINGS, _Told._close),
+    RunPaused: _Told._pause,
+    RunResumed: _Told._resume,
+}
 
 
 class _Live:
@@ -395,6 +412,26 @@ class Judge:
         self.rows: dict[str, Row] = {}  # of breakers, as told
         self.runs: dict[str, _Told] = {}
         self.live: dict[tuple[str, str], _Live] = {}
+        self.input: Input = Tick()  # of the step that is looked at, and all that it answered
+        self.commands: list[Command] = []
+        # Any: each function takes the one type it is listed under.
+        self._take_in: dict[type[Input], Callable[[float, Any], bool]] = {
+            **dict.fromkeys(_SAID, self._hear),
+            Submit: self._submit,
+            BreakerMoved: self._breaker_moved,
+            Rollback: self._roll_back,
+            Fetched: self._fetched,
+            Adopt: self._adopt,
+        }
+        self._look: dict[type[Command], Callable[[float, Any], None]] = {
+            Record: self._record,
+            Spawn: self._spawn,
+            Kill: self._kill,
+            CancelAttempt: self._ask,
+            Freeze: self._freeze,
+            Thaw: self._thaw,
+            Fetch: self._fetch,
+        }
 
     @property
     def over(self) -> set[str]:
@@ -426,45 +463,53 @@ class Judge:
     # A step.
 
     def watch(self, now: float, input: Input, commands: list[Command]) -> None:
-        is_ending = False
-        if isinstance(input, _SAID):
-            is_ending = self._hear(now, input, commands) and isinstance(input, Ended | Answered)
-        elif isinstance(input, Submit):
-            self.runs[input.run] = _Told(input.run, input.spec)
-        elif isinstance(input, BreakerMoved):
-            self.rows[input.key] = input.row
-        elif isinstance(input, Rollback):
-            self.runs[input.run].is_rolling = True
-        elif isinstance(input, Fetched):
-            self.runs[input.run].is_fetching = False
-        elif isinstance(input, Adopt):
-            run = self.runs[input.run]
-            run.not_before = {task: now + delay for task, delay in run.delays.items()}
+        self.input, self.commands = input, commands
+        is_heard = False
+        if (take_in := self._take_in.get(type(input))) is not None:
+            is_heard = take_in(now, input)
         for command in commands:
-            if isinstance(command, Record):
-                self._record(now, command)
-            elif isinstance(command, Spawn):
-                self._spawn(now, command)
-            elif isinstance(command, Kill):
-                self._kill(now, command, input, commands)
-            elif isinstance(command, CancelAttempt):
-                self._ask(now, command)
-            elif isinstance(command, Freeze):
-                live = self._alive(command)
-                assert live.frozen is None and not live.is_killed, f"{command}: why"
-                live.frozen = now
-            elif isinstance(command, Thaw):
-                live = self._alive(command)
-                assert live.frozen is not None and not live.is_killed, f"{command}: why"
-                live.thaw(now)
-            elif isinstance(command, Fetch):
-                self.runs[command.run].is_fetching = True
-        if is_ending and isinstance(input, Ended | Answered):
+            if (look := self._look.get(type(command))) is not None:
+                look(now, command)
+        if is_heard and isinstance(input, _DEATHS):
             self._is_recorded(input)
         self._check_clocks(now)
         self._check_line()
 
-    def _hear(self, now: float, said: Said, commands: list[Command]) -> bool:
+    def _submit(self, now: float, submit: Submit) -> bool:
+        self.runs[submit.run] = _Told(submit.run, submit.spec)
+        return False
+
+    def _breaker_moved(self, now: float, moved: BreakerMoved) -> bool:
+        self.rows[moved.key] = moved.row
+        return False
+
+    def _roll_back(self, now: float, rollback: Rollback) -> bool:
+        self.runs[rollback.run].is_rolling = True
+        return False
+
+    def _fetch(self, now: float, fetch: Fetch) -> None:
+        self.runs[fetch.run].is_fetching = True
+
+    def _fetched(self, now: float, fetched: Fetched) -> bool:
+        self.runs[fetched.run].is_fetching = False
+        return False
+
+    def _adopt(self, now: float, adopt: Adopt) -> bool:
+        run = self.runs[adopt.run]
+        run.not_before = {task: now + delay for task, delay in run.delays.items()}
+        return False
+
+    def _freeze(self, now: float, freeze: Freeze) -> None:
+        live = self._alive(freeze)
+        assert live.frozen is None and not live.is_killed, f"{freeze}: why"
+        live.frozen = now
+
+    def _thaw(self, now: float, thaw: Thaw) -> None:
+        live = self._alive(thaw)
+        assert live.frozen is not None and not live.is_killed, f"{thaw}: why"
+        live.thaw(now)
+
+    def _hear(self, now: float, said: Said) -> bool:
         """True: it counts."""
         key = (said.run, said.task)
         live = self.live.get(key)
@@ -478,7 +523,7 @@ class Judge:
             over = run.ended if run is not None else set()
             if not is_alive and (said.task, said.attempt) not in over:  # it is being looked at,
                 return False  # so that a clock may have had its say in the same step
-            for command in commands:
+            for command in self.commands:
                 if isinstance(command, Fetch | TellBreaker | ForgetBreaker):
                     continue
                 about = (command.run, command.task, command.attempt)
@@ -535,7 +580,7 @@ class Judge:
         self._is_due(now, live, command)
         live.asked, live.reason = now, command.reason
 
-    def _kill(self, now: float, kill: Kill, input: Input, commands: list[Command]) -> None:
+    def _kill(self, now: float, kill: Kill) -> None:
         live = self._alive(kill)
         assert not live.is_killed, f"{kill}: killed twice"
         if kill.reason is ErrorKind.BREAKER_OPEN:
@@ -547,8 +592,7 @@ class Judge:
             assert kill.reason is live.reason, f"{kill}: the first cause was {live.reason}"
             is_over = live.is_told or now >= live.asked + live.spec.timeouts.grace - _ROUNDING
             if not is_over and live.frozen is None:
-                anew = self._begin_again(input, commands)
-                assert (kill.run, kill.task) in anew, f"{kill}: within its grace"
+                assert (kill.run, kill.task) in self._anew(), f"{kill}: within its grace"
         elif kill.reason is None:
             assert live.is_told, f"{kill}: without a reason"
         else:
@@ -560,13 +604,13 @@ class Judge:
             due = live.limits().get(command.reason, math.inf)
             assert now >= due - _ROUNDING, f"{command}: at {now}, due at {due}"
 
-    def _begin_again(self, input: Input, commands: list[Command]) -> set[tuple[str, str]]:
-        """Tasks that a step may end without their grace, for they are done anew: all of a run that
-        is rolled back, and who reads from a task that begins again, however far."""
-        if isinstance(input, Rollback):
-            return {(input.run, task) for task in self.runs[input.run].tasks}
+    def _anew(self) -> set[tuple[str, str]]:
+        """Tasks that this step may end without their grace, for they are done anew: all of a run
+        that is rolled back, and who reads from a task that begins again, however far."""
+        if isinstance(self.input, Rollback):
+            return {(self.input.run, task) for task in self.runs[self.input.run].tasks}
         found: set[tuple[str, str]] = set()
-        for record in commands:
+        for record in self.commands:
             if isinstance(record, Record) and isinstance(record.data, AGAIN):
                 readers = self.runs[record.run].readers([record.task or ""])
                 found |= {(record.run, reader) for reader in readers}
@@ -655,27 +699,27 @@ class Judge:
             assert recent <= spec.rate.limit, f"{key}: {starts}"
 
     def _record(self, now: float, record: Record) -> None:
-        run, data = self.runs[record.run], record.data
-        if isinstance(data, RunRolledBack | RunForked):
+        run, data, kind = self.runs[record.run], record.data, type(record.data)
+        about = (record.run, record.task or "")
+        if isinstance(data, _UNDOING):
             restored = data.restored if isinstance(data, RunRolledBack) else ()
             for task in (*data.undone, *restored):
                 assert (record.run, task) not in self.live, f"{record}: {task} may be alive"
         else:
             assert not run.is_over, f"{record}: after the run's last event"
-        if isinstance(data, ENDINGS) and record.attempt is not None:
-            live = self.live.get((record.run, record.task or ""))
+        if kind in ENDINGS and record.attempt is not None:
+            live = self.live.get(about)
             assert live is None or live.number != record.attempt, f"{record}: it may be alive"
-        elif isinstance(data, TaskStarted):
-            live = self.live.get((record.run, record.task or ""))
+        elif kind is TaskStarted:
+            live = self.live.get(about)
             assert live is not None and live.number == record.attempt, f"{record}: not alive"
             assert live.part is Part.EXECUTE, f"{record}: it is a check"
             assert not live.is_killed, f"{record}: killed before"
-        elif isinstance(data, RUN_ENDINGS):
+        elif kind in RUN_ENDINGS:
             assert not self._alive_of(record.run), f"{record}: something lives"
         run.hear(record, now)
         if isinstance(data, TaskSaved):
-            live = self.live[record.run, record.task or ""]
-            run.saved[record.task or ""] = (data.state, live.streams)
+            run.saved[about[1]] = (data.state, self.live[about].streams)
 
     def _check_clocks(self, now: float) -> None:
         for key, live in self.live.items():
@@ -694,9 +738,11 @@ class Judge:
             return
         line: list[TaskSpec] = []
         for name, run in self.runs.items():
+            waiting = run.checking if run.is_paused else run.line | run.checking
+            if not waiting:
+                continue
             if run.is_fetching or run.is_rolling or (run.is_paused and not run.is_drained):
                 continue
-            waiting = run.checking if run.is_paused else run.line | run.checking
             most = run.spec.max_parallel
             if most is None or self._alive_of(name) < most:
                 line += [run.tasks[task] for task in sorted(waiting)]

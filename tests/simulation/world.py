@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from copy import copy as shallow
+from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from casemate.protocol.errors import LocalViolation, UsageError
@@ -219,6 +220,17 @@ class Journal:
         return msgspec.msgpack.decode(first.spec, type=PipelineSpec)
 
 
+def _copied(state: RunState) -> RunState:
+    """One that changes by itself. Only its shape is shared, and what never changes."""
+    copy = shallow(state)
+    for field in fields(state):
+        held = getattr(state, field.name)
+        if isinstance(held, dict | list | set):
+            setattr(copy, field.name, shallow(held))
+    copy.tasks = {name: shallow(task) for name, task in state.tasks.items()}
+    return copy
+
+
 class World:
     def __init__(self, max_parallel: int = 8, memory: int = 1000, cores: float = math.inf) -> None:
         self.set_up(max_parallel, memory, cores)
@@ -234,12 +246,39 @@ class World:
         self.rows: dict[str, Row] = {}  # of breakers, which outlive any supervisor
         self.words: list[TellBreaker] = []  # on their way to them
         self.known: set[str] = set()  # keys of rows that the core asked to be told of
+        self.changed: set[str] = set()  # runs that are to be compared with their folds
         self.number = 0  # of the newest word that was heard
         self.unwritable: set[str] = set()
         self.reread: set[str] = set()  # runs that are folded as a supervisor would find them
         self.did: list[tuple[float, Move]] = []
         self.heard: list[tuple[float, Input]] = []  # by the core, and what it answered
         self.answered: list[list[Command]] = []
+        # Any: each function takes the one type it is listed under. What is not here is an input.
+        self._happens: dict[type[Move], Callable[[float, Any], list[Command]]] = {
+            Crash: self._crash,
+            TakeUp: self._take_up,
+            GoBack: self._go_back,
+            ForkOf: self._fork,
+            Offline: self._offline,
+            Hears: self._hear,
+            Says: self._say,
+            WallJumps: self._jump,
+            Unwritable: self._fill_up,
+        }
+        self._take_in: dict[type[Input], Callable[[Any], None]] = {
+            Submit: self._begin,
+            Fetched: self._fetched,
+            Adopt: lambda adopt: self.changed.add(adopt.run),
+            **dict.fromkeys(_ABOUT_AN_ATTEMPT, self._told),
+        }
+        self._carry_out: dict[type[Command], Callable[[float, Any], None]] = {
+            Record: self._append,
+            Spawn: self._spawn,
+            Kill: lambda now, kill: self.killed.add((kill.run, kill.task, kill.attempt)),
+            Fetch: lambda now, fetch: self.fetching.append(fetch.run),
+            TellBreaker: self._tell_breaker,
+            ForgetBreaker: lambda now, forget: self.known.discard(forget.key),
+        }
 
     def set_up(self, max_parallel: int, memory: int, cores: float) -> None:
         self.max_parallel = max_parallel
@@ -355,42 +394,10 @@ class World:
         """LocalViolation and UsageError as of the core: nothing has changed then."""
         self.did.append((now, move))
         try:
-            return self._do(now, move)
+            return self._happens.get(type(move), self.step)(now, move)
         except (LocalViolation, UsageError):
             self.did.pop()
             raise
-
-    def _do(self, now: float, move: Move) -> list[Command]:
-        match move:
-            case Crash(keep=keep):
-                self._crash(keep)
-                return []
-            case TakeUp(run=run):
-                return self._take_up(now, run)
-            case GoBack(run=run, checkpoint=checkpoint, before=before):
-                commands = self._take_up(now, run)
-                try:
-                    return commands + self.step(now, Rollback(run, checkpoint, before))
-                except UsageError:  # it was being ended: it is taken up all the same
-                    self.did[-1] = now, TakeUp(run)
-                    return commands
-            case ForkOf():
-                return self._fork(now, move)
-            case Offline(wish=wish):
-                return self._offline(now, wish)
-            case Hears():
-                return self._hear(now)
-            case Says(key=key, happening=happening):
-                return self._move_row(now, key, happening)
-            case WallJumps(by=by):
-                self.wall += by
-                return []
-            case Unwritable(run=run, keep=keep):
-                self.journals[run].cut(keep)
-                self.unwritable.add(run)
-                return self.step(now, CancelRun(run, "its journal cannot be written"))
-            case _:
-                return self.step(now, move)
 
     def step(self, now: float, input: Input) -> list[Command]:
         scheduler = self.scheduler
@@ -398,31 +405,13 @@ class World:
         self.heard.append((now, input))
         self.answered.append(commands)
         self.judge.watch(now, input, commands)
-        if isinstance(input, Submit):
-            self._begin(input)
-        elif isinstance(input, Fetched):
-            self.folded[input.run].give(input.outputs)
-        elif isinstance(input, _ABOUT_AN_ATTEMPT):
-            self._told(input)
-        changed = {input.run} if isinstance(input, Fetched | Adopt) else set()
+        self.changed.clear()
+        if (take_in := self._take_in.get(type(input))) is not None:
+            take_in(input)
         for command in commands:
-            if isinstance(command, Record):
-                if command.run not in self.unwritable:
-                    changed.add(command.run)
-                    read = self.journals[command.run].append(command, self.wall + now)
-                    self.folded[command.run].apply(read)
-            elif isinstance(command, Spawn):
-                self._spawn(command)
-            elif isinstance(command, Kill):
-                self.killed.add((command.run, command.task, command.attempt))
-            elif isinstance(command, Fetch):
-                self.fetching.append(command.run)
-            elif isinstance(command, TellBreaker):
-                self.words.append(command)
-                self.known.add(command.key)
-            elif isinstance(command, ForgetBreaker):
-                self.known.discard(command.key)
-        for run in changed - self.unwritable:
+            if (carry_out := self._carry_out.get(type(command))) is not None:
+                carry_out(now, command)
+        for run in self.changed - self.unwritable:
             self.compare(run)
         for run in [run for run in self.unwritable if not scheduler.knows(run)]:
             self._let_go(run)
@@ -433,7 +422,33 @@ class World:
         state = self.states.get(run)
         assert state is None or state == self.folded[run], f"{run}: the fold differs from the state"
 
-    def _hear(self, now: float) -> list[Command]:
+    def _append(self, now: float, record: Record) -> None:
+        run = record.run
+        if run not in self.unwritable:
+            self.changed.add(run)
+            self.folded[run].apply(self.journals[run].append(record, self.wall + now))
+
+    def _fetched(self, fetched: Fetched) -> None:
+        self.folded[fetched.run].give(fetched.outputs)
+        self.changed.add(fetched.run)
+
+    def _tell_breaker(self, now: float, word: TellBreaker) -> None:
+        self.words.append(word)
+        self.known.add(word.key)
+
+    def _say(self, now: float, says: Says) -> list[Command]:
+        return self._move_row(now, says.key, says.happening)
+
+    def _jump(self, now: float, jump: WallJumps) -> list[Command]:
+        self.wall += jump.by
+        return []
+
+    def _fill_up(self, now: float, full: Unwritable) -> list[Command]:
+        self.journals[full.run].cut(full.keep)
+        self.unwritable.add(full.run)
+        return self.step(now, CancelRun(full.run, "its journal cannot be written"))
+
+    def _hear(self, now: float, hears: Hears) -> list[Command]:
         word = self.words.pop(0)
         self.number = word.number
         return self._move_row(now, word.key, word.happening)
@@ -465,7 +480,7 @@ class World:
                 del self.stages[key]
                 self.killed.discard(key)
 
-    def _spawn(self, spawn: Spawn) -> None:
+    def _spawn(self, now: float, spawn: Spawn) -> None:
         """As the engine does: its input is put together, and what its last attempt had saved."""
         run, task = spawn.run, spawn.task
         self.stages[run, task, spawn.attempt] = "spawned"
@@ -477,7 +492,8 @@ class World:
         saved = self.scheduler.state(run).tasks[task].saved
         assert (outputs, saved) == self.judge.given(run, task), f"{spawn}: what it is given"
 
-    def _crash(self, keep: Mapping[str, int]) -> None:
+    def _crash(self, now: float, crash: Crash) -> list[Command]:
+        keep = crash.keep
         self.scheduler = Scheduler(self.max_parallel, self.memory, self.cores)
         self.judge.crash()
         self.stages.clear()
@@ -494,6 +510,7 @@ class World:
         for run in list(self.journals):
             if run in keep or run not in self.judge.runs or not self.folded[run].has_ended:
                 self._reread(run)
+        return []
 
     def _let_go(self, run: str) -> None:
         """Nothing lives any more of a run whose journal could not be written: it is interrupted."""
@@ -513,14 +530,21 @@ class World:
         self.reread.add(run)
         self.judge.read(run, journal.spec, journal.records)
 
-    def _take_up(self, now: float, run: str) -> list[Command]:
-        journal = self.journals[run]
-        state = self.states[run] = journal.state()
+    def _take_up(self, now: float, move: TakeUp | GoBack) -> list[Command]:
+        run = move.run
         if run not in self.reread:
-            self.folded[run] = journal.state()
+            self.folded[run] = self.journals[run].state()
         self.reread.discard(run)
-        self.folded[run].graph = state.graph
+        state = self.states[run] = _copied(self.folded[run])
         return self.step(now, Adopt(run, state))
+
+    def _go_back(self, now: float, back: GoBack) -> list[Command]:
+        commands = self._take_up(now, back)
+        try:
+            return commands + self.step(now, Rollback(back.run, back.checkpoint, back.before))
+        except UsageError:  # it was being ended: it is taken up all the same
+            self.did[-1] = now, TakeUp(back.run)
+            return commands
 
     def _fork(self, now: float, fork: ForkOf) -> list[Command]:
         journal = self.journals[fork.copy] = Journal(fork.copy)
@@ -532,11 +556,12 @@ class World:
                 break
         self._reread(fork.copy)
         self.reread.discard(fork.copy)
-        state = self.states[fork.copy] = journal.state()
+        state = self.states[fork.copy] = _copied(self.folded[fork.copy])
         return self.step(now, Adopt(fork.copy, state, fork=(fork.run, fork.checkpoint)))
 
-    def _offline(self, now: float, wish: Wish) -> list[Command]:
-        core, run = Scheduler(1, sys.maxsize), wish.run
+    def _offline(self, now: float, offline: Offline) -> list[Command]:
+        core, wish = Scheduler(1, sys.maxsize), offline.wish
+        run = wish.run
         state = self.journals[run].state()
         commands = core.step(0.0, Adopt(run, state, held=True))
         commands += core.step(0.0, wish)
