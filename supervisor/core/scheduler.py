@@ -793,12 +793,12 @@ class Scheduler:
             return
         if run.rolling is not None and task in run.rolling.touched:
             return
-        speakers = (run.live.get(source) for source in run.state.graph.streams[task])
-        if any(speaker is not None and speaker.is_doomed for speaker in speakers):
-            return  # there will be another
-        checks = (run.checks.get(source) for source in run.state.graph.streams[task])
-        if any(check is not None and check.error is not None for check in checks):
-            return
+        for source in run.state.graph.streams[task]:
+            speaker, check = run.live.get(source), run.checks.get(source)
+            if speaker is not None and speaker.is_doomed:
+                return  # there will be another
+            if check is not None and check.error is not None:
+                return
         self._make_ready(run, task)
 
     def _complete_if_final(self, run: _Run, task: str) -> None:

@@ -24,7 +24,7 @@ from enum import auto
 from functools import partial
 from typing import Any, NamedTuple
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from ...protocol.answers import Action
 from ...protocol.errors import LocalViolation, UsageError
@@ -123,8 +123,7 @@ LIFECYCLE: Lifecycle[RunStanding] = Lifecycle(TRANSITIONS)
 ENDED = frozenset(_ENDINGS.values())
 
 
-@dataclass(slots=True)
-class TaskState:
+class TaskState(Struct):
     # Plain upstream tasks that have not completed; of an `always` task, that have not ended.
     waits: int
     wanted: int  # dependants that have not ended, who may still ask for the output
@@ -142,8 +141,7 @@ class TaskState:
     saved: Raw | None = None  # what an attempt left for the next one
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     task: str
     attempt: int | None
     error: TaskError
@@ -163,8 +161,7 @@ class Noted(NamedTuple):
     opening: int
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """The completed tasks of `parent`, and `tasks`; `total` of them. Files and bytes of the layers
     of all."""
 
@@ -247,14 +244,10 @@ class RunState:
 
     def silent_source(self, task: str) -> str | None:
         """Of those whose streams a task reads, the first that neither speaks nor has completed."""
-        return next(
-            (
-                source
-                for source in self.graph.streams[task]
-                if self.tasks[source].standing not in (Standing.RUNNING, Standing.COMPLETED)
-            ),
-            None,
-        )
+        for source in self.graph.streams[task]:
+            if self.tasks[source].standing not in (Standing.RUNNING, Standing.COMPLETED):
+                return source
+        return None
 
     def upstream_of(self, task: str) -> set[str]:
         """All that it depends on, however far."""
