@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops answers simulate mutants chaos faults humaneval wfinstances clean
+.PHONY: demo test check bench loops answers simulate mutants chaos faults humaneval wfinstances
+.PHONY: test-vm clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
 # importing something that the wheel would not hold. Its links are made anew when a file is added,
@@ -67,6 +68,10 @@ mutants: $(VENV)/.ready
 # The long tests, of which `make test` runs a short one each: `make chaos ARGS="kills --runs 5"`.
 chaos: $(VENV)/.ready
 	@PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
+
+# The suites on pure cgroup v2 under systemd, in a guest made of Debian packages (qemu): minutes.
+test-vm: $(VENV)/.ready
+	@PYTHONPATH=tests $(BIN)/python -B -m vm $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
