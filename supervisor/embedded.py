@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from ..protocol.errors import CasemateError, LocalViolation, UsageError
+from ..protocol.errors import CasemateError, LocalViolation, SetupRefused, UsageError
+from ..sandbox.scope import take_place
 from . import hostpipe
 from .engine import Engine
 
@@ -29,6 +30,10 @@ def main() -> None:
     # the host's to decide (select() breaks above 1023); this one is ours.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # While there is no child yet. Where it fails limits are sampled: every `task.started` says so,
+    # and `casemate doctor` why.
+    with contextlib.suppress(OSError, SetupRefused):
+        take_place()
     asyncio.run(_serve(int(sys.argv[1])))
 
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from ..protocol.errors import CasemateError, UsageError
+from ..protocol.errors import CasemateError, SetupRefused, UsageError
 from ..protocol.events import Usage
 from ..protocol.pipeline import Timeouts
 from ..sandbox.process import Stdio
+from ..sandbox.scope import take_place
 from ..sandbox.spec import SandboxSpec
 from .exec import COMPLETED, Execution, Report, refusal
 from .sandboxes import Sandboxes
@@ -224,6 +225,8 @@ def serve() -> None:
         packet = stream.read(size)
         if len(packet) < size or not size:
             return  # the host changed its mind
+        with contextlib.suppress(OSError, SetupRefused):  # limits are sampled then; `walls` says so
+            take_place()
         reply = _execute(msgspec.msgpack.decode(packet, type=_Request), host.fileno())
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             host.sendall(msgspec.msgpack.encode(reply))

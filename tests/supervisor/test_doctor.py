@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from casemate.protocol.errors import SetupRefused
 from casemate.protocol.events import ErrorKind
-from casemate.sandbox import cgroup
-from casemate.sandbox.cgroup import CgroupFacts, CgroupManager, Hierarchy
+from casemate.sandbox.cgroup import CgroupFacts, CgroupManager
 from casemate.sandbox.probe import Fact
 from casemate.supervisor.cli import doctor, scope
 from casemate.supervisor.config import load_config
@@ -156,16 +156,15 @@ def test_cgroups_that_disappoint_are_told(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_settling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """In a delegated folder we step aside; where that fails, limits are sampled and it is said."""
-    facts = CgroupFacts(Hierarchy.V2, (), settle_in=Path("/sys/fs/cgroup/ours"))
-    asked: list[CgroupFacts] = []
-    monkeypatch.setattr(cgroup, "probe", lambda: facts)
-    monkeypatch.setattr(cgroup, "settle", asked.append)
+    took: list[bool] = []
+    monkeypatch.setattr(scope, "take_place", lambda: took.append(True))
     scope.settle()
-    assert asked == [facts] and capsys.readouterr().err == ""
+    assert took == [True] and capsys.readouterr().err == ""
 
-    def refuse(facts: CgroupFacts) -> None:
-        raise PermissionError(13, "Permission denied")
+    def refuse() -> None:
+        raise SetupRefused("the user's systemd manager does not answer")
 
-    monkeypatch.setattr(cgroup, "settle", refuse)
+    monkeypatch.setattr(scope, "take_place", refuse)
     scope.settle()
-    assert "casemate: /sys/fs/cgroup/ours was delegated to us" in capsys.readouterr().err
+    said = "casemate: no cgroup of our own: the user's systemd manager does not answer\n"
+    assert capsys.readouterr().err == said

@@ -1,10 +1,10 @@
 """The guest's disk: a Debian of its own release, kernel and Python, with what the tests run.
 
-mmdebstrap makes a tar of it (as root in a mount namespace of its own, else in a user namespace; it
-fetches with apt, so it takes the host's proxy), mke2fs makes a file system of that without mounting
-anything, and kernel and initramfs are taken out of the tar. An image is kept under a name that
-hashes all it is made of, so that it is made once; what a run writes to it goes to a temporary file
-(qemu's `snapshot=on`).
+mmdebstrap makes a tar of it, in a mount namespace of its own: as root it would mount /proc, /sys and
+/dev where it is, so it is started in one; else it has a user namespace. mke2fs makes a file system
+of the tar without mounting anything; kernel and initramfs are taken out of it. An image is kept
+under a name that hashes all it is made of, so that it is made once; what a run writes to it goes to
+a temporary file (qemu's `snapshot=on`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PACKAGES = (
     *("sqlite3", "curl"),
 )
 
-UNNEEDED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+# Not the manual: the JDK cannot be configured without its folder.
+UNNEEDED = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 
 # Everything comes on the second disk; everything goes onto the third.
 UNIT = """
@@ -102,6 +103,7 @@ def missing_programs() -> dict[str, str]:
         "mmdebstrap": "mmdebstrap",
         "mke2fs": "e2fsprogs",
         "tar": "tar",
+        "unshare": "util-linux",
     }
     if os.geteuid() != 0:
         needed |= {"fakeroot": "fakeroot", "newuidmap": "uidmap"}
@@ -129,8 +131,11 @@ def make_image(folder: Path, release: str) -> Image:
 
 def _make(folder: Path, release: str) -> None:
     tar = folder / "root.tar"
+    # A root's mmdebstrap mounts /proc, /sys and /dev where it is; those here die with it.
+    apart = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     excluded = [f"--dpkgopt=path-exclude={pattern}" for pattern in UNNEEDED]
     _run(
+        *(apart if os.geteuid() == 0 else ()),
         "mmdebstrap",
         f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
         "--variant=minbase",
@@ -141,6 +146,7 @@ def _make(folder: Path, release: str) -> None:
         release,
         str(tar),
         MIRROR,
+        temporary=folder,
     )
     with tarfile.open(tar) as archive:
         for member in archive:
@@ -157,7 +163,7 @@ def _make(folder: Path, release: str) -> None:
         f'PATH="$PATH:/usr/sbin:/sbin" mke2fs -q -t ext4 -d "$1/root" "$1/disk" {DISK_SIZE}'
     )
     pretend = [] if os.geteuid() == 0 else ["fakeroot"]
-    _run(*pretend, "sh", "-ec", unpack_and_make, "sh", str(folder))
+    _run(*pretend, "sh", "-ec", unpack_and_make, "sh", str(folder), temporary=folder)
     shutil.rmtree(folder / "root")
     tar.unlink()
 
@@ -169,7 +175,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) ->
         shutil.copyfileobj(source, file)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str, temporary: Path) -> None:
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -178,6 +184,7 @@ def _run(*command: str) -> None:
         text=True,
         errors="replace",
         check=False,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     if done.returncode != 0:
         last = "\n".join(done.stdout.splitlines()[-20:])
