@@ -148,7 +148,7 @@ def test_the_wheel_holds_the_tree_and_nothing_generic(tmp_path: Path) -> None:
     )
     [wheel] = tmp_path.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    expected = {"casemate/py.typed"}
+    expected = {"casemate/py.typed", "casemate/supervisor/casemate.service"}
     for path in sources():
         relative = path.relative_to(ROOT)
         facade = relative.parts[:2] == ("supervisor", "facade")

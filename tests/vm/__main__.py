@@ -22,9 +22,8 @@ import sys
 import tarfile
 import tomllib
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vm.image import USER, Image, make_image, missing_programs
 from vm.machine import boot, read_results
@@ -36,9 +35,7 @@ BUILD = ROOT / "build" / "vm"
 TEST_PACKAGES = ["pytest>=8.2", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 WITH_THEM = ["numpy"]  # works inside a sandbox (test_honest_programs.py)
 
-# What only a host with controllers on v2 can tell, and this guest is the one that has them.
-HERE_ALONE = ["tests/vm/checks_cgroup.py", "tests/vm/checks_scope.py", "tests/vm/checks_service.py"]
-SUITES = ["tests/sandbox", "tests/hostile", "tests/supervisor/test_exec.py"]
+SUITES = ("tests/sandbox", "tests/hostile", "tests/supervisor/test_exec.py")
 
 # On two idle cores with KVM a round takes some minutes; emulated, or beside others, far longer.
 DEADLINE = 3600.0
@@ -46,15 +43,29 @@ DEADLINE = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Round:
+    """One pytest in the guest. `delegated`: in a scope with Delegate=yes; else in root's cgroup, as
+    a login session is."""
+
     name: str
     user: str
-    arguments: tuple[str, ...]
+    delegated: bool
+    tests: tuple[str, ...]
+
+
+# The checks are no part of the ordinary suite: only a guest like this one can pass them.
+ROUNDS = (
+    Round("root", "root", True, ("tests/vm/checks_cgroup.py", *SUITES)),
+    Round("user", USER, True, ("tests/vm/checks_cgroup.py", *SUITES)),
+    Round("session", USER, False, ("tests/vm/checks_scope.py", "tests/hostile")),
+    Round("service", "root", False, ("tests/vm/checks_service.py",)),
+)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make test-vm", description=__doc__)
     parser.add_argument("--release", default="trixie", help="of Debian: kernel, systemd, Python")
-    parser.add_argument("--user", action="append", choices=["root", USER], help="only this one")
+    names = [each.name for each in ROUNDS]
+    parser.add_argument("--round", action="append", choices=names, help="only this one")
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds for the guest")
     parser.add_argument("--ablate", action="store_true", help="one wall off at a time")
     parser.add_argument("tests", nargs="*", help="for pytest, instead of the suites")
@@ -70,9 +81,11 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     print(f"the image of {asked.release} (made once: some minutes)", flush=True)
     image = make_image(BUILD, asked.release)
-    users = asked.user or ["root", USER]
-    tests = tuple(asked.tests) or (*SUITES, *HERE_ALONE)
-    rounds = [Round(user, user, tests) for user in users]
+    rounds = [
+        replace(each, tests=tuple(asked.tests) or each.tests)
+        for each in ROUNDS
+        if each.name in (asked.round or names)
+    ]
     folder = BUILD / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -99,12 +112,7 @@ def main() -> int:
 
 
 def pack(folder: Path, image: Image, rounds: list[Round]) -> Path:
-    job: dict[str, Any] = {
-        "rounds": [
-            {"name": each.name, "user": each.user, "arguments": ["-m", "not tree", *each.arguments]}
-            for each in rounds
-        ]
-    }
+    job = {"rounds": [asdict(each) for each in rounds]}
     (folder / "job.json").write_text(json.dumps(job))
     wheel = build_wheel(folder)
     wheels = gather_wheels(image.python, wheel)

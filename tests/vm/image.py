@@ -1,6 +1,6 @@
 """The guest's disk: a Debian of its own release, kernel and Python, with what the tests run.
 
-mmdebstrap makes a tar of it, in a mount namespace of its own: as root it would mount /proc and others
+mmdebstrap makes a tar of it, in a mount namespace of its own: as root it would mount /proc and more
 where it is, so it is started in one; else it has a user namespace. mke2fs makes a file system
 of the tar without mounting anything; kernel and initramfs are taken out of it. An image is kept
 under a name that hashes all it is made of, so that it is made once; what a run writes to it goes to

@@ -1,13 +1,12 @@
-"""What the guest does, as root: installs the wheel, runs each suite as each user, leaves results.
+"""What the guest does, as root: installs the wheel, runs each round, leaves what came of it.
 
-A suite runs in a scope that systemd delegated, in a leaf of it, as `casemate` places itself: pytest
-would otherwise be a process in the very folder whose controllers are to be handed on. Of results
-there are one JUnit file and one log for each round, and `facts.json`.
+A round is one pytest. A delegated one runs in a scope with Delegate=yes, asked of the system's
+manager by root and of the user's own by the ordinary user; in a leaf of it, where `casemate` places
+itself too: pytest would otherwise be a process in the very folder whose controllers are to be
+handed on. Any other stays in this unit's cgroup, which is root's, as a login session's is.
 
-    root    systemd-run --scope -p Delegate=yes ...
-    agent   the same asked of the user's own manager, with systemd-run --user
-
-Stands alone: only the interpreter's own library is here when it starts.
+Each leaves a JUnit file and a log; `facts.json` says where all this was. Stands alone: only the
+interpreter's own library is here when it starts.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from pathlib import Path
 JOB = Path("/srv/job")
 VENV = Path("/srv/venv")
 RESULTS = Path("/srv/results")
-USER = "agent"
 
 # Into a leaf of the scope, then the suite.
 STEP_ASIDE = (
@@ -44,6 +42,7 @@ def main() -> None:
     RESULTS.mkdir(mode=0o755)
     RESULTS.chmod(0o1777)
     try:
+        add_swap()
         install()
         (RESULTS / "facts.json").write_text(json.dumps(facts()))
         for step in job["rounds"]:
@@ -56,6 +55,15 @@ def main() -> None:
             for file in sorted(RESULTS.iterdir()):
                 archive.add(file, file.name)
         os.sync()
+
+
+def add_swap() -> None:
+    """For sandboxes not to use."""
+    file = "/swap"
+    subprocess.run(["fallocate", "-l", "256M", file], check=True)
+    Path(file).chmod(0o600)
+    subprocess.run(["mkswap", "--quiet", file], check=True)
+    subprocess.run(["swapon", file], check=True)
 
 
 def install() -> None:
@@ -88,35 +96,30 @@ def facts() -> dict[str, str]:
     }
 
 
-def run_round(name: str, user: str, arguments: list[str]) -> None:
-    """One pytest, in a delegated scope of this user's."""
+def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
     account = pwd.getpwnam(user)
-    scratch = Path("/var/tmp") / f"round-{name}"
     environment = {
         "HOME": account.pw_dir,
         "USER": user,
         "LANG": "C.UTF-8",
         "PATH": f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "XDG_RUNTIME_DIR": f"/run/user/{account.pw_uid}",
-        "CASEMATE_VM_ROUND": name,
     }
-    if user == "root":
-        del environment["XDG_RUNTIME_DIR"]
-        scope = ["systemd-run", "--scope"]
-    else:
-        scope = ["systemd-run", "--user", "--scope"]
-    pytest = [
-        *(str(VENV / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-        *(f"--basetemp={scratch}", f"--junitxml={RESULTS}/{name}.xml", *arguments),
-    ]
+    if user != "root":
+        environment["XDG_RUNTIME_DIR"] = f"/run/user/{account.pw_uid}"
     command = [
-        *scope,
-        *("--quiet", "--collect", "-p", "Delegate=yes", f"--unit=suite-{name}"),
-        *("--", "/bin/sh", "-ec", STEP_ASIDE, "sh", *pytest),
+        *(str(VENV / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(f"--basetemp=/var/tmp/round-{name}", f"--junitxml={RESULTS}/{name}.xml"),
+        *("-m", "not tree", *tests),
     ]
+    if delegated:
+        command = [
+            *("systemd-run", "--scope", *(["--user"] if user != "root" else [])),
+            *("--quiet", "--collect", "-p", "Delegate=yes", f"--unit=suite-{name}"),
+            *("--", "/bin/sh", "-ec", STEP_ASIDE, "sh", *command),
+        ]
     began = time.monotonic()
-    tell(f"{name}: {shlex.join(arguments)}")
+    tell(f"{name}: {shlex.join(tests)}")
     with (RESULTS / f"{name}.log").open("wb") as log:
         running = subprocess.Popen(
             command,
