@@ -1,5 +1,5 @@
-"""Every limit held by the kernel, on pure cgroup v2 with all controllers and with swap: the guest of
-`make test-vm`, as root and as an ordinary user with a delegated scope."""
+"""Every limit held by the kernel, on pure cgroup v2 with all controllers and with swap: the guest
+of `make test-vm`, as root and as an ordinary user with a delegated scope."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from casemate.sandbox import cgroup
 from casemate.sandbox.cgroup import Hierarchy
 from fakes import wait_until
 from sandbox.sealed import House, python
-
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import casemate
-import psutil
 import pytest
 from casemate.protocol.limits import MIB
 from casemate.sandbox import cgroup
@@ -78,18 +77,12 @@ def test_a_command_is_held_by_cgroups(tmp_path: Path) -> None:
 def test_a_program_that_embeds_us_stays_and_its_engine_gets_the_scope(
     tmp_path: Path, place: Place
 ) -> None:
-    place.write("code.py", "def work(input, ctx):\n    return len(bytearray(1 << 30))\n")
+    place.tasks("def work(input, ctx):\n    return len(bytearray(1 << 30))\n")
     with Embedded(tmp_path / "state") as house:
-        [engine] = psutil.Process().children()
-        assert "/casemate-" in folder_of(engine.pid)
-        assert len(scopes()) > 0
-        pipeline = place.pipeline("balloon")
-        pipeline.add_task(casemate.Task("work", "code.py:work"))
-        result = house.run(pipeline)
-    [started] = [event for event in result.events if event.kind == "task.started"]
-    assert started.data["walls"]["limits"] == ALL
-    [failed] = [event for event in result.events if event.kind == "task.failed"]
-    assert failed.data["error"]["kind"] == "memory"
+        assert "/casemate-" in folder_of(house.engine)
+        history = house.run(place.spec(tasks={"work": {}}))
+    assert history.one("task.started").data["walls"]["limits"] == ALL
+    assert history.error("work")["kind"] == "memory"
 
 
 def test_run_sandboxed_is_held_by_cgroups() -> None:
