@@ -67,7 +67,7 @@ def main() -> int:
     names = [each.name for each in ROUNDS]
     parser.add_argument("--round", action="append", choices=names, help="only this one")
     parser.add_argument("--deadline", type=float, default=DEADLINE, help="seconds for the guest")
-    parser.add_argument("--ablate", action="store_true", help="one wall off at a time")
+    parser.add_argument("--ablate", nargs="*", metavar="WALL", help="one wall off at a time")
     parser.add_argument("tests", nargs="*", help="for pytest, instead of the suites")
     asked = parser.parse_args()
     missing = missing_programs()
@@ -84,12 +84,12 @@ def main() -> int:
     rounds = [
         replace(each, tests=tuple(asked.tests) or each.tests)
         for each in ROUNDS
-        if each.name in (asked.round or names)
+        if each.name in (asked.round or ([] if asked.ablate is not None else names))
     ]
     folder = BUILD / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    payload = pack(folder, image, rounds)
+    payload = pack(folder, image, rounds, asked.ablate)
     print(f"booting it, deadline {asked.deadline:.0f} s; its console: {folder / 'console'}")
     trouble = boot(image, folder, payload, asked.deadline)
     results = read_results(folder)
@@ -104,6 +104,8 @@ def main() -> int:
     if trouble is not None:
         print(f"the guest: {trouble}\n{last_lines(folder / 'console')}", file=sys.stderr)
     is_good = show(results, rounds)
+    if asked.ablate is not None:
+        is_good = show_ablation(results) and is_good
     print(f"logs: {kept}")
     return 0 if is_good and trouble is None else 1
 
@@ -111,8 +113,8 @@ def main() -> int:
 # --- what goes in ------------------------------------------------------------------------------
 
 
-def pack(folder: Path, image: Image, rounds: list[Round]) -> Path:
-    job = {"rounds": [asdict(each) for each in rounds]}
+def pack(folder: Path, image: Image, rounds: list[Round], ablate: list[str] | None) -> Path:
+    job = {"rounds": [asdict(each) for each in rounds], "ablate": ablate}
     (folder / "job.json").write_text(json.dumps(job))
     wheel = build_wheel(folder)
     wheels = gather_wheels(image.python, wheel)
@@ -200,6 +202,15 @@ def show(results: dict[str, bytes], rounds: list[Round]) -> bool:
     if failures:
         print("\n" + "\n".join(failures))
     return is_good
+
+
+def show_ablation(results: dict[str, bytes]) -> bool:
+    """The table: what each wall alone was stopping, or why it stays."""
+    table = json.loads(results.get("ablation.json", b"[]"))
+    for row in table:
+        stops = ", ".join(row["stops"]) or f"nothing alone: {row['reason']}"
+        print(f"| {row['wall']} | {stops} {row['trouble']} |")
+    return bool(table) and all(row["stops"] or row["reason"] for row in table)
 
 
 def last_lines(console: Path) -> str:

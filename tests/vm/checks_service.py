@@ -153,7 +153,7 @@ def test_it_stops_at_once_and_leaves_nothing(service: None) -> None:
 def test_it_goes_on_where_it_was_stopped(service: None) -> None:
     systemctl("start", UNIT.name)
     [run] = [
-        each["run"]
+        each["id"]
         for each in json.loads(client("ps", "--json"))
         if each["pipeline"] == "endless"
     ]  # fmt: skip

@@ -47,6 +47,10 @@ def main() -> None:
         (RESULTS / "facts.json").write_text(json.dumps(facts()))
         for step in job["rounds"]:
             run_round(**step)
+        if job["ablate"] is not None:
+            script = str(JOB / "tests/vm/ablate.py")
+            python = str(VENV / "bin/python")
+            run("ablate", "root", True, [python, script, str(RESULTS), *job["ablate"]])
     except BaseException:
         (RESULTS / "guest-failed").write_text(traceback.format_exc())
         raise
@@ -97,6 +101,16 @@ def facts() -> dict[str, str]:
 
 
 def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
+    command = [
+        *(str(VENV / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(f"--basetemp=/var/tmp/round-{name}", f"--junitxml={RESULTS}/{name}.xml"),
+        *("-m", "not tree", *tests),
+    ]
+    run(name, user, delegated, command)
+
+
+def run(name: str, user: str, delegated: bool, command: list[str]) -> None:
+    """As this user; what it prints goes into a log, and a line now and then to the console."""
     account = pwd.getpwnam(user)
     environment = {
         "HOME": account.pw_dir,
@@ -107,11 +121,6 @@ def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
     }
     if user != "root":
         environment["XDG_RUNTIME_DIR"] = f"/run/user/{account.pw_uid}"
-    command = [
-        *(str(VENV / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-        *(f"--basetemp=/var/tmp/round-{name}", f"--junitxml={RESULTS}/{name}.xml"),
-        *("-m", "not tree", *tests),
-    ]
     if delegated:
         command = [
             *("systemd-run", "--scope", *(["--user"] if user != "root" else [])),
@@ -119,7 +128,7 @@ def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
             *("--", "/bin/sh", "-ec", STEP_ASIDE, "sh", *command),
         ]
     began = time.monotonic()
-    tell(f"{name}: {shlex.join(tests)}")
+    tell(f"{name}: {shlex.join(command[-6:])}")
     with (RESULTS / f"{name}.log").open("wb") as log:
         running = subprocess.Popen(
             command,
@@ -135,8 +144,10 @@ def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
         assert running.stdout is not None
         for line in running.stdout:
             log.write(line)
-            if line.startswith((b"tests/", b"FAILED", b"ERROR")) or b"[" in line[-8:]:
-                tell(f"{name}: {line.decode(errors='replace').rstrip()[:150]}")
+            log.flush()
+            text = line.decode(errors="replace").rstrip()
+            if text.startswith(("FAILED", "ERROR", "vm: ")) or text.endswith("%]"):
+                tell(f"{name}: {text.removeprefix('vm: ')[:300]}")
         code = running.wait()
     tell(f"{name}: ended with {code} after {time.monotonic() - began:.0f} s")
 

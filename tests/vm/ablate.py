@@ -1,0 +1,245 @@
+"""Which attacks does each wall stop that no other does? One wall off at a time, all attacks each.
+
+The product has no switch for this, and shall have none: a wall is taken out of a *copy* of the
+installed package, by lines appended to one of its files, and the hostile suite runs against that
+copy. What then fails, and did not with every wall standing, is what this wall alone was stopping. A
+wall that stops nothing alone has its reason here.
+
+With a wall off attacks succeed, so this refuses to run anywhere but in a guest of ours: on a
+machine that says it is virtual and bears the image's marker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["WALLS", "Wall", "refusal"]
+
+MARKER = Path("/etc/casemate-test-vm")
+CPUINFO = Path("/proc/cpuinfo")
+
+SUITE = "tests/hostile"
+SUITE_PATIENCE = 900.0
+
+# A copy's plan without some steps, flags or limits. `make_plan` is looked up when it is called.
+PLAN = """
+
+import msgspec as _msgspec
+_whole_plan = make_plan
+
+def make_plan(*given, **named):
+    plan = _whole_plan(*given, **named)
+    return _msgspec.structs.replace(
+        plan,
+        steps=tuple(step for step in plan.steps if step not in {steps!r}),
+        clone_flags=plan.clone_flags & ~{flags},
+        unshare_flags=plan.unshare_flags & ~{flags},
+    )
+"""
+
+# What is read back is then what is expected, or no sandbox of the copy would start.
+INIT = """
+
+expected_posture = lambda plan: read_posture()
+"""
+
+SKIP = "STEPS[{step!r}] = lambda build: None\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """`lines`: {file of the package: what is appended}. `reason`: why it stays even if the suite
+    has no attack that it stops alone."""
+
+    name: str
+    lines: dict[str, str]
+    reason: str = ""
+
+
+def without_steps(name: str, *steps: str, flags: int = 0, reason: str = "") -> Wall:
+    lines = {
+        "sandbox/plan.py": PLAN.replace("{steps!r}", repr(set(steps))).replace(
+            "{flags}", str(flags)
+        ),
+        "sandbox/init.py": INIT,
+    }
+    return Wall(name, lines, reason)
+
+
+def with_init(name: str, lines: str, reason: str = "") -> Wall:
+    return Wall(name, {"sandbox/init.py": INIT + lines}, reason)
+
+
+def without_limits(name: str, prefix: str, reason: str = "") -> Wall:
+    lines = f"""
+
+_all_settings = _Parent._settings
+_Parent._settings = lambda parent, limits: (
+    each for each in _all_settings(parent, limits) if not each[0].startswith({prefix!r})
+)
+if {prefix!r} == "cpu":
+    _Parent._limit_cpu = lambda parent, name, cores: None
+"""
+    return Wall(name, {"sandbox/cgroup.py": lines}, reason)
+
+
+_NEW = {"ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000, "net": 0x40000000,
+        "cgroup": 0x02000000}  # fmt: skip
+
+WALLS = (
+    without_steps("user namespace", "user"),
+    with_init(
+        "reserved uid",
+        # The ids of root, mapped to the task's: what an ordinary user's supervisor has instead.
+        SKIP.format(step="identity"),
+    ),
+    without_steps("pid namespace", flags=_NEW["pid"]),
+    with_init(
+        "private root",
+        # The host's tree stays in view, in a mount namespace of the sandbox's own.
+        "def _stay(build):\n    syscalls.unshare(build.plan.unshare_flags)\n"
+        "STEPS['root'] = _stay\n",
+    ),
+    Wall(
+        "read-only root",
+        {
+            "sandbox/mounts.py": "\n\n_clone_tree = clone_tree\n"
+            "def clone_tree(path, *, writable, **named):\n"
+            "    return _clone_tree(path, writable=True, **named)\n"
+            "_seal = syscalls.mount_setattr\n"
+            "def seal_template():\n"
+            "    syscalls.pivot_root(b'.', b'.')\n"
+            "    syscalls.umount2(b'.', syscalls.MNT_DETACH)\n"
+            "    os.chdir('/')\n",
+        },
+    ),
+    without_steps("network namespace", "loopback", flags=_NEW["net"]),
+    without_steps("ipc namespace", flags=_NEW["ipc"]),
+    without_steps("uts namespace", "hostname", flags=_NEW["uts"]),
+    without_steps("cgroup namespace", flags=_NEW["cgroup"]),
+    Wall(
+        "own /proc: hidepid, subset",
+        {
+            "sandbox/mounts.py": "\n\ndef fresh_proc(*, only_pids):\n"
+            "    return make_file_system('proc', {}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)\n",
+        },
+    ),
+    Wall(
+        "tmpfs caps",
+        {
+            "sandbox/mounts.py": "\n\n_capped = scratch\n"
+            "def scratch(*, size, inodes, owner):\n"
+            "    return _capped(size=1 << 40, inodes=1 << 30, owner=owner)\n",
+        },
+    ),
+    without_steps("seccomp", "seccomp"),
+    without_steps("landlock", "landlock"),
+    with_init("capabilities dropped", SKIP.format(step="capabilities")),
+    with_init("no_new_privs", SKIP.format(step="no_new_privs")),
+    with_init("rlimits", SKIP.format(step="rlimits")),
+    with_init(
+        "descriptors closed",
+        SKIP.format(step="descriptors") + "def _session(build):\n    os.setsid()\n"
+        "    os.umask(0o022)\nSTEPS['session'] = _session\n",
+    ),
+    with_init(
+        "session of its own",
+        "_started = STEPS['session']\ndef _shared(build):\n    setsid = os.setsid\n"
+        "    os.setsid = lambda: None\n    try:\n        _started(build)\n"
+        "    finally:\n        os.setsid = setsid\nSTEPS['session'] = _shared\n",
+    ),
+    with_init("not dumpable", SKIP.format(step="dumpable")),
+    with_init("offered to the OOM killer", SKIP.format(step="oom_score")),
+    without_limits("memory limit", "memory"),
+    without_limits("pids limit", "pids"),
+    without_limits("cpu limit", "cpu"),
+)
+
+
+def refusal(marker: Path = MARKER, cpuinfo: Path = CPUINFO) -> str | None:
+    """Why this must not run here; None where it may."""
+    if not marker.exists():
+        return f"this is no guest of `make test-vm`: there is no {marker}"
+    flags = {word for line in cpuinfo.read_text().splitlines() for word in line.split()}
+    if "hypervisor" not in flags:
+        return "this is no virtual machine: its processor does not name a hypervisor"
+    return None
+
+
+def ablate(package: Path, wall: Wall, folder: Path) -> Path:
+    """A folder to put first in the path: the package without this wall."""
+    copy = folder / wall.name.replace(" ", "-").replace("/", "").replace(",", "").replace(":", "")
+    shutil.copytree(package, copy / "casemate", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, lines in wall.lines.items():
+        file = copy / "casemate" / name
+        file.write_text(file.read_text() + lines)
+    return copy
+
+
+def attack(path: Path | None, folder: Path, name: str) -> tuple[set[str], str]:
+    """(the tests that fail against this package, what went wrong with the whole)."""
+    report, log = folder / f"{name}.xml", folder / f"{name}.log"
+    environment = dict(os.environ)
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not tree"),
+        *(f"--basetemp=/var/tmp/ablate-{name}", f"--junitxml={report}", SUITE),
+    ]
+    with log.open("wb") as said:
+        try:
+            subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                timeout=SUITE_PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return set(), f"not at its end after {SUITE_PATIENCE:.0f} s"
+    if not report.exists():
+        return set(), "; ".join(log.read_text(errors="replace").splitlines()[-3:])
+    failed = set()
+    for case in ElementTree.parse(report).iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.add(str(case.get("name")))
+    return failed, ""
+
+
+def main() -> int:
+    why = refusal()
+    if why is not None:
+        print(f"--ablate: refused: {why}", file=sys.stderr)
+        return 2
+    import casemate
+
+    [package] = map(Path, casemate.__path__)
+    results = Path(sys.argv[1])
+    wanted = set(sys.argv[2:])
+    copies = Path("/srv/ablated")
+    table = []
+    whole, trouble = attack(None, results, "every-wall")
+    print(f"vm: every wall stands: {len(whole)} fail {sorted(whole)} {trouble}", flush=True)
+    for wall in WALLS:
+        if wanted and wall.name not in wanted:
+            continue
+        path = ablate(package, wall, copies)
+        failed, trouble = attack(path, results, path.name)
+        alone = sorted(failed - whole)
+        print(f"vm: without {wall.name}: {len(alone)}: {', '.join(alone)} {trouble}", flush=True)
+        table.append({"wall": wall.name, "stops": alone, "trouble": trouble, "reason": wall.reason})
+        (results / "ablation.json").write_text(json.dumps(table))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
