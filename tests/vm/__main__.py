@@ -207,10 +207,11 @@ def show(results: dict[str, bytes], rounds: list[Round]) -> bool:
 def show_ablation(results: dict[str, bytes]) -> bool:
     """The table: what each wall alone was stopping, or why it stays."""
     table = json.loads(results.get("ablation.json", b"[]"))
+    print("\n| without | gets through | is refused in another way |\n|---|---|---|")
     for row in table:
-        stops = ", ".join(row["stops"]) or f"nothing alone: {row['reason']}"
-        print(f"| {row['wall']} | {stops} {row['trouble']} |")
-    return bool(table) and all(row["stops"] or row["reason"] for row in table)
+        through = ", ".join(row["through"]) or f"nothing: {row['reason']}"
+        print(f"| {row['wall']} | {through} | {', '.join(row['otherwise'])} |")
+    return bool(table) and all(row["through"] or row["reason"] for row in table)
 
 
 def last_lines(console: Path) -> str:
