@@ -54,8 +54,8 @@ class Round:
 
 # The checks are no part of the ordinary suite: only a guest like this one can pass them.
 ROUNDS = (
-    Round("root", "root", True, ("tests/vm/checks_cgroup.py", *SUITES)),
-    Round("user", USER, True, ("tests/vm/checks_cgroup.py", *SUITES)),
+    Round("root", "root", True, ("tests/sandbox/checks_cgroup.py", *SUITES)),
+    Round("user", USER, True, ("tests/sandbox/checks_cgroup.py", *SUITES)),
     Round("session", USER, False, ("tests/vm/checks_scope.py", "tests/hostile")),
     Round("service", "root", False, ("tests/vm/checks_service.py",)),
 )

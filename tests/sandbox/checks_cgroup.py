@@ -14,7 +14,7 @@ from casemate.protocol.limits import MIB
 from casemate.sandbox import cgroup
 from casemate.sandbox.cgroup import Hierarchy
 from fakes import wait_until
-from sandbox.sealed import House, python
+from sealed import House, python
 
 
 @pytest.fixture(scope="module")
