@@ -48,6 +48,8 @@ from .limits import (
     READ_DEPTH,
     REASON_LENGTH,
     REASONS,
+    REFUSAL_SUBJECT,
+    REFUSALS,
     RETRY_AFTER,
     SAVED_SIZE,
     STREAM_CREDIT_ITEMS,
@@ -76,6 +78,7 @@ from .messages import (
     Save,
     Saved,
 )
+from .refusals import Refusal
 
 __all__ = [
     "GuestMessage",
@@ -142,6 +145,10 @@ def encode(message: Message) -> bytes:
                 None if message.traceback is None else cut_text(message.traceback, ERROR_TEXT_SIZE)
             ),
             retry_after=message.retry_after,
+            refused=tuple(
+                Refusal(each.wall, cut_text(each.subject, REFUSAL_SUBJECT))
+                for each in message.refused[:REFUSALS]
+            ),
         )
     name = kind_of(message).name
     problem = _problem(message)
@@ -228,6 +235,7 @@ def _problem(message: Message) -> str | None:
                 or _excess("type", message.type or "", ERROR_TYPE_SIZE)
                 or _excess("traceback", message.traceback or "", ERROR_TEXT_SIZE)
                 or _wait_problem("retry_after", message.retry_after)
+                or _refusals_problem(message.refused)
             )
         case Hello(version=version) | Accept(version=version) if version != LINK_VERSION:
             return f"version {version}; this side speaks {LINK_VERSION}"
@@ -244,6 +252,15 @@ def _problem(message: Message) -> str | None:
             if message.entry is None and not has_schema:
                 return "nothing to call"
             return _state_problem(message.saved)
+
+
+def _refusals_problem(refused: tuple[Refusal, ...]) -> str | None:
+    if len(refused) > REFUSALS:
+        return f"{len(refused)} refusals; at most {REFUSALS}"
+    for each in refused:
+        if problem := _excess("subject", each.subject, REFUSAL_SUBJECT):
+            return problem
+    return None
 
 
 def _result_problem(result: Result) -> str | None:

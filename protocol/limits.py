@@ -43,6 +43,11 @@ ERROR_TEXT_SIZE = 16 * KIB
 # The qualified name of an exception's type.
 ERROR_TYPE_SIZE = 512
 
+# What walls refused before one error: an exception and those it was raised from; one is the rule.
+# A subject is a path or an address: characters, enough to know it by.
+REFUSALS = 8
+REFUSAL_SUBJECT = 256
+
 # Lists and dicts within each other in one value. Far beyond data that people make, and a fifth of
 # what Python's recursion limit leaves to whoever walks, prints or compares it.
 VALUE_DEPTH = 128
@@ -158,6 +163,6 @@ PATHS_NAMED = 20
 BREAKER_RENEWAL = 1.0
 BREAKER_LEASE = 5.0
 
-LINK_VERSION = 3
+LINK_VERSION = 4
 EVENT_VERSION = 1
 CONTROL_VERSION = 1

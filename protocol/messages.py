@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from msgspec import Raw, Struct
 
 from .pipeline import Entry
+from .refusals import Refusal
 
 __all__ = [
     "FROM_GUEST",
@@ -168,13 +169,15 @@ class Result(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Fail(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The task's code raised, or gave what cannot be carried, or its command failed."""
+    """The task's code raised, or gave what cannot be carried, or its command failed. `refused`:
+    which walls it met, as the guest saw it."""
 
     kind: str  # an ErrorKind the guest may claim: error, crash, invalid_output, output_limit
     message: str
     type: str | None = None
     traceback: str | None = None
     retry_after: float | None = None  # seconds, not negative
+    refused: tuple[Refusal, ...] = ()
 
 
 Message = (

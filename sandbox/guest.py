@@ -50,7 +50,8 @@ from ..protocol.events import TaskError
 from ..protocol.limits import KIB, LINK_VERSION, RETRY_AFTER, VALUE_SIZE
 from ..protocol.messages import NIL, Accept, Fail, Hello, Part, Result, Run
 from ..protocol.pipeline import CommandEntry
-from . import command, loader
+from ..protocol.refusals import Refusal
+from . import command, loader, refusals
 from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
 from .guestlink import Link
 
@@ -434,7 +435,7 @@ def _packed(payload: Raw, run: Run, places: Places) -> Result | Fail:
 
 def _failure(error: BaseException) -> Fail:
     if isinstance(error, command.CommandError):
-        return Fail(kind=error.kind, message=str(error))
+        return Fail(kind=error.kind, message=str(error), refused=refusals.met_by_programs())
     return Fail(
         kind="error",
         message=_message(error),
@@ -442,7 +443,15 @@ def _failure(error: BaseException) -> Fail:
         type=None if type(error) is UsageError else _type_name(error),
         traceback=_traceback(error),
         retry_after=_retry_after(error),
+        refused=_refused(error),
     )
+
+
+def _refused(error: BaseException) -> tuple[Refusal, ...]:
+    met = refusals.met_by(error)
+    # What a program of the task's own has met: it told the task an exit code.
+    is_programs = not met and type(error).__name__ == "CalledProcessError"
+    return refusals.met_by_programs() if is_programs else met
 
 
 def _retry_after(error: BaseException) -> float | None:

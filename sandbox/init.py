@@ -35,6 +35,7 @@ from . import (
     namespaces,
     overlay,
     packets,
+    refusals,
     rlimits,
     seccomp,
     syscalls,
@@ -434,7 +435,13 @@ def tend(guest_pid: int, status: int, is_guest: bool) -> NoReturn:
             os.kill(guest_pid, guest.NUDGE)
             nudge_after *= 2
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    record = Exited(status=code, cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)
+    record = Exited(
+        status=code,
+        cpu=used.ru_utime + used.ru_stime,
+        memory=used.ru_maxrss * 1024,
+        # A guest speaks for itself.
+        refused=refusals.met_by_programs() if code and not is_guest else (),
+    )
     try:
         report(status, record)
     finally:

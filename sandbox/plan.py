@@ -36,6 +36,7 @@ from .spec import (
     DEGRADABLE,
     FIRST_RESERVED_ID,
     INPUT_FILE,
+    OWN_NETWORK,
     SLOTS,
     SOURCES,
     WORKSPACE,
@@ -162,7 +163,7 @@ def make_plan(
     elif walls.has("net"):
         clone_flags |= syscalls.CLONE_NEWNET
         has_loopback = True
-        walls.in_force["net"] = "own namespace, only lo"
+        walls.in_force["net"] = OWN_NETWORK
     elif probe.landlock_abi >= 4:
         deny_tcp = True
         walls.in_force["net"] = "shared, TCP refused by Landlock"

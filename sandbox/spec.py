@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from ..protocol.pipeline import Bind, Limits, Network, ProcView
+from ..protocol.refusals import Refusal
 
 __all__ = [
     "DEGRADABLE",
@@ -23,6 +24,7 @@ __all__ = [
     "INSIDE_ID",
     "LAYER_OWNER",
     "OUTBOX",
+    "OWN_NETWORK",
     "REQUEST_SIZE",
     "SLOTS",
     "SOURCES",
@@ -76,6 +78,10 @@ ENGINE_FD = 3
 # Walls the operator may give up by name where the host cannot build them. Private mounts, pids
 # and the read-only root are not here: without them there is nothing left to call a sandbox.
 DEGRADABLE = frozenset({"user", "net", "ipc", "uts", "cgroup", "seccomp", "landlock"})
+
+
+# What the walls in force say of a network that leads nowhere.
+OWN_NETWORK = "own namespace, only lo"
 
 
 class Mode(StrEnum):
@@ -233,11 +239,12 @@ class SetupFailed(Struct, frozen=True, tag="setup", tag_field="kind"):
 
 class Exited(Struct, frozen=True, tag="exit", tag_field="kind"):
     """The guest, or the program, ended by itself. `cpu` and `memory` as getrusage counts them:
-    of the children that were waited for."""
+    of the children that were waited for. `refused`: which walls a program met that failed."""
 
     status: int  # as wait(2) gives it
     cpu: float
     memory: int
+    refused: tuple[Refusal, ...] = ()
 
 
 StatusRecord = Ready | SetupFailed | Exited

@@ -98,6 +98,7 @@ from .core.events import (
     Used,
 )
 from .core.look import words
+from .core.refusals import explained
 from .core.scheduler import Scheduler
 from .core.task import Standing
 from .core.verdict import Seen, judge
@@ -1006,6 +1007,13 @@ class Engine:
                 usage=msgspec.structs.replace(account.usage, disk=attempt.disk),
             )
         )
+        if isinstance(verdict, TaskError):
+            verdict = explained(
+                verdict,
+                attempt.refused,
+                attempt.task.limits,
+                is_cut_off=attempt.is_cut_off,
+            )
         self._over_with(key, attempt.part, verdict)
 
     def _over_with(self, key: Key, part: Part, verdict: Raw | TaskError) -> None:

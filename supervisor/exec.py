@@ -38,7 +38,8 @@ from ..protocol.errors import CasemateError, RemoteViolation
 from ..protocol.events import ErrorKind, TaskError, Usage
 from ..protocol.limits import KIB
 from ..sandbox.process import Ending, Stdio
-from ..sandbox.spec import SandboxSpec, SetupFailed
+from ..sandbox.spec import OWN_NETWORK, SandboxSpec, SetupFailed
+from .core.refusals import KEYS, Settings, explained
 from .core.verdict import Seen, judge_command
 from .sandboxes import Account, Lease, Sandboxes
 
@@ -80,6 +81,7 @@ class Report(Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     error: str | None = None
+    refused: tuple[str, ...] = ()  # what walls refused, and which setting would allow it
     seconds: float = 0.0  # of the program, from the last wall to its end
     startup: float = 0.0  # from the request to the last wall
     usage: Usage = Usage()
@@ -103,6 +105,7 @@ def run_command(
     stdio: Stdio | None = None,
     stop: int | None = None,
     sandboxes: Sandboxes | None = None,
+    settings: Settings = KEYS,
 ) -> Report:
     """Run `spec.argv` (Mode.EXEC) to its end and until nothing of it lives. Durations in seconds;
     `output` caps stdout and stderr together, what is beyond is dropped and counted; `stdio` are
@@ -115,7 +118,15 @@ def run_command(
     try:
         used.wait_ready()
         execution = Execution(
-            used, spec, wall=wall, idle=idle, cpu=cpu, grace=grace, stdio=stdio, stop=stop
+            used,
+            spec,
+            wall=wall,
+            idle=idle,
+            cpu=cpu,
+            grace=grace,
+            stdio=stdio,
+            stop=stop,
+            settings=settings,
         )
         if output is not None or idle is not None:
             execution.proxy(output)
@@ -217,8 +228,11 @@ class Execution:
         grace: float = 0.0,
         stdio: Stdio | None = None,
         stop: int | None = None,
+        settings: Settings = KEYS,
     ) -> None:
+        """`settings`: what the caller's user calls the limits and walls."""
         self._sandboxes = sandboxes
+        self._settings = settings
         self._spec = spec
         self._start, self._wall, self._idle = start, wall, idle
         self._cpu, self._grace = cpu, grace
@@ -355,11 +369,22 @@ class Execution:
         if any(stream.is_full for stream in self._streams):
             self._active_at = now  # it may be waiting for our reader, which is no fault of its own
         if self._wall is not None and now >= self._started_at + self._wall:
-            self._doom(lease, ErrorKind.TIMEOUT_WALL, f"ran longer than {self._wall:g} s")
+            self._doom(
+                lease,
+                ErrorKind.TIMEOUT_WALL,
+                self._past("wall", f"ran longer than {self._wall:g} s"),
+            )
         elif self._idle is not None and now >= self._active_at + self._idle:
-            self._doom(lease, ErrorKind.TIMEOUT_IDLE, f"said nothing for {self._idle:g} s")
+            self._doom(
+                lease,
+                ErrorKind.TIMEOUT_IDLE,
+                self._past("idle", f"said nothing for {self._idle:g} s"),
+            )
         elif now >= self._sample_at:
             self._sample(lease, now)
+
+    def _past(self, clock: str, what: str) -> str:
+        return f"{what} ({self._settings.clock.format(clock)})"
 
     def _sample(self, lease: Lease, now: float) -> None:
         measured = lease.measure()
@@ -368,7 +393,7 @@ class Execution:
             self._kill(lease, kind, f"past its {kind} limit (sampled)")
         elif self._cpu is not None and measured.cpu is not None:
             if measured.cpu >= self._cpu:
-                message = f"used more than {self._cpu:g} s of cpu time"
+                message = self._past("cpu", f"used more than {self._cpu:g} s of cpu time")
                 self._doom(lease, ErrorKind.TIMEOUT_CPU, message)
             # It could burn on every core at once.
             soonest = (self._cpu - measured.cpu) / (os.cpu_count() or 1)
@@ -493,12 +518,21 @@ class Execution:
                 pids_refused=account.pids_refused,
             )
         )
+        if error is not None:
+            error = explained(
+                error,
+                () if exited is None else exited.refused,
+                self._spec.limits,
+                is_cut_off=sandbox.plan.walls.get("net") == OWN_NETWORK,
+                settings=self._settings,
+            )
         return Report(
             verdict=COMPLETED if error is None else error.kind.value,
             ran=ready is not None and failed is None,
             exit_code=ending.code,
             signal=ending.signal,
             error=None if error is None else error.message,
+            refused=() if error is None else error.refused,
             seconds=round(self._ended_at - self._started_at, 6),
             startup=round(self._started_at - self._asked_at, 6),
             usage=usage,

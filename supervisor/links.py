@@ -58,8 +58,10 @@ from ..protocol.messages import (
     Saved,
 )
 from ..protocol.pipeline import TaskSpec
+from ..protocol.refusals import Refusal
 from ..protocol.zmtp import Endpoint, WireViolation
 from ..sandbox.process import Stdio
+from ..sandbox.spec import OWN_NETWORK
 from .outbox import take_output
 from .sandboxes import Lease
 
@@ -306,6 +308,16 @@ class Attempt:
         """What is in force: the plan's words, and what the kernel said when it was read back."""
         ready = self._sandbox.ready
         return {**self._sandbox.plan.walls, "posture": ready.posture if ready else {}}
+
+    @property
+    def refused(self) -> tuple[Refusal, ...]:
+        """Which walls the task met, by its own account."""
+        return () if self.failure is None else self.failure.refused
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Its network leads nowhere."""
+        return self.walls.get("net") == OWN_NETWORK
 
     @property
     def status(self) -> int | None:

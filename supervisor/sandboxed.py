@@ -65,6 +65,7 @@ class SandboxResult:
     usage: Usage
     walls: Mapping[str, Any]
     error: str | None
+    refused: tuple[str, ...]  # what walls refused, and which setting would allow it
     dropped: int
 
     @property
@@ -184,6 +185,7 @@ def _ask(request: _Request, input: bytes | None) -> SandboxResult:
         usage=report.usage,
         walls=report.walls,
         error=report.error,
+        refused=report.refused,
         dropped=report.dropped,
     )
 

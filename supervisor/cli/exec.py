@@ -20,6 +20,7 @@ import msgspec
 from ...protocol.errors import CasemateError, UsageError
 from ...protocol.events import ErrorKind
 from ...protocol.units import format_size, parse_size
+from ..core.refusals import FLAGS
 from ..exec import COMPLETED, Report, refusal, run_command
 from ..sandboxes import Sandboxes
 from .scope import settle
@@ -101,6 +102,7 @@ def exec_command(
                 output=cap,
                 stop=stop,
                 sandboxes=sandboxes,
+                settings=FLAGS,
             )
         except UsageError:
             raise
@@ -155,6 +157,8 @@ def _say(report: Report, program: str, cap: int | None) -> None:
         say(f"{report.verdict}: {report.error}")
     elif report.exit_code is not None and not report.ran:
         say(report.error + _hint(program))
+    for each in report.refused:
+        say(f"refused: {each}")
 
 
 def _hint(program: str) -> str:

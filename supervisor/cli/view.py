@@ -50,6 +50,9 @@ BECOMES = {
 # One line of a task's own text on one screen line; 8 KiB of it may arrive in one event.
 TEXT_WIDTH = 200
 
+# The setting that would help comes last, behind a path of the task's.
+REFUSAL_WIDTH = 500
+
 # Of one output, when the run is over.
 RESULT_LINES = 30
 
@@ -78,6 +81,11 @@ def shown(event: PipelineEvent, name: str) -> str:
 
 def lines_of(event: PipelineEvent) -> Iterator[str]:
     """What there is to say about an event; nothing for the mere noise (usage, ready)."""
+    yield from _said(event)
+    yield from refusals(event.data.get("error"))
+
+
+def _said(event: PipelineEvent) -> Iterator[str]:
     data = event.data
     match event.kind:
         case "task.started":
@@ -173,6 +181,12 @@ def describe(error: dict[str, Any]) -> str:
     return f"{kind}: {name}{message}"
 
 
+def refusals(error: dict[str, Any] | None) -> Iterator[str]:
+    """What walls refused before this error, and which setting would allow it."""
+    for each in (error or {}).get("refused", ()):
+        yield f"refused: {printable(each, REFUSAL_WIDTH)}"
+
+
 @dataclass(slots=True)
 class Row:
     state: str = "waiting"
@@ -263,6 +277,7 @@ class View:
         """What is left to say at the end: the final errors, or the run's outputs."""
         for task, error in self.errors.items():
             yield f"{task}: {describe(error)}"
+            yield from (f"  {line}" for line in refusals(error))
         for task, output in self.outputs.items():
             if task in self.omitted:
                 yield f"{task}: {bytes_of(self.omitted[task])} (--json has it whole)"

@@ -177,10 +177,15 @@ class Attempt(Clock):
         """The limit that ran out, of those `due` watches."""
         timeouts = self.spec.timeouts
         if self.phase is Phase.SPAWNING:
-            return ErrorKind.TIMEOUT_START, f"did not start within {timeouts.start:g} s"
-        if now >= self._wall:
-            return ErrorKind.TIMEOUT_WALL, f"ran longer than {timeouts.wall:g} s"
-        return ErrorKind.TIMEOUT_IDLE, f"said nothing for {timeouts.idle:g} s"
+            kind, what = ErrorKind.TIMEOUT_START, f"did not start within {timeouts.start:g} s"
+        elif now >= self._wall:
+            kind, what = ErrorKind.TIMEOUT_WALL, f"ran longer than {timeouts.wall:g} s"
+        else:
+            kind, what = ErrorKind.TIMEOUT_IDLE, f"said nothing for {timeouts.idle:g} s"
+        # The clocks of a check are not all the task's to set.
+        if self.check is None:
+            what += f" ({kind.replace('timeout', 'timeouts')})"
+        return kind, what
 
     def verdict(self, error: TaskError | None) -> TaskError | None:
         """What the attempt ends with, given what was seen at its end; None: it completed."""

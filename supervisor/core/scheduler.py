@@ -493,7 +493,7 @@ class Scheduler:
             return
         limit = attempt.spec.timeouts.cpu
         if limit is not None and used.cpu >= limit:
-            message = f"used {used.cpu:g} s of cpu, its limit is {limit:g} s"
+            message = f"used {used.cpu:g} s of cpu, and timeouts.cpu is {limit:g} s"
             self._doom(now, attempt, ErrorKind.TIMEOUT_CPU, message)
 
     def _told(self, now: float, told: Told) -> None:
@@ -697,7 +697,7 @@ class Scheduler:
             elif isinstance(clock, _Deadline):
                 self._clocks.discard(clock)
                 limit = clock.run.state.spec.timeout
-                message = f"the run took longer than {limit:g} s"
+                message = f"the run took longer than {limit:g} s (its timeout)"
                 self._stop(now, clock.run, TaskError(kind=ErrorKind.TIMEOUT_RUN, message=message))
                 self._settle(now, clock.run)
             elif isinstance(clock, _Every):

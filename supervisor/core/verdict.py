@@ -110,7 +110,7 @@ def _died(seen: Seen, when: str) -> TaskError:
             kind=ErrorKind.VIOLATION, message="a forbidden system call killed the process (SIGSYS)"
         )
     if number == signals.SIGXFSZ:
-        return TaskError(kind=ErrorKind.DISK, message="a file grew past the disk limit (SIGXFSZ)")
+        return TaskError(kind=ErrorKind.DISK, message="a file grew past limits.disk (SIGXFSZ)")
     return TaskError(
         kind=ErrorKind.CRASH, message=f"the process was killed by {_name(number)}{when}"
     )

@@ -119,7 +119,10 @@ def test_what_else_was_seen_at_the_end_is_told_beside_the_first_cause() -> None:
     run = started("task a wall=10")
     run.at(10)
     [failed, _] = run.at(11, "ended a#1 error=memory too much")
-    assert failed == "record a#1 failed: timeout.wall: ran longer than 10 s; then memory: too much"
+    assert failed == (
+        "record a#1 failed: timeout.wall: ran longer than 10 s (timeouts.wall); "
+        "then memory: too much"
+    )
 
 
 @pytest.mark.parametrize("kind", ["crash", "lost", "timeout.wall"])
@@ -127,7 +130,7 @@ def test_what_our_own_kill_looks_like_is_not_told(kind: str) -> None:
     run = started("task a wall=10")
     run.at(10)
     [failed, _] = run.at(11, f"ended a#1 error={kind} killed from outside")
-    assert failed == "record a#1 failed: timeout.wall: ran longer than 10 s"
+    assert failed == "record a#1 failed: timeout.wall: ran longer than 10 s (timeouts.wall)"
 
 
 def test_nobody_is_asked_before_it_has_started() -> None:
@@ -141,7 +144,7 @@ def test_a_run_past_its_deadline_leaves_its_tasks_their_grace() -> None:
     assert run.scheduler.deadline() == 7
     assert run.at(7) == ["kill a#1: timeout.run"]
     assert run.at(8, "ended a#1 error=crash")[-1] == (
-        "record r failed: timeout.run: the run took longer than 5 s []"
+        "record r failed: timeout.run: the run took longer than 5 s (its timeout) []"
     )
 
 
