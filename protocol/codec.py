@@ -39,6 +39,8 @@ from msgspec import Raw, Struct
 from .answers import Action, RecoveryAction, ValidationResult
 from .errors import LocalViolation, RemoteViolation, UsageError
 from .limits import (
+    ARTIFACT_NAME_SIZE,
+    ARTIFACTS_SIZE,
     ERROR_TEXT_SIZE,
     ERROR_TYPE_SIZE,
     ITEM_SIZE,
@@ -60,6 +62,7 @@ from .messages import (
     FROM_GUEST,
     FROM_SUPERVISOR,
     Accept,
+    Artifact,
     Cancel,
     Credit,
     Deadline,
@@ -84,6 +87,7 @@ __all__ = [
     "GuestMessage",
     "SupervisorMessage",
     "ValueRefused",
+    "artifact_name_problem",
     "checked_raw",
     "cut_text",
     "decode_from_guest",
@@ -100,7 +104,7 @@ __all__ = [
     "to_jsonable",
 ]
 
-GuestMessage = Hello | Emit | Log | Progress | Save | Credit | Result | Fail
+GuestMessage = Hello | Emit | Log | Progress | Save | Artifact | Credit | Result | Fail
 SupervisorMessage = Accept | Run | Saved | Item | End | Deadline | Cancel
 
 
@@ -227,6 +231,10 @@ def _problem(message: Message) -> str | None:
             if deadline is not None and not math.isfinite(deadline):
                 return f"deadline {deadline}"
             return None
+        case Artifact(name=name, size=size, digest=digest):
+            if not 0 <= size <= ARTIFACTS_SIZE or len(digest) != _DIGEST_SIZE:
+                return f"an artifact of {size} bytes, with a digest of {len(digest)}"
+            return artifact_name_problem(name)
         case Fail():
             if message.kind not in _CLAIMS:
                 return f"a guest may not claim the error kind {cut_text(message.kind, 64)!r}"
@@ -252,6 +260,23 @@ def _problem(message: Message) -> str | None:
             if message.entry is None and not has_schema:
                 return "nothing to call"
             return _state_problem(message.saved)
+
+
+def artifact_name_problem(name: str) -> str | None:
+    """Why an artifact cannot be called this; None: it can. A relative path that names a file:
+    whoever unpacks artifacts into a folder of his own stays in it."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return f"an artifact's name that is no text: {name[:64]!a}"
+    shown = ascii(name if len(name) <= 64 else f"{name[:64]}…")
+    if size > ARTIFACT_NAME_SIZE:
+        return f"an artifact's name of {size} bytes, of at most {ARTIFACT_NAME_SIZE}: {shown}"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return f"an artifact's name is a relative path without '..': {shown}"
+    if not name.isprintable() or "\\" in name:
+        return f"an artifact's name has only printable characters, and no backslash: {shown}"
+    return None
 
 
 def _refusals_problem(refused: tuple[Refusal, ...]) -> str | None:

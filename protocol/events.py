@@ -33,6 +33,7 @@ __all__ = [
     "RunResumed",
     "RunRolledBack",
     "RunStarted",
+    "TaskArtifact",
     "TaskCancelled",
     "TaskCompleted",
     "TaskEmitted",
@@ -236,6 +237,15 @@ class TaskSaved(Struct, frozen=True):
     state: Raw
 
 
+class TaskArtifact(Struct, frozen=True):
+    """A file that an attempt handed over, told when it has ended, before how."""
+
+    name: str  # a relative path, as the task called it
+    size: int
+    sha256: str
+    content: Raw  # bytes
+
+
 class Layer(Struct, frozen=True):
     """What an attempt wrote: changed paths, and bytes of the files among them."""
 
@@ -307,6 +317,7 @@ EventData = (
     | TaskProgress
     | TaskUsage
     | TaskSaved
+    | TaskArtifact
     | TaskCompleted
     | TaskRetrying
     | TaskRestarted
@@ -338,6 +349,7 @@ DATA: dict[str, type[EventData]] = {
     "task.progress": TaskProgress,
     "task.usage": TaskUsage,
     "task.saved": TaskSaved,
+    "task.artifact": TaskArtifact,
     "task.completed": TaskCompleted,
     "task.retrying": TaskRetrying,
     "task.restarted": TaskRestarted,

@@ -13,6 +13,14 @@ ITEM_SIZE = MESSAGE_SIZE - KIB
 # A value (run input, task output) that travels by file. The engine copies it once, off the loop.
 VALUE_SIZE = 64 * MIB
 
+# Files that one attempt hands over (ctx.artifact). They wait in its tmpfs, and the engine takes one
+# after another as a value: together they are no larger than one may be.
+ARTIFACTS = 64
+ARTIFACTS_SIZE = VALUE_SIZE
+
+# What an artifact is called: a relative path, such as report/index.html. In bytes.
+ARTIFACT_NAME_SIZE = 512
+
 # Values above this live in files named by their digest instead of journal rows: SQLite keeps rows
 # of this size in a handful of pages, and equal outputs of a chain are then stored once.
 INLINE_VALUE_SIZE = 16 * KIB

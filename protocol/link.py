@@ -1,6 +1,6 @@
 """The conversation over a link: who may say what, when. One table for both ends.
 
-    HELLO → ACCEPT → RUN → (EMIT | LOG | PROGRESS | SAVE | CREDIT
+    HELLO → ACCEPT → RUN → (EMIT | LOG | PROGRESS | SAVE | ARTIFACT | CREDIT
                             | SAVED | ITEM | END | DEADLINE | CANCEL)* → exactly one of RESULT, FAIL
 
 A message changes the state of its sender when it is sent and that of its receiver when it is
@@ -56,6 +56,7 @@ _BY_THE_WAY = (
     Kind.LOG,
     Kind.PROGRESS,
     Kind.SAVE,
+    Kind.ARTIFACT,
     Kind.CREDIT,
     Kind.SAVED,
     Kind.ITEM,

@@ -18,6 +18,7 @@ __all__ = [
     "FROM_GUEST",
     "FROM_SUPERVISOR",
     "Accept",
+    "Artifact",
     "Cancel",
     "Credit",
     "Deadline",
@@ -56,6 +57,7 @@ class Kind(IntEnum):
     END = 13
     CREDIT = 14
     DEADLINE = 15
+    ARTIFACT = 16
 
 
 class Part(StrEnum):
@@ -126,6 +128,15 @@ class Saved(Struct, frozen=True, forbid_unknown_fields=True):
     """The state of the last SAVE is durable."""
 
 
+class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that the task hands over. The n-th lies in the outbox as `artifact-<n>`: `name` is
+    what it is called, and leads nowhere."""
+
+    name: str
+    size: int
+    digest: bytes  # SHA-256
+
+
 class Item(Struct, frozen=True, forbid_unknown_fields=True):
     """The next items of a stream, in order; as many as fit a message, within the credit."""
 
@@ -189,6 +200,7 @@ Message = (
     | Progress
     | Save
     | Saved
+    | Artifact
     | Item
     | End
     | Credit
@@ -204,6 +216,7 @@ FROM_GUEST: dict[Kind, type[Struct]] = {
     Kind.LOG: Log,
     Kind.PROGRESS: Progress,
     Kind.SAVE: Save,
+    Kind.ARTIFACT: Artifact,
     Kind.CREDIT: Credit,
     Kind.RESULT: Result,
     Kind.FAIL: Fail,

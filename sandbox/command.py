@@ -3,10 +3,10 @@
 The guest writes the input as JSON to a file named by `$CASEMATE_INPUT` and starts the command as
 the leader of a session and process group of its own, with stdin, stdout and stderr as they are
 and one pipe, numbered by `$CASEMATE_EVENTS_FD`; nothing else survives the exec. Each line on the
-pipe is a JSON object with one key: `emit`, `progress`, `log`, `save` or `output`. They are passed
-on as they come, so a slow supervisor fills the pipe and blocks the command, and nothing is
-buffered. What an earlier attempt saved is a file of JSON named by `$CASEMATE_SAVED`, which is not
-set when there is none.
+pipe is a JSON object with one key: `emit`, `progress`, `log`, `save`, `artifact` or `output`. They
+are passed on as they come, so a slow supervisor fills the pipe and blocks the command, and nothing
+is buffered. What an earlier attempt saved is a file of JSON named by `$CASEMATE_SAVED`, which is
+not set when there is none.
 
 The items of a stream edge come through a FIFO, one line of JSON each, named by
 `$CASEMATE_STREAM_<UPSTREAM>`: end of file follows the last. Each FIFO has a thread that waits until
@@ -50,7 +50,7 @@ READ_SIZE = 64 * 1024
 # end this much is read and no more, or a background child could keep us reading for ever.
 PIPE_SIZE = 1 * MIB
 
-KEYS = ("emit", "progress", "log", "save", "output")
+KEYS = ("emit", "progress", "log", "save", "artifact", "output")
 
 
 class CommandError(Exception):
@@ -126,11 +126,26 @@ class _Events:
                 self._context.log(value)
         elif key == "save":
             self._context.save(value)
+        elif key == "artifact":
+            self._hand_over(value)
         elif self._has_output:
             raise ValueError("a second output; a task has one")
         else:
             self._has_output = True
             self.output = value
+
+    def _hand_over(self, value: Any) -> None:
+        """Its path, or {path, name}."""
+        given = value if isinstance(value, dict) else {"path": value}
+        path, name = given.get("path"), given.get("name")
+        if not given.keys() <= {"path", "name"} or not isinstance(path, str):
+            raise ValueError("expected a path or {path, name}")
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"name: expected a text, got {type(name).__name__}")
+        try:
+            self._context.artifact(path, name)
+        except OSError as error:
+            raise ValueError(f"{path!r}: {error.strerror}") from None
 
     def _refused(self, why: str, line: bytes = b"") -> CommandError:
         shown = line[:200].decode("utf-8", "backslashreplace")

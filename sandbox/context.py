@@ -14,6 +14,8 @@ over. Code that catches everything, or works in threads, asks `ctx.cancelled` in
 from __future__ import annotations
 
 import math
+import os
+import threading
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,8 +23,17 @@ from msgspec import Raw
 
 from ..protocol import codec
 from ..protocol.errors import UsageError
-from ..protocol.limits import KIB, LOG_TEXT_SIZE, MESSAGE_SIZE, SAVED_SIZE
-from ..protocol.messages import Emit, Log, Message, Progress, Save
+from ..protocol.limits import (
+    ARTIFACTS,
+    ARTIFACTS_SIZE,
+    KIB,
+    LOG_TEXT_SIZE,
+    MESSAGE_SIZE,
+    SAVED_SIZE,
+)
+from ..protocol.messages import Artifact, Emit, Log, Message, Progress, Save
+from .handover import copy_out
+from .spec import OUTBOX
 
 __all__ = ["ENDED", "PAYLOAD_SIZE", "Cancelled", "RuntimeContext", "Speaker", "Stream"]
 
@@ -97,6 +108,10 @@ class RuntimeContext:
     """One attempt, as its own code sees it."""
 
     __slots__ = (
+        "_artifacts",
+        "_handing_over",
+        "_outbox",
+        "_room",
         "_speaker",
         "_streams",
         "attempt",
@@ -120,8 +135,13 @@ class RuntimeContext:
         idempotency_key: str,
         saved: Any = None,  # the user's own data
         streams: tuple[str, ...] = (),
+        outbox: str = OUTBOX,
     ) -> None:
         self._speaker = speaker
+        self._outbox = outbox
+        self._artifacts = set[str]()
+        self._room = ARTIFACTS_SIZE
+        self._handing_over = threading.Lock()
         self.run_id = run_id
         self.task_id = task_id
         self.attempt = attempt
@@ -184,6 +204,37 @@ class RuntimeContext:
                 "save how far the work is, and leave its results in the workspace"
             )
         self._speaker.save(Save(state=Raw(payload)))
+
+    def artifact(self, path: str | os.PathLike[str], name: str | None = None) -> str:
+        """Hand over a copy of this file as it is now: kept with the run whatever becomes of the
+        attempt, and told as `task.artifact`. Its name, which is returned, is the path below the
+        workspace, or for a file elsewhere the last part of it, unless another is given."""
+        path = os.fspath(path)
+        if name is None:
+            name = self._name_of(path)
+        problem = codec.artifact_name_problem(name)
+        if problem is not None:
+            raise ValueError(problem)
+        with self._handing_over:
+            number = len(self._artifacts) + 1
+            if name in self._artifacts:
+                raise ValueError(f"artifact {name!r} was handed over before: give it another name")
+            if number > ARTIFACTS:
+                raise ValueError(f"artifact {name!r}: an attempt hands over at most {ARTIFACTS}")
+            target = os.path.join(self._outbox, f"artifact-{number}")
+            size, digest = copy_out(path, target, self._room)
+            self._speaker.send(Artifact(name=name, size=size, digest=digest))
+            self._artifacts.add(name)
+            self._room -= size
+        return name
+
+    def _name_of(self, path: str) -> str:
+        whole = os.path.abspath(path)
+        if self.workspace is not None:
+            below = os.path.relpath(whole, self.workspace)
+            if not below.startswith(".."):
+                return below
+        return os.path.basename(whole)
 
     @property
     def streams(self) -> tuple[Stream, ...]:

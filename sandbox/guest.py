@@ -204,6 +204,7 @@ def _perform(
             idempotency_key=run.idempotency_key,
             saved=codec.decode_value(run.saved),
             streams=run.streams,
+            outbox=places.outbox,
         )
         input = _read_input(run)
         if isinstance(run.entry, CommandEntry):

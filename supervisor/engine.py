@@ -972,18 +972,24 @@ class Engine:
 
     def attempt_dead(self, attempt: Attempt) -> None:
         """Its tree is gone and its last words are read."""
-        if attempt.result is not None and attempt.result.digest is not None:
+        has_output = attempt.result is not None and attempt.result.digest is not None
+        if has_output or attempt.artifacts:
             self._in_background(self._fetch_and_end(attempt))
         else:
             self._end(attempt, attempt.result.output if attempt.result is not None else None)
 
     async def _fetch_and_end(self, attempt: Attempt) -> None:
-        """The output was too large for a message: it lies in the outbox."""
-        output = None
+        """What lies in the outbox: its artifacts, and an output too large for a message."""
+        output = None if attempt.result is None else attempt.result.output
         try:
-            output = await asyncio.to_thread(attempt.take_output)
+            for number in range(1, len(attempt.artifacts) + 1):
+                artifact = await asyncio.to_thread(attempt.take_artifact, number)
+                self.attempt_said(attempt, [artifact])
+            if attempt.result is not None and attempt.result.digest is not None:
+                output = await asyncio.to_thread(attempt.take_output)
         except (OSError, CasemateError) as error:
-            attempt.blame(ErrorKind.PROTOCOL, f"its output file: {error}")
+            output = None
+            attempt.blame(ErrorKind.PROTOCOL, f"a file of its outbox: {error}")
         self._end(attempt, output)
 
     def _end(self, attempt: Attempt, output: Raw | None) -> None:

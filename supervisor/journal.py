@@ -48,6 +48,7 @@ from ..protocol.events import (
     KIND_OF,
     Event,
     EventData,
+    TaskArtifact,
     TaskCompleted,
     TaskEmitted,
     TaskLog,
@@ -74,11 +75,12 @@ __all__ = [
     "Outline",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What brings a journal of a version to the next one. 1 → 2: kinds of events that older casemates do
 # not know (checkpoints, rollbacks, pauses), and nothing that was written before is read otherwise.
-_MIGRATIONS: dict[int, str] = {1: ""}
+# 2 → 3: the same of artifacts.
+_MIGRATIONS: dict[int, str] = {1: "", 2: ""}
 
 # `decisions` leaves out what a task can send in bulk, so that the state of a run with a million
 # items is read from a few hundred rows.
@@ -230,6 +232,8 @@ def _weight(data: EventData) -> int:
         return 200 + len(data.text) + len(data.fields)
     if isinstance(data, TaskCompleted | TaskSkipped):
         return 200 + len(data.output)
+    if isinstance(data, TaskArtifact):
+        return 200 + len(data.content)
     return 400
 
 

@@ -30,15 +30,24 @@ from ..protocol.errors import LocalViolation, RemoteViolation
 from ..protocol.events import (
     ErrorKind,
     EventData,
+    TaskArtifact,
     TaskEmitted,
     TaskError,
     TaskLog,
     TaskProgress,
 )
-from ..protocol.limits import EVENT_SIZE, LINK_READ_SIZE, LINK_VERSION, LOG_LINE_SIZE
+from ..protocol.limits import (
+    ARTIFACTS,
+    ARTIFACTS_SIZE,
+    EVENT_SIZE,
+    LINK_READ_SIZE,
+    LINK_VERSION,
+    LOG_LINE_SIZE,
+)
 from ..protocol.link import Conversation, Role
 from ..protocol.messages import (
     Accept,
+    Artifact,
     Cancel,
     Credit,
     Deadline,
@@ -62,7 +71,7 @@ from ..protocol.refusals import Refusal
 from ..protocol.zmtp import Endpoint, WireViolation
 from ..sandbox.process import Stdio
 from ..sandbox.spec import OWN_NETWORK
-from .outbox import take_output
+from .outbox import take_artifact, take_output
 from .sandboxes import Lease
 
 __all__ = ["Attempt", "Key", "Lines", "Link", "Owner"]
@@ -83,7 +92,7 @@ class Key:
 
 
 # What a check has no business to say: it has no output but its answer.
-_OF_TASKS = (Emit, Progress, Save, Credit)
+_OF_TASKS = (Emit, Progress, Save, Artifact, Credit)
 
 
 class Owner(Protocol):
@@ -275,6 +284,7 @@ class Attempt:
         self.weigh_due = 0.0
         self.result: Result | None = None
         self.failure: Fail | None = None
+        self.artifacts: list[Artifact] = []
         self.cause: TaskError | None = None  # what the engine noticed first
         self._sandbox = lease.sandbox
         self._loop = loop
@@ -429,6 +439,10 @@ class Attempt:
         assert self.result is not None
         return take_output(self._sandbox.outbox, self.result)
 
+    def take_artifact(self, number: int) -> TaskArtifact:
+        """The one that it told of as its `number`-th. Blocks on the disk."""
+        return take_artifact(self._sandbox.outbox, number, self.artifacts[number - 1])
+
     def _on_out_of_memory(self) -> None:
         """cgroup v1 kills one process of the group, or none yet: the group is ours to kill."""
         assert self.lease.oom_fd is not None
@@ -582,6 +596,13 @@ class Attempt:
                         self.kill()
                         break
                     self._owner.attempt_saved(self, state)
+                case Artifact():
+                    is_active = True
+                    try:
+                        self._note(message)
+                    except RemoteViolation as violation:
+                        self._broken(violation)
+                        break
                 case Credit(upstream=upstream, items=count):
                     is_active = True
                     try:
@@ -601,6 +622,18 @@ class Attempt:
             self._owner.attempt_said(self, said)
         if told:
             self._owner.attempt_told(self)
+
+    def _note(self, artifact: Artifact) -> None:
+        """Hand over what it may; the files are taken when nobody can change them any more."""
+        size = sum(each.size for each in self.artifacts) + artifact.size
+        if len(self.artifacts) >= ARTIFACTS or size > ARTIFACTS_SIZE:
+            raise RemoteViolation(
+                f"artifacts beyond what one attempt may hand over: {ARTIFACTS}, of {ARTIFACTS_SIZE}"
+                " bytes together"
+            )
+        if any(each.name == artifact.name for each in self.artifacts):
+            raise RemoteViolation(f"a second artifact {artifact.name!a}")
+        self.artifacts.append(artifact)
 
     def take_progress(self) -> TaskProgress | None:
         """The newest, where it was not told yet and the last one that was is a second old."""

@@ -101,6 +101,8 @@ def _said(event: PipelineEvent) -> Iterator[str]:
         case "task.progress":
             total = f" of {data['total']:g}" if data.get("total") is not None else ""
             yield f"progress {data['done']:g}{total}"
+        case "task.artifact":
+            yield f"artifact {printable(data['name'])} ({bytes_of(data['size'])})"
         case "task.completed":
             yield f"completed in {seconds(data['seconds'])}: {shown(event, 'output')}"
         case "task.retrying":

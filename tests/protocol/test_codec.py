@@ -17,12 +17,16 @@ from casemate.protocol.codec import (
 )
 from casemate.protocol.errors import LocalViolation, RemoteViolation
 from casemate.protocol.limits import (
+    ARTIFACT_NAME_SIZE,
+    ARTIFACTS_SIZE,
     ERROR_TEXT_SIZE,
     ERROR_TYPE_SIZE,
     ITEM_SIZE,
     LINK_VERSION,
     LOG_TEXT_SIZE,
     MESSAGE_SIZE,
+    REFUSAL_SUBJECT,
+    REFUSALS,
     SAVED_SIZE,
     STREAM_CREDIT_ITEMS,
     VALUE_SIZE,
@@ -31,6 +35,7 @@ from casemate.protocol.messages import (
     FROM_GUEST,
     FROM_SUPERVISOR,
     Accept,
+    Artifact,
     Cancel,
     Credit,
     Deadline,
@@ -49,6 +54,7 @@ from casemate.protocol.messages import (
     Saved,
 )
 from casemate.protocol.pipeline import CommandEntry, FileEntry, ModuleEntry, PickleEntry
+from casemate.protocol.refusals import Refusal, Wall
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
@@ -56,6 +62,7 @@ from msgspec import Raw
 NIL = Raw(b"\xc0")
 ITEM = Raw(encode_value({"path": "a.py", "line": 3}))
 DIGEST = bytes(32)
+FAR_TOO_LONG = {"wall": "call", "subject": "x" * (REFUSAL_SUBJECT + 1)}
 
 
 def run(**changes: object) -> Run:
@@ -81,6 +88,9 @@ GOOD_FROM_GUEST: list[Message] = [
     Log(text="", fields=Raw(encode_value({f"key {n}": n for n in range(20)}))),
     Progress(done=0.5, total=None),
     Progress(done=3.0, total=-1.0),
+    Artifact(name="a", size=0, digest=DIGEST),
+    Artifact(name="häuser/plan 1.html", size=ARTIFACTS_SIZE, digest=DIGEST),
+    Artifact(name="a" * ARTIFACT_NAME_SIZE, size=1, digest=DIGEST),
     Save(state=ITEM),
     Save(state=NIL),
     Save(state=Raw(encode_value(bytes(SAVED_SIZE - 5)))),
@@ -94,6 +104,8 @@ GOOD_FROM_GUEST: list[Message] = [
         for kind in ("error", "crash", "invalid_output", "output_limit")
     ),
     Fail(kind="error", message=""),
+    Fail(kind="error", message="", refused=(Refusal(Wall.NETWORK, "1.1.1.1:443"),) * REFUSALS),
+    Fail(kind="error", message="", refused=(Refusal(Wall.PATH, "x" * REFUSAL_SUBJECT),)),
 ]
 GOOD_FROM_SUPERVISOR: list[Message] = [
     Accept(version=LINK_VERSION),
@@ -173,6 +185,19 @@ BAD_MESSAGES: list[tuple[str, Message]] = [
         ("claim", Fail(kind=kind, message="m"))
         for kind in ("timeout.wall", "memory", "violation", "protocol", "setup", "lost", "", "x")
     ),
+    *(
+        ("relative path", Artifact(name=name, size=1, digest=DIGEST))
+        for name in ("", ".", "..", "/", "/etc/x", "a/", "a//b", "a/../b", "./a", "../" * 100 + "x")
+    ),
+    *(
+        ("printable", Artifact(name=name, size=1, digest=DIGEST))
+        for name in ("a\0b", "a\nb", "\x1b[2J", "C:\\x", "\u202egnp.exe", "\ud7ff")
+    ),
+    ("name of 513", Artifact(name="a" * (ARTIFACT_NAME_SIZE + 1), size=1, digest=DIGEST)),
+    ("name of 5000", Artifact(name="a" * 5000, size=1, digest=DIGEST)),
+    ("-1 bytes", Artifact(name="a", size=-1, digest=DIGEST)),
+    ("bytes", Artifact(name="a", size=ARTIFACTS_SIZE + 1, digest=DIGEST)),
+    ("digest of 5", Artifact(name="a", size=1, digest=b"short")),
     ("state of", Save(state=Raw(encode_value(bytes(SAVED_SIZE - 4))))),
     ("credit for 0", Credit(upstream="a", items=0)),
     ("credit for -1", Credit(upstream="a", items=-1)),
@@ -210,6 +235,7 @@ def test_one_rule_for_both_ends(problem: str, message: Message) -> None:
         b"\x00",
         b"\x0a\x80",
         b"\x10\x80",
+        b"\x11\x80",
         b"\xff",
         frame(Kind.CREDIT, upstream="a", items=1.0),
         frame(Kind.CREDIT, upstream="a", items=1 << 64 - 1),
@@ -234,6 +260,12 @@ def test_one_rule_for_both_ends(problem: str, message: Message) -> None:
         frame(Kind.RESULT, output=None, digest="0" * 32, size=1),
         frame(Kind.RESULT, output=None, digest=DIGEST, size=1.5),
         frame(Kind.FAIL, kind="error"),
+        frame(Kind.FAIL, kind="error", message="m", refused=[{"wall": "none"}]),
+        frame(Kind.FAIL, kind="error", message="m", refused=[{"wall": "call"}] * (REFUSALS + 1)),
+        frame(Kind.FAIL, kind="error", message="m", refused=[FAR_TOO_LONG]),
+        frame(Kind.FAIL, kind="error", message="m", refused=["network"]),
+        frame(Kind.ARTIFACT, name=b"bad \xff", size=1, digest=DIGEST),
+        b"\x10\x83\xa4name\xa1\xff\xa4size\x01\xa6digest\xc4\x20" + DIGEST,
         frame(Kind.FAIL, kind="error", message=["m"]),
         frame(Kind.HELLO, version=1.0, pid=2),
     ],

@@ -34,14 +34,15 @@ LETTERS = {
     Kind.END: "n",
     Kind.CREDIT: "k",
     Kind.DEADLINE: "d",
+    Kind.ARTIFACT: "f",
 }
 KINDS = {letter: kind for kind, letter in LETTERS.items()}
 
 # What each end may see, in whole: the supervisor never says CANCEL after the outcome, the guest
 # may hear it then.
 COMPLETE = {
-    Role.SUPERVISOR: re.compile("har[elpksSind]*c?[elpksSind]*[RF]"),
-    Role.GUEST: re.compile("har[elpksSind]*(c[elpksSind]*[RF][Sind]*|[RF][Sind]*(c[Sind]*)?)"),
+    Role.SUPERVISOR: re.compile("har[elpksSfind]*c?[elpksSfind]*[RF]"),
+    Role.GUEST: re.compile("har[elpksSfind]*(c[elpksSfind]*[RF][Sind]*|[RF][Sind]*(c[Sind]*)?)"),
 }
 # And, of these two letters alone, at either end.
 SAVES = re.compile("(sS)*s?")
@@ -59,7 +60,7 @@ STORIES = {
     "a failure after a cancel": "harcF",
     "two saves": "harsSelsSR",
     "a stream": "harikinkdelR",
-    "all that a cancel leaves": "harscSsinkdelpSF",
+    "all that a cancel leaves": "harfscSsinkdelpfSF",
 }
 # What the guest alone may see.
 CROSSINGS = ["harRc", "harsRSindc", "harsRcSind", "harsFcS"]
