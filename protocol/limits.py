@@ -14,9 +14,9 @@ ITEM_SIZE = MESSAGE_SIZE - KIB
 VALUE_SIZE = 64 * MIB
 
 # Files that one attempt hands over (ctx.artifact). They wait in its tmpfs, and the engine takes one
-# after another as a value: together they are no larger than one may be.
+# after another as a value: together they are no larger than one may be, beside its header.
 ARTIFACTS = 64
-ARTIFACTS_SIZE = VALUE_SIZE
+ARTIFACTS_SIZE = VALUE_SIZE - KIB
 
 # What an artifact is called: a relative path, such as report/index.html. In bytes.
 ARTIFACT_NAME_SIZE = 512

@@ -277,11 +277,17 @@ def output(
         typer.Argument(metavar="[TASK]", help="This task's; else those of the run."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="On one line.")] = False,
+    artifact: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="NAME", help="This file that TASK handed over, as it is."),
+    ] = None,
     state: State = None,
 ) -> None:
-    """Print outputs as JSON. Exits 1 when there is none."""
-    from .show import print_output
+    """Print outputs as JSON, or a file that a task handed over. Exits 1 when there is none."""
+    from .show import print_artifact, print_output
 
+    if artifact is not None:
+        sys.exit(print_artifact(run, task, artifact, state=state))
     sys.exit(print_output(run, task, as_json=json, state=state))
 
 

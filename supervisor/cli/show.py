@@ -21,6 +21,7 @@ from rich.text import Text
 from ...protocol import codec
 from ...protocol.control import BreakerSummary, RunState, RunSummary, TaskSummary
 from ...protocol.errors import CasemateError, UsageError
+from ...protocol.limits import PATHS_NAMED
 from ..breakers import read_breakers
 from ..config import load_config
 from ..control import Client
@@ -383,6 +384,26 @@ def _page(reader: JournalReader, since: int, whole: bool) -> list[PipelineEvent]
 
 
 # ------------------------------------------------------------------------------------------ output
+
+
+def print_artifact(text: str, task: str | None, name: str, *, state: Path | None) -> int:
+    """Of the newest attempt that has one of this name. To stdout alone: under which name a task's
+    file is kept on this host is for its owner to say."""
+    if task is None:
+        raise UsageError("--artifact: name the TASK that handed it over")
+    run = open_state(state).find_run(text)
+    found = {
+        event.data["name"]: event.seq for event, undone in _story(run)
+        if event.kind == "task.artifact" and event.task == task and not undone
+    }  # fmt: skip
+    if name not in found:
+        names = ", ".join(printable(each) for each in list(found)[-PATHS_NAMED:]) or "none"
+        raise CasemateError(f"run {run.id}: task {task} handed over no {printable(name)}; {names}")
+    with JournalReader(run) as reader:
+        event = public(reader.events(found[name] - 1, 1)[0])
+    sys.stdout.buffer.write(event.data["content"])
+    sys.stdout.buffer.flush()
+    return 0
 
 
 def print_output(text: str, task: str | None, *, as_json: bool, state: Path | None) -> int:

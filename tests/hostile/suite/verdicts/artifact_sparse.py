@@ -1,0 +1,19 @@
+"""Hand over a hole of a terabyte as a small artifact.
+
+Source: CWE-400.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import artifact_file, claim_artifact
+
+KIND = "protocol"
+WALLS = ("outbox",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    with artifact_file().open("wb") as file:
+        file.truncate(4096)
+    claim_artifact("sparse", 1)
