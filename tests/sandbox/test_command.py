@@ -169,7 +169,10 @@ def test_a_program_that_cannot_run(
     ("line", "why"),
     [
         ("{", "not JSON: "),
-        ("[1]", "expected an object with one key of emit, progress, log, save, output: [1]"),
+        (
+            "[1]",
+            "expected an object with one key of emit, progress, log, save, artifact, output: [1]",
+        ),
         ('{"emit": 1, "log": "x"}', "expected an object with one key"),
         ('{"emitted": 1}', "expected an object with one key"),
         ('{"emit": 1267650600228229401496703205376}', "item: int of 101 bits"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from casemate.protocol.limits import MIB
-from casemate.sandbox import handover
 from casemate.sandbox.handover import copy_out
 
 
@@ -50,9 +50,9 @@ def dig(path: Path) -> None:
         file.truncate(1 << 40)
 
 
-ODD = {
+ODD: dict[str, Callable[[Path], object]] = {
     "a symbolic link": link,
-    "a folder": Path.mkdir,
+    "a folder": os.mkdir,
     "a FIFO": os.mkfifo,
     "a socket": bind,
     "1099511627776 bytes": dig,
@@ -86,7 +86,7 @@ def test_a_file_that_grows_while_it_is_read_is_given_up_at_the_bound(
             file.write(bytes(MIB))
         return read(fd, size)
 
-    monkeypatch.setattr(handover.os, "read", read_and_grow)
+    monkeypatch.setattr(os, "read", read_and_grow)
     with pytest.raises(ValueError, match="are left"):
         copy_out(str(path), str(outbox / "a"), 4 * MIB)
     assert os.listdir(outbox) == []
