@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import math
 import os
 import resource
@@ -172,9 +171,10 @@ class _Run:
     wants_look: bool = False  # once more: another checkpoint was made meanwhile
     told_changes: WorkspaceChanged | None = None
     problem: str | None = None  # why its journal ended early
-    # Attempts that may be told RUN once the journal is durable up to a number: a heap.
-    gated: list[tuple[int, Key]] = field(default_factory=list)
-    saves: list[tuple[int, Key]] = field(default_factory=list)  # that wait to be durable, in order
+    # Attempts that may be told RUN once the journal is durable up to a number, and such whose saved
+    # state is; in order. Not by key: a check goes by that of its attempt.
+    gated: deque[tuple[int, Attempt]] = field(default_factory=deque)
+    saves: deque[tuple[int, Attempt]] = field(default_factory=deque)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
 
@@ -636,13 +636,9 @@ class Engine:
         run.committed = seq
         self.front.publish(frames)
         while run.gated and run.gated[0][0] <= seq:
-            _, key = heapq.heappop(run.gated)
-            if attempt := self._attempts.get(key):
-                attempt.allow_run()
+            run.gated.popleft()[1].allow_run()
         while run.saves and run.saves[0][0] <= seq:
-            _, key = run.saves.pop(0)
-            if attempt := self._attempts.get(key):
-                attempt.saved()
+            run.saves.popleft()[1].saved()
         if run.streams is not None:
             run.streams.durable(seq)
         self._ease()
@@ -855,7 +851,7 @@ class Engine:
         if run.appended <= run.committed:
             attempt.allow_run()
         else:
-            heapq.heappush(run.gated, (run.appended, key))
+            run.gated.append((run.appended, attempt))
 
     def _sandbox_spec(
         self,
@@ -965,7 +961,7 @@ class Engine:
         key = attempt.key
         self._feed(Saved(key.run, key.task, key.attempt, state))
         if (run := self._runs.get(key.run)) is not None:
-            run.saves.append((run.appended, key))
+            run.saves.append((run.appended, attempt))
 
     def attempt_told(self, attempt: Attempt) -> None:
         self._feed(Told(attempt.key.run, attempt.key.task, attempt.key.attempt))

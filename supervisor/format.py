@@ -75,6 +75,9 @@ GIB = 1024 * MIB
 # Both travel to the guest in RUN, which is one message of MESSAGE_SIZE with other fields beside.
 PICKLE_SIZE = 512 * KIB
 SPEC_SIZE = 256 * KIB
+# Three words to each kind of error. Their outputs together are bound as a spec is: what a journal
+# begins with holds both.
+RULES = 64
 COMMAND_SIZE = 128 * KIB  # beside a spec; the kernel takes no longer word either
 
 # As many start times as a rate remembers, 8 bytes each; who asks for more means no limit.
@@ -409,11 +412,26 @@ _RULE_HELP = "{on: [error], do: retry, skip, fallback, rollback or fail}"
 
 def _recover(value: Any) -> FileEntry | ModuleEntry | PickleEntry | tuple[Rule, ...]:
     if isinstance(value, list):
-        return tuple(_rule(rule, number) for number, rule in enumerate(value, 1))
+        return _rules(value)
     try:
         return _execute(value)
     except ValueError as error:
         raise ValueError(f"{error}; or write a list of rules such as {_RULE_HELP}") from None
+
+
+def _rules(value: list[Any]) -> tuple[Rule, ...]:
+    if len(value) > RULES:
+        raise ValueError(
+            f"{len(value)} rules, at most {RULES}: the first that covers a kind counts"
+        )
+    rules = tuple(_rule(rule, number) for number, rule in enumerate(value, 1))
+    size = sum(len(bytes(rule.output)) for rule in rules)
+    if size > SPEC_SIZE:
+        raise ValueError(
+            f"the outputs of its rules are {size // KIB} KiB together, at most {SPEC_SIZE // KIB}: "
+            "have a recover function give what is so large"
+        )
+    return rules
 
 
 def _rule(value: Any, number: int) -> Rule:
@@ -527,6 +545,7 @@ _RECOVER_SCHEMA = {
         {"type": "string", "examples": ["agents.py:recover"]},
         {
             "type": "array",
+            "maxItems": RULES,
             "items": {
                 "type": "object",
                 "properties": {

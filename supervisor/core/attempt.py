@@ -11,6 +11,7 @@ from any phase: only then is the tree known to be dead.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import auto
 from typing import TYPE_CHECKING
@@ -56,14 +57,14 @@ TRANSITIONS: dict[Phase, dict[type, Phase]] = {
 LIFECYCLE: Lifecycle[Phase] = Lifecycle(TRANSITIONS)
 
 
-class Clock(Queued):
+class Clock(Queued, ABC):
     """Something that happens at a time, unless it is postponed until then."""
 
     __slots__ = ()
 
+    @abstractmethod
     def due(self) -> float:
         """When; infinity: never. May only be later than where the clock is queued."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +142,16 @@ class Attempt(Clock):
         self._wall = math.inf if wall is None else now + wall
 
     @property
+    def failure(self) -> TaskError | None:
+        """What its task failed with, where this is the check that asks for a way on."""
+        return None if self.check is None else self.check.error
+
+    @property
     def is_doomed(self) -> bool:
         """Whatever it gives, it will not complete (an error may be recovered from, but what came
         before it is not given again)."""
-        failed = self.check is not None and self.check.error is not None
-        return failed or self.reason is not None or self.restart is not None
+        is_failed = self.failure is not None
+        return is_failed or self.reason is not None or self.restart is not None
 
     def skip(self, since: float, now: float) -> None:
         """It stood still between the two: so did its clocks."""

@@ -15,6 +15,7 @@ parties, the highest priority first, and none is passed over for ever (`Turns`).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -73,8 +74,8 @@ class Gate(Clock):
         self.turns: Turns[Party] = Turns()
         self.users = 0  # runs that name it
 
-    def has_room(self, now: float) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def has_room(self, now: float) -> bool: ...
 
     def is_overdrawn(self, now: float) -> bool:
         """Whether a place that was taken may not be used now: others, who may by their own
@@ -97,9 +98,9 @@ class Gate(Clock):
     def end(self) -> None:
         """What used it has ended."""
 
+    @abstractmethod
     def words(self) -> str:
         """Why who waits here does."""
-        raise NotImplementedError
 
     def due(self) -> float:
         return math.inf

@@ -24,6 +24,7 @@ __all__ = [
     "refused",
     "unanswered",
     "used_up",
+    "with_failure",
 ]
 
 
@@ -91,6 +92,12 @@ def not_validated(error: TaskError) -> TaskError:
 def unanswered(error: TaskError, of_recover: TaskError) -> TaskError:
     """An error whose recovery failed itself."""
     return noted(error, f"recover gave no answer: {_said(of_recover)}")
+
+
+def with_failure(error: TaskError, failure: TaskError | None) -> TaskError:
+    """What ended an attempt while its `recover` was asked about a failure, if it was: of both
+    there is one event to tell."""
+    return error if failure is None else noted(error, f"it had failed with {_said(failure)}")
 
 
 def _said(error: TaskError) -> str:

@@ -90,7 +90,16 @@ from .events import (
 from .gates import Gate
 from .look import Look
 from .priority import PriorityQueue
-from .recovering import by_rule, invalid_output, not_validated, noted, refused, unanswered, used_up
+from .recovering import (
+    by_rule,
+    invalid_output,
+    not_validated,
+    noted,
+    refused,
+    unanswered,
+    used_up,
+    with_failure,
+)
 from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, backoff_delay, retry_delay
 from .state import OVER, RunStanding, RunState
 from .task import Standing
@@ -588,13 +597,14 @@ class Scheduler:
         is_held_back = attempt.reason is ErrorKind.BREAKER_OPEN
         is_gone = error is None or attempt.restart is not None or is_held_back
         if lost is not None and run.stop is None and is_gone:
-            self._fail(now, run, task, number, lost)
+            self._fail(now, run, task, number, with_failure(lost, attempt.failure))
         elif attempt.restart is not None and run.goes_on(task):
             self._restart(now, run, task, number, attempt.restart)
         elif error is not None and attempt.reason in (ErrorKind.CANCELLED, ErrorKind.TIMEOUT_RUN):
-            self._record(run, task, number, TaskCancelled(error=error))
+            cancelled = TaskCancelled(error=with_failure(error, attempt.failure))
+            self._record(run, task, number, cancelled)
         elif error is not None and attempt.reason is ErrorKind.UPSTREAM_FAILED:
-            self._fail(now, run, task, number, error)
+            self._fail(now, run, task, number, with_failure(error, attempt.failure))
         elif error is not None and is_held_back:
             if run.goes_on(task):
                 self._try_again(now, run, task, number, error, 0.0, held_back=True)
@@ -1025,8 +1035,10 @@ class Scheduler:
         for name in [name for name in run.backoffs if not run.goes_on(name)]:
             self._clocks.discard(run.backoffs.pop(name))
         order = run.state.graph.order
+        unasked: dict[str, TaskError | None] = {}
         for name in [name for name in order if not run.goes_on(name)]:
-            run.checks.pop(name, None)
+            if (check := run.checks.pop(name, None)) is not None:
+                unasked[name] = check.error
             self._admission.withdraw(run.line, name)
         for name in [name for name in run.held if not run.goes_on(name)]:
             self._unhold(run, name)
@@ -1041,7 +1053,8 @@ class Scheduler:
                     attempt.move(Kill)
                     self._kill(attempt)
             elif task.standing in (Standing.READY, Standing.RUNNING):
-                self._record(run, name, task.attempt, TaskCancelled(error=error))
+                cancelled = TaskCancelled(error=with_failure(error, unasked.get(name)))
+                self._record(run, name, task.attempt, cancelled)
             elif task.standing in (Standing.WAITING, Standing.BACKOFF):
                 self._record(run, name, None, TaskCancelled(error=error))
         if run.has_cleanup and run.stopped is not None:

@@ -203,7 +203,7 @@ class _Asked:
         assert isinstance(fact.data, TaskRetrying)
         error, delay, own = fact.data.error, fact.data.delay, self.own
         yield from self._failure(fact, error)
-        yield Reason(text=self._again(error))
+        yield Reason(text=self._again(fact.data))
         if error.retry_after is not None:
             yield Reason(text=f"The error asked to wait {_seconds(error.retry_after)}.")
         yield from self._stopped()
@@ -291,10 +291,10 @@ class _Asked:
                 return f"Rule {number} of its recover, on {_listed(rule.on)},"
         return "Its recover function"
 
-    def _again(self, error: TaskError) -> str:
+    def _again(self, data: TaskRetrying) -> str:
         """Why there will be another attempt."""
-        own, retry, kind = self.own, self.spec.retry, error.kind
-        if kind is ErrorKind.BREAKER_OPEN and self.own.delay == 0:
+        own, retry, kind = self.own, self.spec.retry, data.error.kind
+        if data.held_back:
             return "That is not the task's fault: it is tried again, uncounted."
         found = self._rule(kind)
         counts = kind not in BLAMELESS or self._blameless_retries() > BLAMELESS_RETRIES

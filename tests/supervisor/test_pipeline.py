@@ -367,6 +367,16 @@ BAD = [
         'review.yaml:2: tasks.a.recover: rule 1: after is "2d", more than a day',
     ),
     (
+        f"name: x\ntasks: {{a: {{command: [ls], recover: [{', '.join(['{on: disk, do: fail}'] * 65)}]}}}}",
+        "review.yaml:2: tasks.a.recover: 65 rules, at most 64: the first that covers a kind counts",
+    ),
+    (
+        "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: skip, output: &o "
+        f"{'x' * 150 * 1024}}}, {{on: disk, do: skip, output: *o}}]}}}}",
+        "review.yaml:2: tasks.a.recover: the outputs of its rules are 300 KiB together, at most 256: "
+        "have a recover function give what is so large",
+    ),
+    (
         "name: x\ntasks: {a: {command: [ls], recover: [{on: error, do: fallback}]}}",
         "review.yaml:2: tasks.a.recover: rule 1: fallback needs fallback: the name of one of the "
         "task's fallbacks",
