@@ -5,8 +5,9 @@
 out (in that order: a late engine never fails a task that has answered), then admission.
 
 Per run there are two halves. `RunState` is durable and changes only by the records emitted here.
-`_Run` is volatile: attempts that live, tasks in line, clocks. An attempt is known by run, task and
-number; what is said of one that is over is ignored, what is said of one that never was is a bug.
+`Run` (`run.py`) is volatile: attempts that live, tasks in line, clocks. An attempt is known by run,
+task and number; what is said of one that is over is ignored, what is said of one that never was is
+a bug.
 
 A run can be taken over (`Adopt`) at any point of its journal, between any two records of one step:
 `_catch_up` draws every consequence that is not recorded yet, and does nothing where all are.
@@ -101,131 +102,11 @@ from .recovering import (
     with_failure,
 )
 from .retry import BLAMELESS, BLAMELESS_RETRIES, FINAL, backoff_delay, retry_delay
+from .run import Alarm, Backoff, Deadline, Every, Patience, Rolling, Run
 from .state import OVER, RunStanding, RunState
 from .task import Standing
 
 __all__ = ["Scheduler"]
-
-
-class _Run:
-    __slots__ = (
-        "backoffs",
-        "checks",
-        "deadline",
-        "every",
-        "frozen",
-        "has_cleanup",
-        "held",
-        "is_abandoned",
-        "is_cancelled",
-        "is_fetching",
-        "is_held",
-        "line",
-        "live",
-        "provisional",
-        "rolling",
-        "state",
-        "stop",
-        "stopped",
-    )
-
-    def __init__(self, state: RunState, line: Line) -> None:
-        self.state = state
-        self.line = line  # its tasks that are ready
-        self.live: dict[str, Attempt] = {}
-        # What a task's latest attempt gave, until it counts.
-        self.provisional: dict[str, TaskCompleted | TaskSkipped] = {}
-        self.checks: dict[str, Check] = {}  # to be spawned
-        self.held: dict[str, _Patience] = {}  # ready, and kept back by their breakers
-        self.backoffs: dict[str, _Backoff] = {}
-        self.deadline: _Deadline | None = None
-        self.every: _Every | None = None
-        self.stop: TaskError | None = None  # why it is being ended; the first cause wins
-        self.stopped: float | None = None  # since when its clocks stand still
-        self.frozen = False  # its attempts do, too
-        self.is_fetching = False  # outputs that its tasks need
-        self.is_held = False
-        self.has_cleanup = any(task.always for task in state.spec.tasks)
-        self.is_cancelled = False  # whatever else it is being ended for
-        self.is_abandoned = False  # being ended, its `always` tasks too
-        self.rolling: _Rolling | None = None
-
-    def goes_on(self, task: str) -> bool:
-        """Whether it may still be run: the run is not being ended, or this is for its end."""
-        if self.stop is None:
-            return True
-        return self.state.specs[task].always and not self.is_abandoned
-
-    def clocks(self) -> list[_Alarm]:
-        alarms: list[_Alarm] = list(self.backoffs.values())
-        alarms += [patience for patience in self.held.values() if patience.until < math.inf]
-        return alarms + [clock for clock in (self.deadline, self.every) if clock is not None]
-
-
-class _Rolling:
-    """A rollback that waits for the deaths of what it undoes, or gives back as it was."""
-
-    __slots__ = ("before", "checkpoint", "restored", "touched", "undone")
-
-    def __init__(
-        self,
-        checkpoint: str | None,
-        before: str | None,
-        undone: tuple[str, ...],
-        restored: tuple[str, ...],
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.before = before
-        self.undone = undone
-        self.restored = restored
-        self.touched = frozenset({*undone, *restored})
-
-
-class _Alarm(Clock):
-    """Something of a run that happens at a time."""
-
-    __slots__ = ("run", "until")
-
-    def __init__(self, run: _Run, until: float) -> None:
-        super().__init__()
-        self.run = run
-        self.until = until
-
-    def due(self) -> float:
-        return self.until
-
-
-class _Backoff(_Alarm):
-    """A task between two attempts."""
-
-    __slots__ = ("task",)
-
-    def __init__(self, run: _Run, task: str, until: float) -> None:
-        super().__init__(run, until)
-        self.task = task
-
-
-class _Patience(_Alarm):
-    """A task that its breaker keeps back, for no longer than it lets itself be."""
-
-    __slots__ = ("attempt", "breaker")
-
-    def __init__(self, run: _Run, attempt: Probe, breaker: Breaker, until: float) -> None:
-        super().__init__(run, until)
-        self.attempt = attempt
-        self.breaker = breaker
-
-
-class _Deadline(_Alarm):
-    """Of a whole run."""
-
-    __slots__ = ()
-
-
-class _Every(_Alarm):
-    """The next checkpoint by the clock."""
-
-    __slots__ = ()
 
 
 def _reads_anew(source: str) -> str:
@@ -241,7 +122,7 @@ def _stopped(cause: TaskError) -> TaskError:
 
 class Scheduler:
     def __init__(self, max_parallel: int, memory_budget: int, cpu_budget: float = math.inf) -> None:
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         self._clocks: PriorityQueue[float, Clock] = PriorityQueue()
         self._admission = Admission(
             max_parallel, memory_budget, cpu_budget, self._clocks, self._lets
@@ -397,29 +278,29 @@ class Scheduler:
             run.stopped = now
         self._catch_up(now, run)
 
-    def _run(self, now: float, state: RunState) -> _Run:
+    def _run(self, now: float, state: RunState) -> Run:
         line = self._admission.line(now, state.run, state.spec, state.graph, state.specs)
-        run = self._runs[state.run] = _Run(state, line)
+        run = self._runs[state.run] = Run(state, line)
         return run
 
-    def _restart_lost(self, run: _Run, reason: str) -> None:
+    def _restart_lost(self, run: Run, reason: str) -> None:
         """Attempts that the journal tells of and that nobody has."""
         for name in run.state.graph.order:
             task = run.state.tasks[name]
             if task.standing in (Standing.READY, Standing.RUNNING) and name not in run.live:
                 self._record(run, name, task.attempt, TaskRestarted(reason=reason))
 
-    def _catch_up(self, now: float, run: _Run) -> None:
+    def _catch_up(self, now: float, run: Run) -> None:
         """Everything that follows from the state of a run and is not recorded yet: of a new one, of
         one taken over, of one rolled back."""
         state, spec = run.state, run.state.spec
         for key, row in self._breakers.enter(state.run, spec.tasks):
             self._tell_of_breaker(run, key, row, None)
         if spec.timeout is not None and run.deadline is None:
-            run.deadline = _Deadline(run, now + spec.timeout)
+            run.deadline = Deadline(run, now + spec.timeout)
             self._arm(now, run, run.deadline)
         if spec.checkpoints.every is not None and run.every is None:
-            run.every = _Every(run, now + spec.checkpoints.every)
+            run.every = Every(run, now + spec.checkpoints.every)
             self._arm(now, run, run.every)
         if not state.checkpoints:
             self._checkpoint(run)
@@ -450,7 +331,7 @@ class Scheduler:
             self._make_ready_if_due(run, task)
         self._settle(now, run)
 
-    def _refuse(self, now: float, run: _Run, task: str, why: str) -> None:
+    def _refuse(self, now: float, run: Run, task: str, why: str) -> None:
         """A task that the whole budget could not hold. Told at once rather than when its turn
         comes: not run alone, for then the host is in danger, and not left to wait for ever."""
         state, number = run.state.tasks[task], None
@@ -577,11 +458,11 @@ class Scheduler:
             self._attempt_failed(now, run, answered.task, answered.attempt, failure)
         self._after_end(now, run)
 
-    def _check(self, run: _Run, task: str, check: Check) -> None:
+    def _check(self, run: Run, task: str, check: Check) -> None:
         run.checks[task] = check
         self._admission.enter(run.line, task, is_check=True)
 
-    def _bury(self, attempt: Attempt) -> _Run:
+    def _bury(self, attempt: Attempt) -> Run:
         """Nothing of it is alive any more."""
         attempt.move(Ended)
         run = self._runs[attempt.run]
@@ -590,7 +471,7 @@ class Scheduler:
         self._clocks.discard(attempt)
         return run
 
-    def _overruled(self, now: float, run: _Run, attempt: Attempt, error: TaskError | None) -> bool:
+    def _overruled(self, now: float, run: Run, attempt: Attempt, error: TaskError | None) -> bool:
         """Whether something else than what it came to decides what becomes of it, and has."""
         task, number = attempt.spec.id, attempt.number
         lost = self._lost_upstream(run, task)
@@ -615,13 +496,13 @@ class Scheduler:
             return False
         return True
 
-    def _accept(self, run: _Run, task: str, data: TaskCompleted) -> None:
+    def _accept(self, run: Run, task: str, data: TaskCompleted) -> None:
         if (breaker := run.state.specs[task].breaker) is not None:
             self._breakers.succeeded(breaker, self._attempt_of(run, task))
         run.provisional[task] = data
         self._complete_if_final(run, task)
 
-    def _after_end(self, now: float, run: _Run) -> None:
+    def _after_end(self, now: float, run: Run) -> None:
         if run.rolling is not None and run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
         if run.stop is not None and not run.live:
@@ -695,22 +576,22 @@ class Scheduler:
                     self._kill(clock)
                 else:
                     self._doom(now, clock, *clock.overrun(now))
-            elif isinstance(clock, _Backoff):
+            elif isinstance(clock, Backoff):
                 self._clocks.discard(clock)
                 del clock.run.backoffs[clock.task]
                 self._make_ready(clock.run, clock.task)
                 self._settle(now, clock.run)
-            elif isinstance(clock, _Patience):
+            elif isinstance(clock, Patience):
                 self._lose_patience(now, clock)
             elif isinstance(clock, KeyClock):
                 self._breakers.expired(now, clock)
-            elif isinstance(clock, _Deadline):
+            elif isinstance(clock, Deadline):
                 self._clocks.discard(clock)
                 limit = clock.run.state.spec.timeout
                 message = f"the run took longer than {limit:g} s (its timeout)"
                 self._stop(now, clock.run, TaskError(kind=ErrorKind.TIMEOUT_RUN, message=message))
                 self._settle(now, clock.run)
-            elif isinstance(clock, _Every):
+            elif isinstance(clock, Every):
                 if clock.run.state.fresh:
                     self._checkpoint(clock.run)
                 clock.until = now + (clock.run.state.spec.checkpoints.every or math.inf)
@@ -719,7 +600,7 @@ class Scheduler:
                 self._admission.opened(clock)
         return is_any
 
-    def _arm(self, now: float, run: _Run, alarm: _Alarm) -> None:
+    def _arm(self, now: float, run: Run, alarm: Alarm) -> None:
         """Its time is counted from now on, or from when the run's clocks go again."""
         if run.stopped is None:
             self._clocks.put(alarm.until, alarm)
@@ -739,7 +620,7 @@ class Scheduler:
         while (grant := self._admission.next(now)) is not None:
             self._spawn(now, self._runs[grant.line.run], grant)
 
-    def _spawn(self, now: float, run: _Run, grant: Grant) -> None:
+    def _spawn(self, now: float, run: Run, grant: Grant) -> None:
         state, spec = run.state, run.state.specs[grant.task]
         check = run.checks.pop(spec.id, None)
         number = state.tasks[spec.id].attempt
@@ -794,11 +675,11 @@ class Scheduler:
 
     # Tasks.
 
-    def _make_ready(self, run: _Run, task: str) -> None:
+    def _make_ready(self, run: Run, task: str) -> None:
         self._record(run, task, run.state.tasks[task].attempt + 1, TaskReady())
         self._admission.enter(run.line, task)
 
-    def _make_ready_if_due(self, run: _Run, task: str) -> None:
+    def _make_ready_if_due(self, run: Run, task: str) -> None:
         if not run.goes_on(task) or not run.state.is_due(task):
             return
         if run.rolling is not None and task in run.rolling.touched:
@@ -811,7 +692,7 @@ class Scheduler:
                 return
         self._make_ready(run, task)
 
-    def _complete_if_final(self, run: _Run, task: str) -> None:
+    def _complete_if_final(self, run: Run, task: str) -> None:
         """Record what an attempt gave, once nobody it read a stream of can begin again."""
         state, pending = run.state, [task]
         for name in pending:  # grows while it is walked
@@ -825,7 +706,7 @@ class Scheduler:
             pending += state.graph.readers[name]
 
     def _completed(
-        self, run: _Run, task: str, attempt: int, data: TaskCompleted | TaskSkipped
+        self, run: Run, task: str, attempt: int, data: TaskCompleted | TaskSkipped
     ) -> None:
         self._record(run, task, attempt, data)
         if self._wants_checkpoint(run, task):
@@ -833,13 +714,13 @@ class Scheduler:
         for dependant in run.state.graph.dependants[task]:
             self._make_ready_if_due(run, dependant)
 
-    def _restart(self, now: float, run: _Run, task: str, attempt: int | None, reason: str) -> None:
+    def _restart(self, now: float, run: Run, task: str, attempt: int | None, reason: str) -> None:
         """A task whose attempt is over begins again, and so do the readers of its stream."""
         self._record(run, task, attempt, TaskRestarted(reason=reason))
         self._restart_readers(now, run, task)
         self._make_ready_if_due(run, task)
 
-    def _lost_upstream(self, run: _Run, task: str) -> TaskError | None:
+    def _lost_upstream(self, run: Run, task: str) -> TaskError | None:
         """Why a task that reads streams cannot go on, where one of those who speak has failed."""
         for source in run.state.graph.streams[task]:
             if run.state.tasks[source].standing is Standing.FAILED:
@@ -848,7 +729,7 @@ class Scheduler:
                 return TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=f"upstream {source} {why}")
         return None
 
-    def _restart_readers(self, now: float, run: _Run, task: str) -> None:
+    def _restart_readers(self, now: float, run: Run, task: str) -> None:
         """What read from an attempt that did not complete has to read it all anew."""
         for reader in run.state.graph.readers[task]:
             state = run.state.tasks[reader]
@@ -863,7 +744,7 @@ class Scheduler:
                 self._clocks.discard(run.backoffs.pop(reader))
                 self._restart(now, run, reader, None, reason)
 
-    def _withdraw(self, run: _Run, task: str) -> None:
+    def _withdraw(self, run: Run, task: str) -> None:
         """Take a task that has no live attempt out of every line."""
         run.provisional.pop(task, None)
         run.checks.pop(task, None)
@@ -871,7 +752,7 @@ class Scheduler:
         self._admission.withdraw(run.line, task)
 
     def _attempt_failed(
-        self, now: float, run: _Run, task: str, attempt: int, error: TaskError
+        self, now: float, run: Run, task: str, attempt: int, error: TaskError
     ) -> None:
         """Its `recover` is asked first; where it has no answer, the retry policy."""
         spec, state = run.state.specs[task], run.state.tasks[task]
@@ -890,7 +771,7 @@ class Scheduler:
     def _recover(
         self,
         now: float,
-        run: _Run,
+        run: Run,
         task: str,
         attempt: int,
         error: TaskError,
@@ -936,7 +817,7 @@ class Scheduler:
             self._return(now, run)
 
     def _retry_or_fail(
-        self, now: float, run: _Run, task: str, attempt: int, error: TaskError
+        self, now: float, run: Run, task: str, attempt: int, error: TaskError
     ) -> None:
         state, spec = run.state.tasks[task], run.state.specs[task]
         delay = retry_delay(
@@ -959,7 +840,7 @@ class Scheduler:
     def _try_again(
         self,
         now: float,
-        run: _Run,
+        run: Run,
         task: str,
         attempt: int,
         error: TaskError,
@@ -971,20 +852,18 @@ class Scheduler:
         self._back_off(now, run, task, delay)
         self._restart_readers(now, run, task)
 
-    def _back_off(self, now: float, run: _Run, task: str, delay: float) -> None:
-        backoff = run.backoffs[task] = _Backoff(run, task, now + delay)
+    def _back_off(self, now: float, run: Run, task: str, delay: float) -> None:
+        backoff = run.backoffs[task] = Backoff(run, task, now + delay)
         self._arm(now, run, backoff)
 
-    def _fail(
-        self, now: float, run: _Run, task: str, attempt: int | None, error: TaskError
-    ) -> None:
+    def _fail(self, now: float, run: Run, task: str, attempt: int | None, error: TaskError) -> None:
         """A task fails for good: so do all that needed it, and with fail_fast the run."""
         self._record(run, task, attempt, TaskFailed(error=error))
         self._fail_dependants(now, run, task, error)
         if run.state.spec.fail_fast and error.kind is not ErrorKind.UPSTREAM_FAILED:
             self._stop_fast(now, run, task)
 
-    def _fail_dependants(self, now: float, run: _Run, task: str, error: TaskError) -> None:
+    def _fail_dependants(self, now: float, run: Run, task: str, error: TaskError) -> None:
         """All that cannot run any more because a task has failed. What reads a stream at this
         moment is killed first, and takes its own dependants along when it is dead."""
         tasks, dependants = run.state.tasks, run.state.graph.dependants
@@ -1020,11 +899,11 @@ class Scheduler:
 
     # Runs.
 
-    def _stop_fast(self, now: float, run: _Run, task: str) -> None:
+    def _stop_fast(self, now: float, run: Run, task: str) -> None:
         message = f"fail_fast: task {task} failed"
         self._stop(now, run, TaskError(kind=ErrorKind.UPSTREAM_FAILED, message=message))
 
-    def _stop(self, now: float, run: _Run, cause: TaskError) -> None:
+    def _stop(self, now: float, run: Run, cause: TaskError) -> None:
         """End a run: what lives is killed, what waits is cancelled, but for its `always` tasks
         where it is not abandoned. The run's last event comes when the last attempt has ended."""
         if run.stop is not None and not run.is_abandoned:
@@ -1064,7 +943,7 @@ class Scheduler:
                 if run.state.specs[name].always:
                     self._make_ready_if_due(run, name)
 
-    def _settle(self, now: float, run: _Run) -> None:
+    def _settle(self, now: float, run: Run) -> None:
         """After anything that may have ended a run or changed its place in the line."""
         state = run.state
         if self._runs.get(state.run) is not run:
@@ -1080,7 +959,7 @@ class Scheduler:
         self._breakers.leave(state.run, state.spec.tasks)
         del self._runs[state.run]
 
-    def _outcome(self, run: _Run) -> EventData:
+    def _outcome(self, run: Run) -> EventData:
         state = run.state
         if state.completed == len(state.tasks) and not state.missing_outputs():
             # Even if it was to be stopped: it was too late.
@@ -1119,7 +998,7 @@ class Scheduler:
         for name in found.runs:
             self._settle(now, self._runs[name])
 
-    def _tell_of_breaker(self, run: _Run, key: str, row: Row, before: Row | None) -> None:
+    def _tell_of_breaker(self, run: Run, key: str, row: Row, before: Row | None) -> None:
         for data in news(key, row, run.state.breakers.get(key), before):
             self._record(run, None, None, data)
 
@@ -1142,20 +1021,20 @@ class Scheduler:
         self._hold(now, run, breaker, attempt)
         return False
 
-    def _hold(self, now: float, run: _Run, breaker: Breaker, attempt: Probe) -> None:
+    def _hold(self, now: float, run: Run, breaker: Breaker, attempt: Probe) -> None:
         """Out of the line, so that nothing waits behind it."""
         until = math.inf if breaker.wait is None else now + breaker.wait
-        patience = run.held[attempt.task] = _Patience(run, attempt, breaker, until)
+        patience = run.held[attempt.task] = Patience(run, attempt, breaker, until)
         if breaker.wait is not None:
             self._arm(now, run, patience)
         self._breakers.hold(now, breaker.key, attempt)
 
-    def _unhold(self, run: _Run, task: str) -> None:
+    def _unhold(self, run: Run, task: str) -> None:
         if (patience := run.held.pop(task, None)) is not None:
             self._clocks.discard(patience)
             self._breakers.unhold(patience.breaker.key, patience.attempt)
 
-    def _lose_patience(self, now: float, patience: _Patience) -> None:
+    def _lose_patience(self, now: float, patience: Patience) -> None:
         run, attempt, breaker = patience.run, patience.attempt, patience.breaker
         self._unhold(run, attempt.task)
         message = f"its breaker {breaker.key} has let no attempt through for {breaker.wait:g} s"
@@ -1163,7 +1042,7 @@ class Scheduler:
         self._attempt_failed(now, run, attempt.task, attempt.attempt, error)
         self._settle(now, run)
 
-    def _attempt_of(self, run: _Run, task: str) -> Probe:
+    def _attempt_of(self, run: Run, task: str) -> Probe:
         return Probe(run.state.run, task, run.state.tasks[task].attempt)
 
     def _may_start(self, attempt: Probe) -> bool:
@@ -1182,12 +1061,12 @@ class Scheduler:
 
     # Checkpoints, and the way back.
 
-    def _wants_checkpoint(self, run: _Run, task: str) -> bool:
+    def _wants_checkpoint(self, run: Run, task: str) -> bool:
         strategy = run.state.spec.checkpoints
         is_due = strategy.every_task or task in strategy.after
         return is_due and task not in run.state.loose
 
-    def _checkpoint(self, run: _Run) -> None:
+    def _checkpoint(self, run: Run) -> None:
         state = run.state
         data = CheckpointCreated(
             checkpoint=f"c{len(state.checkpoints)}",
@@ -1213,18 +1092,18 @@ class Scheduler:
             raise UsageError(f"run {state.run} is being rolled back already")
         self._begin_rollback(now, run, rollback.checkpoint, rollback.before)
 
-    def _return(self, now: float, run: _Run) -> None:
+    def _return(self, now: float, run: Run) -> None:
         """Begin a rollback that a task asked for; one that is under way goes before it."""
         if run.state.returning and run.rolling is None and run.stop is None:
             self._begin_rollback(now, run, None, next(iter(run.state.returning.values())))
 
     def _begin_rollback(
-        self, now: float, run: _Run, checkpoint: str | None, before: str | None
+        self, now: float, run: Run, checkpoint: str | None, before: str | None
     ) -> None:
         state = run.state
         undone = state.undone_by(checkpoint, before)
         restored = () if checkpoint is None else state.restored_by(checkpoint)
-        run.rolling = _Rolling(checkpoint, before, undone, restored)
+        run.rolling = Rolling(checkpoint, before, undone, restored)
         for task in (*undone, *restored):
             if (attempt := run.live.get(task)) is not None:
                 self._begin_again(attempt, "rolled back")
@@ -1232,7 +1111,7 @@ class Scheduler:
         if run.live.keys().isdisjoint(run.rolling.touched):
             self._finish_rollback(now, run, run.rolling)
 
-    def _finish_rollback(self, now: float, run: _Run, rolling: _Rolling) -> None:
+    def _finish_rollback(self, now: float, run: Run, rolling: Rolling) -> None:
         state = run.state
         for name in state.graph.order:
             if name in rolling.touched:
@@ -1285,7 +1164,7 @@ class Scheduler:
         self._wake(now, run)
         self._queue(run)
 
-    def _wake(self, now: float, run: _Run) -> None:
+    def _wake(self, now: float, run: Run) -> None:
         """Its clocks go again, and what was frozen does."""
         since, was_frozen = run.stopped, run.frozen
         run.stopped, run.frozen = None, False
@@ -1300,13 +1179,13 @@ class Scheduler:
                     self._commands.append(Thaw(attempt.run, attempt.spec.id, attempt.number))
         self._breakers.wake(now, run.state.run)
 
-    def _under_way(self, run: str) -> _Run:
+    def _under_way(self, run: str) -> Run:
         found = self._runs.get(run)
         if found is None:
             raise UsageError(f"run {run} is not under way")
         return found
 
-    def _queue(self, run: _Run) -> None:
+    def _queue(self, run: Run) -> None:
         """After anything that may have changed whether its tasks may start."""
         is_rolling = run.rolling is not None  # until what that undoes is dead
         is_shut = run.is_fetching or run.is_held or run.frozen or is_rolling
@@ -1314,7 +1193,7 @@ class Scheduler:
         if (is_shut, is_drained) != (run.line.is_shut, run.line.is_drained):
             self._admission.shut(run.line, is_shut, is_drained)
 
-    def _record(self, run: _Run, task: str | None, attempt: int | None, data: EventData) -> None:
+    def _record(self, run: Run, task: str | None, attempt: int | None, data: EventData) -> None:
         record = Record(run.state.run, task, attempt, data)
         run.state.apply(record)
         self._commands.append(record)
