@@ -14,6 +14,7 @@ its own: a mistake in an attack's file must not end as a mount on the host. This
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import inspect
 import json
@@ -30,9 +31,10 @@ from typing import Any
 from .attack import Attack, Kind
 from .target import Target
 
-__all__ = ["PATIENCE", "SUCCEEDS", "can_run_outside", "is_refused_anyway", "main", "run_outside"]
+__all__ = ["PATIENCE", "SUCCEEDS", "can_run_outside", "explain", "main", "run_outside"]
 
 SUCCEEDS = "succeeds"
+LACKING = "this kernel has no such call"
 
 # Only turns a hang into a failure.
 PATIENCE = 60.0
@@ -85,18 +87,15 @@ def run_outside(attacks: Iterable[Attack], target: Target) -> dict[str, str]:
     return answers
 
 
-def is_refused_anyway(attack: Attack) -> bool:
-    """We lack the capability that it needs outside."""
+def explain(attack: Attack, answer: str) -> str:
+    """The answer, or why it could be no other here."""
+    ours = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines())
     needed = getattr(attack.module, "NEEDS", None)
-    return needed is not None and not effective() >> CAPABILITIES[needed] & 1
-
-
-def effective() -> int:
-    """Our capabilities."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    raise LookupError("CapEff")
+    if needed is not None and not int(ours["CapEff"], 16) >> CAPABILITIES[needed] & 1:
+        return f"takes {needed}" if answer != SUCCEEDS else answer
+    if f"[Errno {errno.ENOSYS}]" in answer and ours["Seccomp"] == "0":
+        return LACKING
+    return answer
 
 
 def main() -> None:

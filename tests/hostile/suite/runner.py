@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from .arena import AFTER, Arena, wait_until
 from .attack import Attack, Kind, every_attack
-from .outside import SUCCEEDS, can_run_outside, is_refused_anyway, run_outside
+from .outside import can_run_outside, explain, run_outside
 from .require import NotContained, require
 from .seen import Seen
 from .target import Target, files_in
@@ -195,11 +195,7 @@ def _last(seen: Seen) -> str:
 
 
 def _outside(attack: Attack, answer: str | None) -> str:
-    if answer is None:
-        return "has no meaning outside"
-    if answer != SUCCEEDS and is_refused_anyway(attack):
-        return f"takes {attack.module.NEEDS}"
-    return answer
+    return "has no meaning outside" if answer is None else explain(attack, answer)
 
 
 def _complaints(arena: Arena, target: Target) -> Iterator[str]:

@@ -1,0 +1,17 @@
+"""Make another folder the root, and the old one reachable again.
+
+Source: pivot_root(2).
+"""
+
+from typing import Any
+
+from ..inside import ask_kernel
+
+EXPECTED = "PermissionError"
+WALLS = ("seccomp", "capabilities")
+RUNS_OUTSIDE = True
+NEEDS = "sys_admin"
+
+
+def attack(target: dict[str, Any]) -> object:
+    return ask_kernel("pivot_root")

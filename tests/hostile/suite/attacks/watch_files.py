@@ -1,0 +1,16 @@
+"""Watch, and hold up, what others open.
+
+Source: fanotify_init(2).
+"""
+
+from typing import Any
+
+from ..inside import BAD, ask_kernel
+
+EXPECTED = "PermissionError"
+WALLS = ("seccomp", "capabilities")
+RUNS_OUTSIDE = True
+
+
+def attack(target: dict[str, Any]) -> object:
+    return ask_kernel("fanotify_init", BAD, BAD)
