@@ -69,6 +69,9 @@ class Arena:
         [self.engine] = [c for c in psutil.Process().children() if c.pid not in before]
         self.target.input["pid"] = self.engine.pid
         self.target.input["group"] = os.getpgid(self.engine.pid)
+        events = Path(self._supervisor.events_endpoint.removeprefix("ipc://"))
+        self.target.input["events"] = str(events)
+        self.target.input["control"] = str(events.with_name("control.sock"))
         # A run keeps none once it has ended; its attempts hold about a dozen each.
         self.descriptors = self.engine.num_fds()
         return self

@@ -33,6 +33,7 @@ __all__ = [
     "claim_output",
     "daemonize",
     "find_link",
+    "find_listener",
     "frame",
     "in_own_namespaces",
     "mark_of",
@@ -51,6 +52,22 @@ _PR_SET_NAME = 15
 
 def find_link() -> int:
     """The connected end that the guest speaks through: the one socket here with a peer."""
+    for fd in _stream_sockets(listening=False):
+        with socket.socket(fileno=os.dup(fd)) as found:
+            try:
+                found.getpeername()
+            except OSError:
+                continue
+            return fd
+    raise LookupError("no link among the descriptors")
+
+
+def find_listener() -> int:
+    """The socket that the link's one connection came in by."""
+    return next(_stream_sockets(listening=True))
+
+
+def _stream_sockets(*, listening: bool) -> Iterator[int]:
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         try:
@@ -60,15 +77,9 @@ def find_link() -> int:
         if not is_socket:
             continue
         with socket.socket(fileno=os.dup(fd)) as found:
-            if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                continue
-            if found.family == socket.AF_UNIX and found.type == socket.SOCK_STREAM:
-                try:
-                    found.getpeername()
-                except OSError:
-                    continue
-                return fd
-    raise LookupError("no link among the descriptors")
+            is_ours = found.family == socket.AF_UNIX and found.type == socket.SOCK_STREAM
+            if is_ours and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == listening:
+                yield fd
 
 
 def frame(body: bytes, flags: int = 0) -> bytes:
@@ -188,5 +199,6 @@ def a_child() -> Iterator[int]:
 
 def in_own_namespaces() -> None:
     """From here on this process has every capability over mounts that nobody else sees."""
-    if _libc.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS):
+    own = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
+    if _libc.unshare(own):
         raise OSError(ctypes.get_errno(), "unshare")

@@ -61,6 +61,7 @@ CAPABILITIES = {
     "sys_ptrace": 19,
     "sys_rawio": 17,
     "sys_time": 25,
+    "setfcap": 31,
     "setuid": 7,
     "syslog": 34,
     "dac_read_search": 2,
@@ -106,7 +107,8 @@ def main() -> None:
     workspace = Path(request["target"]["workspace"])
     for kind, name, module in request["attacks"]:
         attack = Attack(Kind(kind), name, importlib.import_module(module))
-        copy = shutil.copytree(workspace, workspace.with_name(f"workspace-{name}"))
+        copy = workspace.with_name(f"workspace-{name}")
+        shutil.copytree(workspace, copy, ignore=shutil.ignore_patterns("socket"))
         answers[name] = _alone(attack, request["target"] | {"workspace": str(copy)})
     print(json.dumps(answers))
 

@@ -19,7 +19,8 @@ _IPC_CREAT, _IPC_RMID = 0o1000, 0
 
 def files_in(folder: Path) -> dict[str, tuple[int, str]]:
     """Mode and text of each file."""
-    return {each.name: (each.stat().st_mode, each.read_text()) for each in folder.iterdir()}
+    files = (each for each in folder.rglob("*") if each.is_file())
+    return {str(f.relative_to(folder)): (f.stat().st_mode, f.read_text()) for f in files}
 
 
 class Target:
@@ -31,8 +32,11 @@ class Target:
         (self.workspace / "victim").write_text("here")
         (self.workspace / "kept").write_text("here")
         self.files = files_in(self.workspace)
+        (self.workspace / "servers").mkdir()
         secret = home / "secret"
         secret.write_text("the supervisor's")
+        neighbour = home / ".env"
+        neighbour.write_text("the project's")
         planted = folder / "planted"
         planted.mkdir()
         (planted / "casemate_test_planted.py").write_text("")
@@ -43,17 +47,27 @@ class Target:
         self._segment = self._libc.shmget(key, 4096, _IPC_CREAT | 0o666)
         if self._segment < 0:
             raise OSError(ctypes.get_errno(), "shmget")
+        self._queue = self._libc.msgget(key, _IPC_CREAT | 0o666)
+        if self._queue < 0:
+            raise OSError(ctypes.get_errno(), "msgget")
         # What the supervisor's own environment holds.
-        self.environment = {SECRET_NAME: "the supervisor's", "PYTHONPATH": str(planted)}
+        self.environment = {
+            SECRET_NAME: "the supervisor's",
+            "PYTHONPATH": str(planted),
+            "LD_LIBRARY_PATH": str(planted),
+        }
         self.input: dict[str, Any] = {
             "secret": str(secret),
             "workspace": str(self.workspace),
+            "neighbour": str(neighbour),
             "socket": self._listen(socket.AF_UNIX, str(path)),
+            "inner": self._listen(socket.AF_UNIX, str(self.workspace / "servers" / "socket")),
             "abstract": self._listen(socket.AF_UNIX, "\0" + abstract)[1:],
             "port": self._listen(socket.AF_INET, ("127.0.0.1", 0))[1],
             "port6": self._listen_on_ipv6(),
             "udp": self._answer(),
             "segment": key,
+            "queue": key,
             "variable": SECRET_NAME,
             "planted": "casemate_test_planted",
         }
@@ -99,3 +113,4 @@ class Target:
     def close(self) -> None:
         self._open.close()
         self._libc.shmctl(self._segment, _IPC_RMID, None)
+        self._libc.msgctl(self._queue, _IPC_RMID, None)
