@@ -11,6 +11,7 @@ data beside it:
     require.py  how what is demanded is said
     target.py   what there is to reach, each of it really there
     outside.py  attacks with nothing around them: there they must succeed
+    stage.py    where a story takes place
     inside.py   what attacks use inside                       good.py    the task that comes after
     arena.py    a supervisor and the runs in it               seen.py    what the host saw of a task
     runner.py   all of it, and one outcome for each attack

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,10 @@ from msgspec import Struct
 
 from .arena import AFTER, Arena, wait_until
 from .attack import Attack, Kind, every_attack
-from .outside import can_run_outside, explain, run_outside
+from .outside import SUCCEEDS, can_run_outside, explain, run_outside
 from .require import NotContained, require
 from .seen import Seen
+from .stage import Stage
 from .target import Target, files_in
 
 __all__ = ["Findings", "Outcome", "judge", "run_suite"]
@@ -90,28 +92,23 @@ def _run(
     settings: dict[str, Any],
     began: float,
 ) -> Findings:
-    tasks = {attack.name: attack for attack in attacks if attack.kind is not Kind.STORY}
     outcomes: dict[str, Outcome] = {}
-    with Arena(folder, target, **settings) as arena:
-        free = run_outside([each for each in attacks if can_run_outside(each)], target)
-        pipeline = arena.pipeline("attacks", next(iter(tasks.values())).root)
-        for attack in tasks.values():
-            arena.add(pipeline, attack)
-        ended: dict[str, Seen] = {}
+    host: list[str] = []
+    walls: dict[str, Any] = {}
 
-        def on_end(seen: Seen) -> None:
-            ended[seen.task] = seen
-            name = seen.task.removesuffix(AFTER)
-            if name in ended and name + AFTER in ended:
-                outcome = judge(tasks[name], ended[name], ended[name + AFTER], free.get(name))
-                outcomes[name] = outcome
-                report(outcome)
+    def reach(outcome: Outcome) -> None:
+        outcomes[outcome.name] = outcome
+        report(outcome)
 
-        seen = arena.run(pipeline, on_end)
-        host = list(_complaints(arena, target))
-    missing = [attack.name for attack in tasks.values() if attack.name not in outcomes]
-    host += [f"{name}: no verdict" for name in missing]
-    walls = next((one.walls for one in seen.values() if one.data("task.started")), {})
+    tasks = [attack for attack in attacks if attack.kind is not Kind.STORY]
+    if tasks:
+        with Arena(folder, target, **settings) as arena:
+            walls = _run_tasks(tasks, arena, reach)
+            host += _complaints(arena, target)
+    for attack in attacks:
+        if attack.kind is Kind.STORY:
+            reach(_tell(attack, folder / attack.name))
+    host += [f"{attack.name}: no verdict" for attack in attacks if attack.name not in outcomes]
     contained = sum(outcome.contained for outcome in outcomes.values())
     return Findings(
         ok=contained == len(attacks) and not host,
@@ -120,6 +117,52 @@ def _run(
         host=tuple(host),
         walls=walls,
         seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _run_tasks(
+    attacks: Sequence[Attack], arena: Arena, reach: Callable[[Outcome], None]
+) -> dict[str, Any]:
+    """The walls in force in the first of their sandboxes."""
+    free = run_outside([each for each in attacks if can_run_outside(each)], arena.target)
+    pipeline = arena.pipeline("attacks", attacks[0].root)
+    for attack in attacks:
+        arena.add(pipeline, attack)
+    named = {attack.name: attack for attack in attacks}
+    ended: dict[str, Seen] = {}
+
+    def on_end(seen: Seen) -> None:
+        ended[seen.task] = seen
+        name = seen.task.removesuffix(AFTER)
+        if name in ended and name + AFTER in ended:
+            reach(judge(named[name], ended[name], ended[name + AFTER], free.get(name)))
+
+    seen = arena.run(pipeline, on_end)
+    return next((one.walls for one in seen.values() if one.data("task.started")), {})
+
+
+def _tell(attack: Attack, folder: Path) -> Outcome:
+    """A story; the good task that is served afterwards is its own affair."""
+    said, why, outside = "not contained", None, "has no meaning outside"
+    if hasattr(attack.module, "outside"):
+        attack.module.outside(Stage(folder / "outside"))
+        outside = SUCCEEDS
+    try:
+        said = attack.module.attack(Stage(folder / "inside"))
+    except NotContained as found:
+        why = str(found)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = f"nothing is proved: {error}"
+    return Outcome(
+        name=attack.name,
+        kind=str(attack.kind),
+        tries=attack.tries,
+        source=attack.source,
+        contained=why is None,
+        seen=said,
+        walls=attack.walls,
+        why=why,
+        outside=outside,
     )
 
 

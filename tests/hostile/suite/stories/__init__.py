@@ -1,3 +1,3 @@
-"""One attack a file that takes more than one task: `attack(stage)` returns what stopped it, or
-raises `NotContained`.
+"""One attack a file that takes more than one task: `attack(stage)` returns what stopped it in a
+word, or raises `NotContained`. `WALLS` are what may stop it (`walls.py`).
 """
