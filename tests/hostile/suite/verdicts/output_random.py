@@ -1,0 +1,18 @@
+"""Give a symlink to an endless device as the output.
+
+Source: SandboxFusion joined what it took back unchecked; CWE-59.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..inside import OUTPUT, claim_output
+
+KIND = "protocol"
+WALLS = ("outbox",)
+
+
+def attack(input: Any, ctx: Any) -> object:
+    OUTPUT.symlink_to("/dev/urandom")
+    claim_output(100)
