@@ -13,9 +13,9 @@ workspace that it may read, a /tmp that it may write to, and no network:
                 a clean environment, and its limits
     casemate    `casemate exec --ro WORKSPACE`, with its defaults
 
-An attack is contained when it raises, and the workspace is as it was. Under root all of this happens
-in pid and mount namespaces of its own: a sandbox that has none, and lets an attack through, must
-not let it through to this host's init.
+An attack is contained when it raises, and the workspace is as it was. Under root all of this
+happens in pid and mount namespaces of its own: a sandbox that has none, and lets an attack through,
+must not let it through to this host's init.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import casemate
 import msgspec
@@ -97,15 +96,14 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 
 
 def bubblewrap(ground: Ground) -> Run:
-    binds = ["/usr", *ground.interpreter, str(ground.site), str(ground.workspace)]
-    command = [
-        "bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv",
-        "--setenv", "PATH", "/usr/bin:/bin", "--proc", "/proc", "--dev", "/dev",
-        "--tmpfs", "/tmp",
-        *(word for name in ("bin", "sbin", "lib", "lib64") for word in ("--symlink", f"usr/{name}", f"/{name}")),
-        *(word for path in binds for word in ("--ro-bind", path, path)),
-        "--",
-    ]  # fmt: skip
+    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command += ["--setenv", "PATH", "/usr/bin:/bin"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for name in ("bin", "sbin", "lib", "lib64"):
+        command += ["--symlink", f"usr/{name}", f"/{name}"]
+    for path in ("/usr", *ground.interpreter, str(ground.site), str(ground.workspace)):
+        command += ["--ro-bind", path, path]
+    command.append("--")
     return lambda argv: run([*command, *argv])
 
 
