@@ -168,7 +168,7 @@ def plain_attacks() -> list[Attack]:
 
 def try_all(
     attacks: list[Attack], sandboxes: dict[str, Run], ground: Ground, target: Target
-) -> Any:
+) -> dict[str, dict[str, str | None]]:
     """{attack: {sandbox: what came of it}}; a success is None, what raised is told."""
     found: dict[str, dict[str, str | None]] = {}
     for attack in attacks:
