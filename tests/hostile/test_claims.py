@@ -15,6 +15,14 @@ CLAIMS: dict[str, str] = {
         "output_fifo output_socket output_folder output_random make_device",
     "a result is as large, and what, it was said to be":
         "output_huge output_wrong_size output_wrong_digest output_missing output_no_value",
+    "an artifact is a regular file with one name, beneath its folder": (
+        "artifact_symlink artifact_hard_link artifact_fifo artifact_socket artifact_folder "
+        "artifact_missing artifact_changed"
+    ),
+    "names that a task gives are checked where they are decoded": "artifact_name",
+    "artifacts are bounded in size and number, sparse ones too": (
+        "artifact_huge artifact_sparse artifact_many"
+    ),
     "what runs by itself on the host is marked by diff and refused by apply": "planted_hooks",
     "folders that are bound, and those above them, stay where they are":
         "rename_workspace replace_parent",
