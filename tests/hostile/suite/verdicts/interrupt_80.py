@@ -29,7 +29,7 @@ def call() -> int:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(CODE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    return ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+    return int(ctypes.CFUNCTYPE(ctypes.c_int)(address)())
 
 
 def outside() -> object:

@@ -24,7 +24,7 @@ TRACE = Path("/tmp/casemate-attack-loaded")
 
 
 class Bomb:
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (str(TRACE),)
 
 
@@ -49,5 +49,5 @@ def outside() -> object:
 
 
 class Milder:
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return tempfile.mkdtemp, ()
