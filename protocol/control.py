@@ -22,6 +22,10 @@ that is a string names one such request for good: sent again, as a client does w
 is not carried out again but answered with the first one's reply. A number names nothing beyond its
 connection.
 
+A run is submitted in two steps: its bundle is uploaded piece by piece (`upload`), by the front,
+under an id of the client's, then named (`submit`). The id names the submission for good: however
+often, and to whichever supervisor, it is submitted again, it is one run.
+
 A late joiner: subscribe, wait for a heartbeat, replay from 0, then drop every live event whose seq
 he has. A hole in seq, or a heartbeat that is ahead: replay from the last seq he has.
 """
@@ -34,7 +38,13 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from .events import TaskError
-from .limits import CONTROL_ID_LENGTH, CONTROL_REASON_LENGTH, CONTROL_VERSION, NAME_LENGTH
+from .limits import (
+    CONTROL_ID_LENGTH,
+    CONTROL_REASON_LENGTH,
+    CONTROL_VERSION,
+    NAME_LENGTH,
+    UPLOAD_PIECE_SIZE,
+)
 from .pipeline import BREAKER_KEY_PATTERN
 
 __all__ = [
@@ -75,7 +85,11 @@ __all__ = [
     "RunVerb",
     "Show",
     "Shown",
+    "Submission",
+    "Submit",
     "TaskSummary",
+    "Upload",
+    "Uploaded",
     "Why",
     "topic",
 ]
@@ -116,6 +130,8 @@ RequestId = int | Annotated[str, Meta(max_length=CONTROL_ID_LENGTH)]
 Name = Annotated[str, Meta(max_length=NAME_LENGTH)]
 Key = Annotated[str, Meta(pattern=BREAKER_KEY_PATTERN)]
 Seconds = Annotated[float, Meta(ge=0, le=10**9)]
+Submission = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Reason = Annotated[str, Meta(max_length=CONTROL_REASON_LENGTH)]
 
 
@@ -218,10 +234,25 @@ class ResetBreaker(_Request, frozen=True, kw_only=True, tag="reset_breaker"):
     key: Key
 
 
+class Upload(_Request, frozen=True, kw_only=True, tag="upload"):
+    """A piece of a submission's bundle, from byte `offset` on."""
+
+    submission: Submission
+    offset: Number
+    data: Annotated[bytes, Meta(max_length=UPLOAD_PIECE_SIZE)]
+
+
+class Submit(_Request, frozen=True, kw_only=True, tag="submit"):
+    """Start a run of what was uploaded; the reply names it. `digest`: SHA-256 of the bundle."""
+
+    submission: Submission
+    digest: Digest
+
+
 RunVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork
 BreakerVerb = OpenBreaker | ResetBreaker
-ControlVerb = RunVerb | BreakerVerb
-Request = List | Show | Replay | Fetch | Breakers | ControlVerb
+ControlVerb = RunVerb | BreakerVerb | Submit
+Request = List | Show | Replay | Fetch | Breakers | Upload | ControlVerb
 
 
 # -------------------------------------------------------------------------------------- replies
@@ -319,10 +350,14 @@ class Fetched(_Reply, frozen=True, kw_only=True, tag="fetch"):
     data: bytes  # from `offset`; empty at the end
 
 
+class Uploaded(_Reply, frozen=True, kw_only=True, tag="upload"):
+    size: int  # of what is there now: another one than asked for is where to go on
+
+
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     """A request that steers was carried out."""
 
-    run: str  # the run, or the new one that `fork` made
+    run: str  # the run, or the new one that `fork` or `submit` made
     checkpoint: str | None = None  # that `checkpoint` made
 
 
@@ -342,4 +377,4 @@ class Error(_Reply, frozen=True, kw_only=True, tag="error"):
 
 
 ControlAnswer = Done | Because | BreakersShown | Error
-Reply = Listed | Shown | Replayed | Fetched | Done | Because | BreakersShown | Error
+Reply = Listed | Shown | Replayed | Fetched | Uploaded | Done | Because | BreakersShown | Error

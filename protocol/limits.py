@@ -115,8 +115,16 @@ OBSERVER_QUEUE_EVENTS = 1000
 # A peer that connects and says nothing holds a file descriptor of the front no longer than this.
 HANDSHAKE_SECONDS = 3.0
 
-# A control request: a pipeline's data without its sources.
+# A control request: the largest is a piece of an upload.
 CONTROL_REQUEST_SIZE = 4 * MIB
+
+# What is submitted travels in pieces, each held in memory once. The whole: sources (128 MiB at
+# most), a run's input and a pipeline; of those that wait to be started, or were left halfway, so
+# many and so much is kept.
+UPLOAD_PIECE_SIZE = 1 * MIB
+SUBMISSION_SIZE = 256 * MIB
+SUBMISSIONS_KEPT = 64
+SUBMISSIONS_SIZE = 1024 * MIB
 
 # A request's own id, kept with its reply: a UUID has 36.
 CONTROL_ID_LENGTH = 128

@@ -12,9 +12,11 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -37,6 +39,7 @@ from .core.breaker import Forced, Reset
 from .cursor import PipelineEvent, RunResult, collect, follow
 from .pipeline import compile_document
 from .state import StateDirectory
+from .submissions import Submissions
 
 # A pipeline built here, one that was compiled before, or the path of a pipeline file.
 Runnable = Pipeline | PipelineSpec | str | os.PathLike[str]
@@ -48,6 +51,8 @@ class Supervisor:
     """Runs pipelines. Use it as an async context manager; leaving it ends its engine.
 
     Settings that are not given come from `casemate.toml` and the environment (see README).
+    `on_submitted`: runs are also taken from clients (`casemate submit`); called with the id of
+    each. Their pipelines may do what this configuration allows.
     """
 
     def __init__(
@@ -56,9 +61,14 @@ class Supervisor:
         state: str | os.PathLike[str] | None = None,
         max_parallel: int | None = None,
         config: Config | None = None,
+        on_submitted: Callable[[str], None] | None = None,
     ) -> None:
         self._config = config or load_config(state=state, max_parallel=max_parallel)
         self._state = StateDirectory(self._config.state)
+        self._on_submitted = on_submitted
+        self._submissions = Submissions(self._state)
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._starting: dict[str, asyncio.Task[str]] = {}  # by submission
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -85,7 +95,9 @@ class Supervisor:
                 start_new_session=True,  # ^C in the host's terminal is the host's to handle
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
-        hostpipe.write(self._writer, self._config.settings())
+        settings = self._config.settings()
+        accepts = self._on_submitted is not None
+        hostpipe.write(self._writer, msgspec.structs.replace(settings, accepts=accepts))
         head = await hostpipe.read(reader)
         ready = msgspec.msgpack.decode(head, type=hostpipe.Answer) if head else None
         if ready is None or ready.refused is not None:
@@ -100,6 +112,8 @@ class Supervisor:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for accepting in self._accepting:
+            accepting.cancel()
         if self._writer is not None:
             self._writer.close()
         if self._process is not None:
@@ -123,6 +137,18 @@ class Supervisor:
         assert answer.run is not None
         self._known.add(answer.run)
         return answer.run
+
+    async def start_submitted(self) -> None:
+        """Start what was submitted to a supervisor that died before it had begun. Raises UsageError
+        with what could not be, after the rest."""
+        problems = []
+        for submission in await asyncio.to_thread(self._submissions.pending):
+            try:
+                await self._start(submission, None)
+            except UsageError as error:
+                problems.append(str(error))
+        if problems:
+            raise UsageError("\n".join(problems))
 
     async def execute(self, pipeline: Runnable, input: Any = None) -> AsyncIterator[PipelineEvent]:
         """Start a run and yield its events, lossless and in order. Dropping the iterator does not
@@ -211,6 +237,57 @@ class Supervisor:
         if self._listening is not None:
             await asyncio.shield(self._listening)
 
+    # --- what clients submit ---------------------------------------------------------------
+
+    async def _accept(self, submitted: hostpipe.Submitted) -> None:
+        try:
+            run = await self._start(submitted.submission, submitted.digest)
+            answer = hostpipe.Accepted(submitted.number, run=run)
+        except (CasemateError, OSError) as error:
+            answer = hostpipe.Accepted(submitted.number, refused=str(error))
+        await self._ask(answer)
+
+    async def _start(self, submission: str, digest: bytes | None) -> str:
+        """The run of a submission, whoever began it. `digest`: of what was uploaded just now."""
+        starting = self._starting.get(submission)
+        if starting is None:  # else it is named again, by a client whose patience was short
+            starting = asyncio.create_task(self._begin(submission, digest))
+            self._starting[submission] = starting
+            starting.add_done_callback(lambda _: self._starting.pop(submission))
+        return await asyncio.shield(starting)
+
+    async def _begin(self, submission: str, digest: bytes | None) -> str:
+        store = self._submissions
+        run = await asyncio.to_thread(store.run_of, submission)
+        if run is None:
+            if digest is None:
+                packed = await asyncio.to_thread(store.read, submission)
+            else:
+                packed = await asyncio.to_thread(store.take, submission, digest)
+            try:
+                run = await self._submit_bundle(packed, submission)
+            except UsageError:  # it never will be a run
+                await asyncio.to_thread(store.drop, submission)
+                raise
+        await asyncio.to_thread(store.drop, submission)
+        return run
+
+    async def _submit_bundle(self, packed: bytes, submission: str) -> str:
+        # Only here: most supervisors take none.
+        from .bundle import unpack
+
+        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="casemate-submitted-"))
+        try:
+            spec, value = await asyncio.to_thread(unpack, packed, folder, self._config.allow)
+            answer = await self._ask(hostpipe.Submit(spec, value, submission))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder)
+        assert answer.run is not None
+        self._known.add(answer.run)
+        if self._on_submitted is not None:
+            self._on_submitted(answer.run)
+        return answer.run
+
     # --- the engine's side -----------------------------------------------------------------
 
     def _spec(self, pipeline: Runnable) -> PipelineSpec:
@@ -255,13 +332,17 @@ class Supervisor:
         return reply
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        decoder = msgspec.msgpack.Decoder(hostpipe.Answer | hostpipe.Committed)
+        decoder = msgspec.msgpack.Decoder(hostpipe.Answer | hostpipe.Submitted | hostpipe.Committed)
         while (body := await hostpipe.read(reader)) is not None:
             match decoder.decode(body):
                 case hostpipe.Answer() as answer:
                     waiting = self._answers.pop(answer.id)
                     if not waiting.done():  # cancelled by whoever asked
                         waiting.set_result(answer)
+                case hostpipe.Submitted() as submitted:
+                    accepting = asyncio.create_task(self._accept(submitted))
+                    self._accepting.add(accepting)
+                    accepting.add_done_callback(self._accepting.discard)
                 case hostpipe.Committed() as committed:
                     async with self._news:
                         self._progress[committed.run] = committed

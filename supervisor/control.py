@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from hashlib import sha256
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -37,10 +38,13 @@ from ..protocol.control import (
     Resume,
     Rollback,
     RunVerb,
+    Submit,
+    Upload,
+    Uploaded,
     Why,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
-from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION
+from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION, UPLOAD_PIECE_SIZE
 from .core.breaker import Forced, Reset
 from .state import RunDirectory, StateDirectory, SupervisorRecord
 
@@ -63,6 +67,7 @@ class Steerable(Protocol):
     it."""
 
     def owns(self, run: str) -> bool: ...
+    async def accept(self, submission: str, digest: bytes) -> str: ...
     async def pause(self, run: str, drain: bool = False) -> None: ...
     async def resume(self, run: str) -> None: ...
     def cancel(self, run: str, reason: str) -> None: ...
@@ -78,7 +83,7 @@ class Steerable(Protocol):
 async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
     """Never raises but for bugs: what one client asked must not end the runs of the others."""
     # An interrupted run is nobody's, and resuming it makes it this engine's.
-    if not isinstance(verb, Resume | BreakerVerb) and not engine.owns(verb.run):
+    if not isinstance(verb, Resume | BreakerVerb | Submit) and not engine.owns(verb.run):
         return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")
     try:
         if isinstance(verb, Why):
@@ -87,6 +92,8 @@ async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
             happening = Reset() if isinstance(verb, ResetBreaker) else Forced(verb.open_for)
             row = await engine.step_breaker(verb.key, happening)
             return BreakersShown(id=verb.id, breakers=(row,))
+        if isinstance(verb, Submit):
+            return Done(id=verb.id, run=await engine.accept(verb.submission, verb.digest))
         return await _done(engine, verb)
     except UsageError as error:
         return _problem(verb, ControlError.REFUSED, str(error))
@@ -175,6 +182,45 @@ class Client:
         answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
         return answer.words if isinstance(answer, Because) else ()
 
+    def submit(self, bundle: bytes, submission: str | None = None) -> str:
+        """Have a supervisor start a run of what `bundle.pack` gave; its id. `submission`: an id of
+        32 hex digits, under which to ask again is to ask for the same run."""
+        submission = submission or _new_id()
+        give_up = time.monotonic() + self._patience
+        accepting = [each for each in self._state.living_supervisors() if each.accepts]
+        if not accepting:
+            raise UsageError(
+                f"no supervisor of {self._state.path} takes submissions: start one with "
+                "`casemate serve`"
+            )
+        owner = accepting[0]
+        offset = 0
+        while offset < len(bundle):
+            uploaded = self._ask_one(
+                owner,
+                Upload(
+                    version=CONTROL_VERSION,
+                    id=_new_id(),
+                    submission=submission,
+                    offset=offset,
+                    data=bundle[offset : offset + UPLOAD_PIECE_SIZE],
+                ),
+                give_up,
+            )
+            if not isinstance(uploaded, Uploaded):
+                raise _refusal("submit", uploaded)
+            offset = uploaded.size
+        verb = Submit(
+            version=CONTROL_VERSION,
+            id=_new_id(),
+            submission=submission,
+            digest=sha256(bundle).digest(),
+        )
+        done = self._ask_one(owner, verb, give_up)
+        if not isinstance(done, Done):
+            raise _refusal("submit", done)
+        return done.run
+
     def _steer(self, verb: RunVerb) -> Done:
         answer = self._ask(verb)
         if not isinstance(answer, Done):
@@ -192,12 +238,8 @@ class Client:
                     return answer
                 case Error(error=Problem(kind=ControlError.NOT_FOUND)):
                     continue  # two supervisors in one process have one pid
-                case Error(error=Problem(kind=ControlError.REFUSED, message=message)):
-                    raise UsageError(message)
-                case Error(error=Problem(message=message)):
-                    raise CasemateError(f"run {run.id}: {message}")
                 case _:
-                    raise CasemateError(f"run {run.id}: its supervisor's answer makes no sense")
+                    raise _refusal(f"run {run.id}", answer)
         raise CasemateError(f"run {run.id}: its supervisor has just let go of it; ask again")
 
     def _owners(self, run: RunDirectory) -> list[SupervisorRecord]:
@@ -218,7 +260,9 @@ class Client:
                 )
             time.sleep(0.05)
 
-    def _ask_one(self, owner: SupervisorRecord, verb: RunVerb, give_up: float) -> Reply:
+    def _ask_one(
+        self, owner: SupervisorRecord, verb: RunVerb | Submit | Upload, give_up: float
+    ) -> Reply:
         import zmq
 
         body, wait = msgspec.msgpack.encode(verb), _FIRST_WAIT
@@ -234,7 +278,18 @@ class Client:
                         return reply
                 wait *= 2
         what = "does not answer" if owner.is_alive() else "died before it answered"
-        raise CasemateError(f"run {verb.run}: its supervisor (pid {owner.pid}) {what}")
+        whose = f"run {verb.run}" if isinstance(verb, RunVerb) else "submit"
+        raise CasemateError(f"{whose}: the supervisor (pid {owner.pid}) {what}")
+
+
+def _refusal(what: str, reply: Reply) -> CasemateError:
+    match reply:
+        case Error(error=Problem(kind=ControlError.REFUSED, message=message)):
+            return UsageError(message)
+        case Error(error=Problem(message=message)):
+            return CasemateError(f"{what}: {message}")
+        case _:
+            return CasemateError(f"{what}: the supervisor's answer makes no sense")
 
 
 def _new_id() -> str:

@@ -19,26 +19,30 @@ from .api import Supervisor
 from .config import Config
 from .cursor import RunResult, collect
 from .pipeline import compile_document, describing, load_pipeline
+from .reading import Document, read_file
 
-__all__ = ["read_pipeline"]
+__all__ = ["read_document", "read_pipeline"]
 
 
 def read_pipeline(file: Path, config: Config, workspace: Path | None = None) -> PipelineSpec:
     """Any pipeline file, by its suffix. Blocks; not for a thread with a running loop."""
     if file.suffix != ".py":
         return load_pipeline(file, config.allow, workspace=workspace)
+    root = file.absolute().parent
+    document = read_document(file, config)
+    return compile_document(document, root=root, allow=config.allow, workspace=workspace)
+
+
+def read_document(file: Path, config: Config) -> Document:
+    """What a pipeline file says, not compiled yet. As `read_pipeline`."""
+    if file.suffix != ".py":
+        return read_file(file)
     result = asyncio.run(_describe(file, config))
     if not result.ok:
         error = result.errors.get("describe", {"kind": result.state, "message": ""})
         where = f"\n{error['traceback']}" if error.get("traceback") else ""
         raise UsageError(f"{file}: could not be loaded: {error['kind']}: {error['message']}{where}")
-    return compile_document(
-        result.outputs["describe"],
-        root=file.absolute().parent,
-        allow=config.allow,
-        workspace=workspace,
-        source=str(file),
-    )
+    return Document(result.outputs["describe"], str(file))
 
 
 async def _describe(file: Path, config: Config) -> RunResult:

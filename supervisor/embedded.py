@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -59,11 +60,14 @@ async def _serve(fd: int) -> None:
         return
     settings = msgspec.msgpack.decode(head, type=hostpipe.Settings)
     try:
-        async with Engine(settings) as engine:
+        submitted = _Submitted(writer)
+        accept = submitted.accept if settings.accepts else None
+        async with Engine(settings, accept) as engine:
             hostpipe.write(writer, hostpipe.Answer(0, events=engine.front.events_endpoint))
+            submitted.is_open.set()
             notes = _Notes(engine, writer)
             try:
-                await _answer(engine, reader, writer)
+                await _answer(engine, reader, writer, submitted)
             finally:
                 notes.close()
     except CasemateError as error:
@@ -103,8 +107,40 @@ class _Notes:
         self._telling.cancel()
 
 
+class _Submitted:
+    """What clients submit, on its way to the host and back: to read a pipeline is its work."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[str]] = {}
+        # Clients find the front before the host has heard that the engine is ready.
+        self.is_open = asyncio.Event()
+
+    async def accept(self, submission: str, digest: bytes) -> str:
+        """The run that it became. Raises UsageError."""
+        await self.is_open.wait()
+        number = next(self._numbers)
+        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        hostpipe.write(self._writer, hostpipe.Submitted(number, submission, digest))
+        return await waiting
+
+    def accepted(self, answer: hostpipe.Accepted) -> None:
+        waiting = self._waiting.pop(answer.number)
+        if waiting.cancelled():
+            return  # the engine is closing
+        if answer.run is not None:
+            waiting.set_result(answer.run)
+        else:
+            waiting.set_exception(UsageError(answer.refused or "refused"))
+
+
 async def _answer(
-    engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    engine: Engine,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    submitted: _Submitted,
 ) -> None:
     decoder = msgspec.msgpack.Decoder(hostpipe.Ask)
     async with asyncio.TaskGroup() as asks:
@@ -113,8 +149,10 @@ async def _answer(
             try:
                 run = checkpoint = None
                 match ask.verb:
-                    case hostpipe.Submit(spec=spec, input=value):
-                        run = await engine.submit(spec, value)
+                    case hostpipe.Submit(spec=spec, input=value, submission=submission):
+                        run = await engine.submit(spec, value, submission)
+                    case hostpipe.Accepted() as accepted:
+                        submitted.accepted(accepted)
                     case hostpipe.CancelRun(run=cancelled, reason=reason):
                         engine.cancel(cancelled, reason)
                     case hostpipe.Pause(run=paused, drain=drain):

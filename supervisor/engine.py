@@ -31,7 +31,7 @@ import resource
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -111,6 +111,7 @@ from .sandboxes import Sandboxes
 from .sources import snapshot
 from .state import OwnedRun, RunDirectory, StateDirectory
 from .streams import Streams
+from .submissions import Submissions
 from .values import ValueStore
 from .workspace import Prepared
 
@@ -149,6 +150,9 @@ _LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 
 # Called with (run, last durable seq, whether the run has ended).
 Listener = Callable[[str, int, bool], None]
+
+# Makes a run of an uploaded bundle (its id, its digest); raises UsageError where it cannot.
+Acceptor = Callable[[str, bytes], Awaitable[str]]
 
 
 @dataclass(slots=True)
@@ -206,7 +210,7 @@ class _Over:
 class Engine:
     """Use it as an async context manager. All methods belong to its loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, acceptor: Acceptor | None = None) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._core = Scheduler(
@@ -231,6 +235,7 @@ class Engine:
         self._zygote_delay = 0.0
         self._background: set[asyncio.Task[None]] = set()
         self.listener: Listener | None = None
+        self._acceptor = acceptor
 
     # --- life ------------------------------------------------------------------------------
 
@@ -241,7 +246,7 @@ class Engine:
             self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             begun.callback(os.close, self._null)
             # In this thread, which outlives them: both carry a parent-death signal.
-            self.front = FrontProcess(self.state)
+            self.front = FrontProcess(self.state, accepts=self._settings.accepts)
             self.front.on_request = lambda verb: carry_out(self, verb)
             begun.push_async_callback(self.front.close)
             await self.front.start()
@@ -278,10 +283,19 @@ class Engine:
 
     # --- what clients ask --------------------------------------------------------------------
 
-    async def submit(self, spec: PipelineSpec, value: Raw) -> str:
-        """Start a run; its id. Raises UsageError for a pipeline that cannot run."""
+    async def accept(self, submission: str, digest: bytes) -> str:
+        """The run that an uploaded bundle becomes. Raises UsageError."""
+        if self._acceptor is None:
+            raise UsageError("this supervisor takes no submissions; one of `casemate serve` does")
+        return await self._acceptor(submission, digest)
+
+    async def submit(self, spec: PipelineSpec, value: Raw, submission: str | None = None) -> str:
+        """Start a run; its id. `submission`: of which it is the run. Raises UsageError for a
+        pipeline that cannot run."""
 
         def fill(building: RunDirectory) -> None:
+            if submission is not None:
+                Submissions(self.state).name_run(submission, building.id)
             snapshot(spec, building.sources)
             begin_files(building, spec, self.state.path)
 

@@ -49,6 +49,7 @@ import traceback
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,9 @@ from ..protocol.control import (
     RequestId,
     Show,
     Shown,
+    Submit,
+    Upload,
+    Uploaded,
     topic,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
@@ -111,6 +115,7 @@ from .breakers import read_breakers
 from .journal import Commit, JournalReader, NotBegunError, Outline
 from .overview import describe, list_runs
 from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
+from .submissions import Submissions
 
 if TYPE_CHECKING:
     import zmq
@@ -242,8 +247,9 @@ class FrontProcess:
     """Starts the front, feeds it, starts it again. Everything here is for the loop's thread, and
     that thread must outlive the front: PDEATHSIG goes by the thread that forked."""
 
-    def __init__(self, state: StateDirectory) -> None:
+    def __init__(self, state: StateDirectory, *, accepts: bool = False) -> None:
         self._state = state
+        self._accepts = accepts
         self._runtime: Path | None = None
         self._record: Path | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -573,11 +579,14 @@ class FrontProcess:
     async def _announce(self, epoch: int) -> None:
         try:
             self._record = await asyncio.to_thread(
-                self._state.announce,
-                self.events_endpoint,
-                self.control_endpoint,
-                epoch,
-                self._record,
+                partial(
+                    self._state.announce,
+                    self.events_endpoint,
+                    self.control_endpoint,
+                    epoch,
+                    self._record,
+                    accepts=self._accepts,
+                )
             )
         except OSError as error:
             # Observers who are told the path still come in; others do not find it.
@@ -1041,12 +1050,13 @@ def _answer_requests(router: zmq.Socket[Any], desk: _Desk, engine: _Engine) -> N
 
 
 class _Desk:
-    """Answers requests from the journals of a state directory. Changes nothing: what would is given
-    back, checked, with the run named in full."""
+    """Answers requests from the journals of a state directory. Changes nothing but what is being
+    uploaded: what would is given back, checked, with the run named in full."""
 
     def __init__(self, state: StateDirectory, epoch: int) -> None:
         self._state = state
         self._epoch = epoch
+        self._submissions = Submissions(state)
         self._topics: dict[tuple[str, str | None, str], bytes] = {}
         # A large value is fetched in pieces: the last one is kept whole between them.
         self._fetched: tuple[str, int, Raw] | None = None
@@ -1061,7 +1071,9 @@ class _Desk:
         try:
             return self._answer(request)
         except UsageError as error:
-            kind, message = ControlError.NOT_FOUND, str(error)
+            is_upload = isinstance(request, Upload)
+            kind = ControlError.REFUSED if is_upload else ControlError.NOT_FOUND
+            message = str(error)
         except LocalViolation:
             raise
         except CasemateError as error:
@@ -1087,8 +1099,11 @@ class _Desk:
         if isinstance(request, List):
             most = max(1, min(request.limit, LISTED_RUNS))
             return Listed(id=request.id, runs=tuple(list_runs(self._state, most)))
-        if isinstance(request, BreakerVerb):
+        if isinstance(request, BreakerVerb | Submit):
             return request
+        if isinstance(request, Upload):
+            size = self._submissions.write(request.submission, request.offset, request.data)
+            return Uploaded(id=request.id, size=size)
         if isinstance(request, Breakers):
             return BreakersShown(id=request.id, breakers=tuple(read_breakers(self._state.path)))
         run = self._state.find_run(request.run)

@@ -1,9 +1,10 @@
 """The private pipe between an embedding program and its engine, which is a child process.
 
 One unix stream socketpair; each message is `u32 length | msgpack`. The host asks (`Ask`), the
-engine answers each ask once (`Answer`) and tells, unasked, how far each run's journal is committed
-(`Committed`): never the events themselves. The host reads those from the journal, at its own pace,
-so a slow host costs the engine nothing. Both ends trust each other: the task's side never sees it.
+engine answers each ask once (`Answer`), passes on what clients submit (`Submitted`), and tells,
+unasked, how far each run's journal is committed (`Committed`): never the events themselves. The
+host reads those from the journal, at its own pace, so a slow host costs the engine nothing. Both
+ends trust each other: the task's side never sees it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec import Raw, Struct
 from ..protocol.pipeline import PipelineSpec
 
 __all__ = [
+    "Accepted",
     "Answer",
     "Ask",
     "CancelRun",
@@ -27,6 +29,7 @@ __all__ = [
     "Rollback",
     "Settings",
     "Submit",
+    "Submitted",
     "Verb",
     "read",
     "write",
@@ -42,11 +45,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     cpu_budget: float
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
+    accepts: bool = False  # the host takes what is submitted from elsewhere
 
 
 class Submit(Struct, frozen=True, tag="submit"):
     spec: PipelineSpec
     input: Raw
+    submission: str | None = None  # that this is to be the run of
 
 
 class CancelRun(Struct, frozen=True, tag="cancel"):
@@ -83,7 +88,15 @@ class Fork(Struct, frozen=True, tag="fork"):
     checkpoint: str
 
 
-Verb = Submit | CancelRun | Pause | Resume | TakeUp | CheckpointRun | Rollback | Fork
+class Accepted(Struct, frozen=True, tag="accepted"):
+    """What became of `Submitted`: a run, or a message for who submitted it."""
+
+    number: int
+    run: str | None = None
+    refused: str | None = None
+
+
+Verb = Accepted | Submit | CancelRun | Pause | Resume | TakeUp | CheckpointRun | Rollback | Fork
 
 
 class Ask(Struct, frozen=True):
@@ -101,6 +114,14 @@ class Answer(Struct, frozen=True, tag="answer"):
     refused: str | None = None
     is_usage: bool = False
     events: str | None = None
+
+
+class Submitted(Struct, frozen=True, tag="submitted"):
+    """A client has uploaded a bundle of this digest. Answered with `Accepted`."""
+
+    number: int
+    submission: str
+    digest: bytes
 
 
 class Committed(Struct, frozen=True, tag="committed"):

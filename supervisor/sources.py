@@ -60,14 +60,17 @@ class Snapshot:
     size: int
 
 
-def snapshot(spec: PipelineSpec, destination: Path) -> Snapshot:
-    """Copy what the pipeline's tasks import into `destination`, an empty folder or none yet.
-    Blocks on the disk: call it off the loop."""
+def snapshot(spec: PipelineSpec, destination: Path, *, is_inside_only: bool = False) -> Snapshot:
+    """Copy what the pipeline's tasks import into `destination`, an empty folder or none yet;
+    `is_inside_only`: what lies in the pipeline's own folder. Blocks on the disk: call it off the
+    loop."""
     destination.mkdir(parents=True, exist_ok=True)
     if any(destination.iterdir()):
         raise LocalViolation(f"{destination} is not empty")
     copier = _Copier(destination)
     for place, origin in sorted(_wanted(spec).items()):
+        if is_inside_only and not _is_inside(place):
+            continue
         copier.take(place, origin, Path(spec.root) if _is_inside(place) else origin)
     return copier.finish()
 

@@ -5,6 +5,7 @@
         owner.lock                locked by the one supervisor that may write here
         journal.db  values/  sources/
       supervisors/<pid>.json      where a living supervisor listens
+      submissions/                what was submitted and is no run yet
 
 A run's directory is built under a name that nobody looks for, locked, and then renamed: from the
 first moment it can be seen it has an owner.
@@ -209,6 +210,7 @@ class SupervisorRecord(Struct, frozen=True):
     events: str
     control: str
     epoch: int
+    accepts: bool = False  # what is submitted from elsewhere
 
     def is_alive(self) -> bool | None:
         """None: it runs (or ran) in another pid namespace, from here nobody can tell."""
@@ -365,7 +367,15 @@ class StateDirectory:
             raise UsageError(f"no run {run_id!r} in {self.path}")
         return OwnedRun(directory, Ownership.take(directory))
 
-    def announce(self, events: str, control: str, epoch: int, replaces: Path | None = None) -> Path:
+    def announce(
+        self,
+        events: str,
+        control: str,
+        epoch: int,
+        replaces: Path | None = None,
+        *,
+        accepts: bool = False,
+    ) -> Path:
         """Tell clients where this process's front listens; `replaces` is what an earlier call
         answered. Written whole or not at all."""
         record = SupervisorRecord(
@@ -377,6 +387,7 @@ class StateDirectory:
             events=events,
             control=control,
             epoch=epoch,
+            accepts=accepts,
         )
         building = self.supervisors / f".{record.pid}-{secrets.token_hex(4)}"
         building.write_bytes(msgspec.json.encode(record))

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,20 +26,23 @@ from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.builder import Pipeline
 from casemate.supervisor.pipeline import Allow, compile_document
 from casemate.supervisor.state import process_start_time
-from fakes import PATIENCE
+from fakes import PATIENCE, wait_until
 
 __all__ = [
     "Embedded",
     "History",
     "Live",
     "Place",
+    "Service",
     "descendants",
     "is_alive",
+    "serving",
     "since_start",
     "traces",
 ]
 
 Result = TypeVar("Result")
+_CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
 
 ENDINGS = {
     "task.completed",
@@ -307,3 +314,50 @@ class Embedded:
 def since_start(history: History, ending: str, task: str) -> float:
     """Seconds from `started` to the ending, as the journal has them."""
     return (history.one(ending, task).at - history.one("task.started", task).at).total_seconds()
+
+
+class Service:
+    """A `casemate serve` in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], printed: Path) -> None:
+        self.process = process
+        self._printed = printed
+
+    def said(self) -> list[str]:
+        """The lines that it has printed."""
+        lines = self._printed.read_text().splitlines(True)
+        return [line for line in lines if line.endswith("\n")]
+
+    def kill(self) -> None:
+        """-9, with its engine, and until nothing of it lives."""
+        below = descendants(self.process.pid)
+        self.process.kill()
+        self.process.communicate()
+        wait_until(lambda: not any(map(is_alive, below)))
+
+
+@contextmanager
+def serving(state: Path, *arguments: str) -> Iterator[Service]:
+    """Told to end in the end, unless it was killed, and then nothing of it is left."""
+    printed = state.with_name("printed")
+    with printed.open("wb") as out:
+        server = subprocess.Popen(
+            [*_CASEMATE, "serve", "--state", str(state), *arguments],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        yield Service(server, printed)
+        if server.returncode is not None:
+            return
+        below = descendants(server.pid)
+        assert below  # its engine at least
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=PATIENCE)
+        assert (server.wait(), err) == (0, "")
+        wait_until(lambda: not any(map(is_alive, below)))
+    finally:
+        if server.returncode is None:
+            server.kill()
+            server.communicate()

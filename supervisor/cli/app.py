@@ -153,15 +153,42 @@ def exec(
 
 
 @app.command(epilog="Example: casemate serve")
-def serve(json: Json = False, state: State = None) -> None:
-    """Go on with every run that a dead supervisor left, and stay.
+def serve(json: Json = False, allow: Allow = None, state: State = None) -> None:
+    """Run what is submitted, go on with every run that a dead supervisor left, and stay.
 
-    Paused runs stay paused. Other terminals steer and watch what runs here. SIGTERM or ^C ends it,
-    exit 0: what still runs is cut off, and goes on with the next `serve` or `resume`.
+    Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM or ^C ends
+    it, exit 0: what still runs is cut off, and goes on with the next `serve` or `resume`.
     """
     from .serve import serve_runs
 
-    sys.exit(serve_runs(as_json=json, state=state))
+    sys.exit(serve_runs(as_json=json, allow=allow, state=state))
+
+
+@app.command(epilog='Example: casemate submit review.yaml --input \'{"path": "src"}\' --json')
+def submit(
+    file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],
+    input: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--input", metavar="JSON|@FILE", help="The run's input."),
+    ] = None,
+    workspace: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--workspace", metavar="DIR", help="Use this folder as the workspace."),
+    ] = None,
+    json: Json = False,
+    allow: Allow = None,
+    state: State = None,
+) -> None:
+    """Have the supervisor of `casemate serve` run a pipeline, and print the run's id.
+
+    The pipeline and the files its tasks import travel with it: what becomes of them here later
+    changes nothing. What the pipeline may do of the host is the supervisor's to allow.
+    """
+    from .submit import submit_file
+
+    sys.exit(
+        submit_file(file, input=input, workspace=workspace, as_json=json, allow=allow, state=state)
+    )
 
 
 @app.command(epilog="Example: casemate validate review.yaml")

@@ -31,7 +31,7 @@ from .loading import interrupt, interruptible, load
 from .scope import settle
 from .view import LiveView, PlainView, View
 
-__all__ = ["resume_here", "run_file"]
+__all__ = ["input_value", "resume_here", "run_file"]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 EXIT_CODES = {"completed": 0, "failed": 1, "cancelled": 130}
@@ -51,7 +51,7 @@ def run_file(
     settle()  # before the first child: a .py pipeline is loaded in one
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)
-    value = _input(input)
+    value = input_value(input)
     read_again = (lambda: load(file, config, workspace)) if watch else None
     try:
         with interruptible():
@@ -61,7 +61,7 @@ def run_file(
         return EXIT_CODES["cancelled"]
 
 
-def _input(text: str | None) -> Any:  # the user's value
+def input_value(text: str | None) -> Any:  # the user's value
     if text is None:
         return None
     try:

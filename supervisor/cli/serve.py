@@ -1,8 +1,10 @@
-"""`casemate serve`: a supervisor that stays, for the runs that dead ones left behind.
+"""`casemate serve`: a supervisor that stays, for runs that are submitted and those that dead ones
+left behind.
 
 When it starts it takes up every run of the state directory that was cut off, and one that was
-paused stays paused. Then it waits for SIGTERM or SIGINT: other terminals steer its runs and
-observers watch them. What it is doing when it ends is cut off in turn.
+paused stays paused; then it starts what was submitted and had not begun. It waits for SIGTERM or
+SIGINT: meanwhile other terminals submit and steer runs, and observers watch them. What it is doing
+when it ends is cut off in turn.
 
 On stdout: a line for each event of the runs themselves, or with `--json` every event.
 """
@@ -17,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from ...protocol.control import RunState
-from ...protocol.errors import CasemateError
+from ...protocol.errors import CasemateError, UsageError
 from ..api import Supervisor
 from ..config import Config, load_config
 from ..overview import list_runs
@@ -28,8 +30,8 @@ from .view import run_line
 __all__ = ["serve_runs"]
 
 
-def serve_runs(*, as_json: bool, state: Path | None) -> int:
-    config = load_config(state=state)
+def serve_runs(*, as_json: bool, allow: list[str] | None, state: Path | None) -> int:
+    config = load_config(state=state, allow=allow or None)
     settle()  # before the first child
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)
@@ -41,13 +43,22 @@ async def _serve(config: Config, as_json: bool) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with Supervisor(config=config) as supervisor:
+    following: set[asyncio.Task[None]] = set()
+
+    def follow(run: str, since: int = 0) -> None:
+        task = loop.create_task(_follow(supervisor, run, since, as_json))
+        following.add(task)
+        task.add_done_callback(following.discard)
+
+    async with Supervisor(config=config, on_submitted=follow) as supervisor:
         if not as_json:
             print(f"serving {config.state} · {supervisor.events_endpoint}", flush=True)
-        following = [
-            loop.create_task(_follow(supervisor, run, since, as_json))
-            for run, since in await _take_up_all(supervisor, config)
-        ]
+        for run, since in await _take_up_all(supervisor, config):
+            follow(run, since)
+        try:
+            await supervisor.start_submitted()
+        except UsageError as error:
+            print(f"casemate: {error}", file=sys.stderr)
         ends = [loop.create_task(stopped.wait()), loop.create_task(supervisor.wait_closed())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for task in (*following, *ends):

@@ -43,7 +43,7 @@ PROGRAMS = {
         "sqlite3 a.db 'create table t(x); insert into t values (7); select x from t'",
         "7\n",
     ),
-    "rg": ("echo needle > hay && rg --no-filename needle", "needle\n"),
+    "rg": ("echo needle > hay && rg --no-filename needle hay", "needle\n"),
     "tar": ("echo a > a && tar czf a.tgz a && tar tzf a.tgz", "a\n"),
 }
 

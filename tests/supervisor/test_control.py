@@ -53,6 +53,10 @@ class FakeEngine:
     def owns(self, run: str) -> bool:
         return run in self.runs
 
+    async def accept(self, submission: str, digest: bytes) -> str:
+        self.told.append(("accept", submission, digest))
+        return "a-new-run"
+
     async def pause(self, run: str, drain: bool = False) -> None:
         self.told.append(("pause", run, drain))
 

@@ -7,16 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from casemate.protocol.control import RunState
 from casemate.supervisor.overview import summarise
 from casemate.supervisor.state import StateDirectory
-from fakes import PATIENCE, wait_until
-from runs import Embedded, Place, descendants, is_alive
+from fakes import wait_until
+from runs import Embedded, Place, serving
 from verifier import assert_true_story
 
 TASKS = """
@@ -37,35 +35,6 @@ def place(tmp_path: Path) -> Place:
     place = Place(tmp_path / "place")
     place.tasks(TASKS)
     return place
-
-
-@contextmanager
-def serving(state: Path, *arguments: str) -> Iterator[Callable[[], list[str]]]:
-    """The command, told to end in the end; what is given tells the lines that it has printed."""
-    printed = state.with_name("printed")
-    with printed.open("wb") as out:
-        server = subprocess.Popen(
-            [*CASEMATE, "serve", "--state", str(state), *arguments],
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def said() -> list[str]:
-        return [line for line in printed.read_text().splitlines(True) if line.endswith("\n")]
-
-    try:
-        yield said
-        below = descendants(server.pid)
-        assert below  # its engine at least
-        server.send_signal(signal.SIGTERM)
-        _, err = server.communicate(timeout=PATIENCE)
-        assert (server.returncode, err) == (0, "")
-        wait_until(lambda: not any(map(is_alive, below)))
-    finally:
-        if server.returncode is None:
-            server.kill()
-            server.communicate()
 
 
 def stands(state: Path, run: str) -> RunState:
@@ -95,13 +64,13 @@ def test_what_was_cut_off_goes_on_at_once_and_what_was_paused_stays_so(
 ) -> None:
     state = tmp_path / "state"
     cut, paused, ended = left_behind(state, place)
-    with serving(state, "--json") as said:
+    with serving(state, "--json") as service:
         # What is printed comes after what the journal says, and ends with the command.
-        wait_until(lambda: told(said(), cut)[-1:] == ["run.completed"])
+        wait_until(lambda: told(service.said(), cut)[-1:] == ["run.completed"])
         wait_until(lambda: stands(state, paused) is RunState.PAUSED)
     assert stands(state, cut) is RunState.COMPLETED
-    events = [json.loads(line) for line in said()]
-    assert told(said(), cut)[0] == "run.recovered"
+    events = [json.loads(line) for line in service.said()]
+    assert told(service.said(), cut)[0] == "run.recovered"
     assert [e["task"] for e in events if e["kind"] == "task.started"] == ["cut"]
     assert not any(event["run"] == ended for event in events)
     assert stands(state, paused) is RunState.INTERRUPTED
@@ -115,9 +84,9 @@ def test_what_it_was_doing_when_it_ended_goes_on_with_the_next(
     state = tmp_path / "state"
     _, paused, _ = left_behind(state, place)
     for _ in range(2):
-        with serving(state) as said:
+        with serving(state) as service:
             wait_until(lambda: stands(state, paused) is RunState.PAUSED)
-        assert said()[0].startswith(f"serving {state} · ipc://")
+        assert service.said()[0].startswith(f"serving {state} · ipc://")
     with serving(state):
         wait_until(lambda: stands(state, paused) is RunState.PAUSED)
         subprocess.run([*CASEMATE, "resume", paused, "--state", str(state)], check=True)

@@ -1,0 +1,85 @@
+"""What travels when a run is submitted: a pipeline whole, as one value.
+
+That is the document as the client read it, the files of its folder that its tasks import, and the
+run's input. Authority does not travel: the supervisor compiles the document itself, by its own
+operator's configuration, and what a client of the control socket says is held to the same bounds as
+a file. Only the workspace is the submitter's choice, as it is with `run --workspace`: whoever
+reaches the control socket is the operator.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ..protocol import codec
+from ..protocol.errors import UsageError
+from ..protocol.limits import MIB, SUBMISSION_SIZE
+from ..protocol.pipeline import PipelineSpec
+from .pipeline import Allow, compile_document
+from .reading import Document
+from .sources import snapshot
+
+__all__ = ["pack", "unpack"]
+
+
+class _Bundle(Struct, frozen=True, kw_only=True):
+    source: str  # what messages call it
+    document: Raw  # as a pipeline file has it
+    files: dict[str, bytes]  # by their paths in the pipeline's folder
+    workspace: str | None
+    input: Raw
+
+
+_bundles = msgspec.msgpack.Decoder(_Bundle)
+
+
+def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
+    """A bundle's bytes. `spec`: what the document was compiled to here, which says what of its
+    folder is needed. Raises UsageError."""
+    with tempfile.TemporaryDirectory(prefix="casemate-submit-") as folder:
+        snapshot(spec, Path(folder), is_inside_only=True)
+        files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()
+        }
+    bundle = _Bundle(
+        source=document.source,
+        document=Raw(codec.encode_value(document.value, name=document.source)),
+        files=files,
+        workspace=spec.workspace,
+        input=input,
+    )
+    packed = msgspec.msgpack.encode(bundle)
+    if len(packed) > SUBMISSION_SIZE:
+        raise UsageError(
+            f"{document.source}: with its sources and input it has {len(packed) // MIB} MiB, of at "
+            f"most {SUBMISSION_SIZE // MIB}; give data as workspace"
+        )
+    return packed
+
+
+def unpack(packed: bytes, folder: Path, allow: Allow) -> tuple[PipelineSpec, Raw]:
+    """The pipeline, with its files in `folder`, and the run's input. Raises UsageError with
+    everything that is wrong."""
+    try:
+        bundle = _bundles.decode(packed)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"what was submitted is no bundle: {error}") from error
+    for name, content in bundle.files.items():
+        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+            raise UsageError(f"{bundle.source}: a file cannot be named {name[:200]!r}")
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    spec = compile_document(
+        Document(codec.decode_value(bundle.document), bundle.source),
+        root=folder,
+        allow=allow,
+        workspace=None if bundle.workspace is None else Path(bundle.workspace),
+    )
+    return spec, bundle.input
