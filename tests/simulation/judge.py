@@ -737,21 +737,24 @@ class Judge:
         if len(self.live) >= self.max_parallel:
             return
         line: list[TaskSpec] = []
+        ahead: list[TaskSpec] = []
         for name, run in self.runs.items():
-            waiting = run.checking if run.is_paused else run.line | run.checking
+            waiting = run.line | run.checking
             if not waiting:
                 continue
-            if run.is_fetching or run.is_rolling or (run.is_paused and not run.is_drained):
-                continue
+            if run.is_paused or run.is_rolling:
+                # What cleans up stands in line for all that, if the run was cancelled since.
+                ahead += [run.tasks[task] for task in run.line if run.tasks[task].always]
+                waiting = run.checking if run.is_drained and not run.is_rolling else set()
             most = run.spec.max_parallel
-            if most is None or self._alive_of(name) < most:
+            if not run.is_fetching and (most is None or self._alive_of(name) < most):
                 line += [run.tasks[task] for task in sorted(waiting)]
         if all(map(_is_gated, line)):
             return
         memory, cores = self.memory - self._used_memory(), self.cores - self._used_cores()
         does_not_fit = any(
             each.limits.memory > memory or min(each.limits.cpu or 0, self.cores) > cores - _ROUNDING
-            for each in line
+            for each in (*line, *ahead)
         )
         assert does_not_fit, f"of {[task.id for task in line]} one could start"
 
