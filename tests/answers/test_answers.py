@@ -9,8 +9,8 @@ from runs import Embedded
 
 from answers.table import KINDS, UNASKED, Kind, cells, is_refused, run_cells, unasked
 
-# One that the guest tells, one that is a kill, and one of whose attempts none ever began.
-BY_FUNCTION = {"error", "timeout.wall", "setup"}
+# One that the guest tells, one that is a kill, and two whose attempts never begin.
+BY_FUNCTION = {"error", "timeout.wall", "setup", "breaker_open"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name or kind.kind))
