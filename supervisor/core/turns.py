@@ -34,13 +34,13 @@ class Turns(Generic[Waiting]):
 
     def put(self, key: tuple[int, int, int], waiting: Waiting) -> None:
         """Enter, or change the key; the age stays."""
-        if not waiting.ticket:
+        if waiting.entry is None:
             self._by_age[waiting] = None
         self._by_key.put(key, waiting)
 
     def discard(self, waiting: Waiting) -> None:
         """Take it out, if it is in."""
-        if waiting.ticket:
+        if waiting.entry is not None:
             self._by_key.discard(waiting)
             if self._passed and next(iter(self._by_age)) is waiting:
                 self._passed = 0

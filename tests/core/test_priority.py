@@ -48,6 +48,17 @@ def test_the_first_is_always_the_smallest_of_those_in_it(
             assert first == (inside[which][0], items[which])
 
 
+def test_an_item_that_comes_back_from_another_queue_stands_only_where_it_was_put() -> None:
+    one: PriorityQueue[float, Item] = PriorityQueue()
+    other: PriorityQueue[float, Item] = PriorityQueue()
+    item = Item()
+    one.put(1.0, item)
+    one.discard(item)
+    other.put(2.0, item)
+    assert one.first() is None
+    assert other.first() == (2.0, item)
+
+
 def test_what_left_or_moved_does_not_pile_up() -> None:
     queue: PriorityQueue[float, Item] = PriorityQueue()
     stays = Item()
