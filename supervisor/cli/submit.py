@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msgspec import Raw
-
-from ...protocol import codec
-from ..bundle import pack
+from ..client import Client
 from ..config import load_config
-from ..control import Client
-from ..describe import read_document
-from ..pipeline import compile_document
-from ..state import StateDirectory
 from .loading import interruptible
 from .run import input_value
 from .show import print_json
@@ -33,15 +26,10 @@ def submit_file(
     allow: list[str] | None,
     state: Path | None,
 ) -> int:
+    value = input_value(input)
     config = load_config(state=state, allow=allow or None)
-    value = Raw(codec.encode_value(input_value(input), name="input"))
-    with interruptible():
-        document = read_document(file, config)
-        root = file.absolute().parent
-        spec = compile_document(document, root=root, allow=config.allow, workspace=workspace)
-        bundle = pack(document, spec, value)
-        with Client(StateDirectory.open_existing(config.state)) as client:
-            run = client.submit(bundle)
+    with interruptible(), Client(config=config) as client:
+        run = client.submit(file, value, workspace=workspace)
     if as_json:
         print_json({"run": run})
     else:

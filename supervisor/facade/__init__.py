@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Task,
         Timeouts,
     )
+    from .supervisor.client import AsyncClient, Client
     from .supervisor.observing import Observation, ObservationLost, observe
     from .supervisor.sandboxed import SandboxResult, run_sandboxed
 
@@ -32,9 +33,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "AsyncClient",
     "Breaker",
     "Bulkhead",
     "CasemateError",
+    "Client",
     "ErrorKind",
     "Limits",
     "Observation",
@@ -76,6 +79,7 @@ _HOME = {
         "Task",
         "Timeouts",
     ),
+    ".supervisor.client": ("AsyncClient", "Client"),
     ".supervisor.observing": ("Observation", "ObservationLost", "observe"),
     ".supervisor.sandboxed": ("SandboxResult", "run_sandboxed"),
 }

@@ -1,0 +1,219 @@
+"""Driving a supervisor from outside: the verbs of `Supervisor`, for another process's runs.
+
+    with Client() as client:                 async with AsyncClient() as client:
+        run = client.submit("review.yaml")       run = await client.submit("review.yaml")
+        for event in client.events(run): ...     async for event in client.events(run): ...
+        client.pause(run)                        await client.pause(run)
+
+Both speak to the control socket of whoever owns the run (`control.py`), and read events as any
+observer does (`observing.py`). The second waits in threads, so that its loop is left to others; one
+who stops waiting does not take back what he asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from msgspec import Raw
+
+from ..protocol import codec
+from ..protocol.control import BreakerSummary, RunSummary
+from ..protocol.errors import UsageError
+from ..protocol.units import parse_duration
+from . import control
+from .breakers import read_breakers, step_breaker
+from .builder import Pipeline
+from .bundle import pack
+from .config import Config, load_config
+from .core.breaker import Forced, Reset
+from .describe import read_document
+from .observing import Observation, observe
+from .overview import list_runs
+from .pipeline import compile_document
+from .reading import Document
+from .state import StateDirectory
+
+__all__ = ["AsyncClient", "Client"]
+
+
+class Client:
+    """Of the supervisors of a state directory. Use it as a context manager; it may be used from
+    several threads. RUN is an id, a unique prefix, or `last`.
+
+    Every verb raises UsageError for what cannot be done as things stand, and CasemateError where
+    the supervisor cannot be reached or fails.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        config: Config | None = None,
+        patience: float = 600.0,
+    ) -> None:
+        """`patience`: seconds to wait for an answer; a rollback of a large workspace takes some."""
+        self._config = config or load_config(state=state)
+        self._state = StateDirectory.open_existing(self._config.state)
+        self._control = control.Client(self._state, patience)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._control.close()
+
+    def submit(
+        self,
+        pipeline: Pipeline | str | os.PathLike[str],
+        input: Any = None,  # the user's value
+        *,
+        workspace: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """Have the supervisor of `casemate serve` run it: a pipeline, or the path of a file. What
+        its tasks import travels along. The run's id."""
+        if isinstance(pipeline, Pipeline):
+            name = f"pipeline {pipeline.name}"
+            document, root = Document(pipeline.document(), name), Path(pipeline.root)
+        else:
+            file = Path(pipeline)
+            document, root = read_document(file, self._config), file.absolute().parent
+        spec = compile_document(
+            document,
+            root=root,
+            allow=self._config.allow,
+            workspace=None if workspace is None else Path(workspace),
+        )
+        value = Raw(codec.encode_value(input, name="input"))
+        return self._control.submit(pack(document, spec, value))
+
+    def runs(self) -> list[RunSummary]:
+        """The newest runs of the state directory, whoever owns them."""
+        return list_runs(self._state)
+
+    def events(
+        self, run: str = "last", since: int | None = 0, *, whole: bool = True
+    ) -> Observation:
+        """As `observe`."""
+        return observe(run, since=since, whole=whole, state=self._state.path)
+
+    def cancel(self, run: str, reason: str = "") -> None:
+        """Kill what the run has going and end it."""
+        self._control.cancel(run, reason)
+
+    def pause(self, run: str, *, drain: bool = False) -> None:
+        """Start nothing more of the run; what runs is frozen, or left to end (`drain`)."""
+        self._control.pause(run, drain)
+
+    def resume(self, run: str) -> None:
+        """Go on with a run that is paused."""
+        self._control.resume(run)
+
+    def checkpoint(self, run: str) -> str:
+        """Make a checkpoint now, if anything has completed since the latest one; its id."""
+        return self._control.checkpoint(run)
+
+    def rollback(
+        self,
+        run: str,
+        checkpoint: str | None = None,
+        *,
+        before: str | None = None,
+        accept_base: bool = False,
+    ) -> None:
+        """Back to a checkpoint, or to just before a task, and on from there."""
+        self._control.rollback(run, checkpoint, before, accept_base)
+
+    def fork(self, run: str, checkpoint: str) -> str:
+        """A new run that goes on from a checkpoint of this one; its id."""
+        return self._control.fork(run, checkpoint)
+
+    def breakers(self) -> list[BreakerSummary]:
+        """How the breakers of the state directory stand that have seen a failure."""
+        return read_breakers(self._state.path)
+
+    def open_breaker(self, key: str, open_for: float | str = "30s") -> BreakerSummary:
+        """Open a breaker by hand, for all runs of the state directory."""
+        try:
+            happening = Forced(parse_duration(open_for))
+        except ValueError as error:
+            raise UsageError(f"open_for: {error}") from error
+        return step_breaker(self._state.path, key, happening)
+
+    def reset_breaker(self, key: str) -> BreakerSummary:
+        """Close a breaker and forget its failures."""
+        return step_breaker(self._state.path, key, Reset())
+
+
+class AsyncClient:
+    """`Client` for programs with a loop."""
+
+    def __init__(
+        self,
+        *,
+        state: str | os.PathLike[str] | None = None,
+        config: Config | None = None,
+        patience: float = 600.0,
+    ) -> None:
+        self._client = Client(state=state, config=config, patience=patience)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *reason: object) -> None:
+        await asyncio.to_thread(self._client.__exit__, *reason)
+
+    def events(
+        self, run: str = "last", since: int | None = 0, *, whole: bool = True
+    ) -> Observation:
+        return self._client.events(run, since, whole=whole)
+
+    async def submit(
+        self,
+        pipeline: Pipeline | str | os.PathLike[str],
+        input: Any = None,  # the user's value
+        *,
+        workspace: str | os.PathLike[str] | None = None,
+    ) -> str:
+        return await asyncio.to_thread(self._client.submit, pipeline, input, workspace=workspace)
+
+    async def runs(self) -> list[RunSummary]:
+        return await asyncio.to_thread(self._client.runs)
+
+    async def cancel(self, run: str, reason: str = "") -> None:
+        await asyncio.to_thread(self._client.cancel, run, reason)
+
+    async def pause(self, run: str, *, drain: bool = False) -> None:
+        await asyncio.to_thread(self._client.pause, run, drain=drain)
+
+    async def resume(self, run: str) -> None:
+        await asyncio.to_thread(self._client.resume, run)
+
+    async def checkpoint(self, run: str) -> str:
+        return await asyncio.to_thread(self._client.checkpoint, run)
+
+    async def rollback(
+        self,
+        run: str,
+        checkpoint: str | None = None,
+        *,
+        before: str | None = None,
+        accept_base: bool = False,
+    ) -> None:
+        await asyncio.to_thread(
+            self._client.rollback, run, checkpoint, before=before, accept_base=accept_base
+        )
+
+    async def fork(self, run: str, checkpoint: str) -> str:
+        return await asyncio.to_thread(self._client.fork, run, checkpoint)
+
+    async def breakers(self) -> list[BreakerSummary]:
+        return await asyncio.to_thread(self._client.breakers)
+
+    async def open_breaker(self, key: str, open_for: float | str = "30s") -> BreakerSummary:
+        return await asyncio.to_thread(self._client.open_breaker, key, open_for)
+
+    async def reset_breaker(self, key: str) -> BreakerSummary:
+        return await asyncio.to_thread(self._client.reset_breaker, key)

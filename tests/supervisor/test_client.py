@@ -1,0 +1,110 @@
+"""`Client` and `AsyncClient` drive from outside what `Supervisor` drives from inside."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from casemate import AsyncClient, Client, Pipeline, Supervisor, UsageError
+from casemate.protocol.control import RunState
+from casemate.supervisor.state import StateDirectory
+from fakes import wait_until
+from runs import Place, serving
+
+# Of a supervisor alone: what is about its own life, and `take_up`, which is `serve`'s.
+NOT_FROM_OUTSIDE = {"execute", "start_submitted", "take_up", "wait_closed", "wait_committed"}
+
+TASKS = """
+import time
+def first(input):
+    return 1
+def second(input, ctx):
+    ctx.emit("here")
+    while not ctx.cancelled:
+        time.sleep(0.01)
+"""
+
+
+def verbs(of: type) -> set[str]:
+    return {name for name, each in vars(of).items() if callable(each) and name[0] != "_"}
+
+
+def test_they_have_the_verbs_of_a_supervisor() -> None:
+    assert verbs(Client) == verbs(AsyncClient)
+    assert verbs(Client) - {"runs"} == verbs(Supervisor) - NOT_FROM_OUTSIDE
+    for name in verbs(Client) - {"submit", "events"}:
+        inside = getattr(Supervisor, name, None) or getattr(AsyncClient, name)
+        for of in (Client, AsyncClient):
+            known = inspect.signature(inside).parameters
+            assert list(inspect.signature(getattr(of, name)).parameters) == list(known), name
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path / "place")
+    place.tasks(TASKS)
+    tasks = {"first": {"execute": "tasks.py:first"}, "second": {"execute": "tasks.py:second"}}
+    tasks["second"] |= {"needs": ["first"]}  # type: ignore[dict-item]
+    place.write("chain.json", json.dumps({"name": "chain", "tasks": tasks}))
+    return place
+
+
+def states(client: Client) -> dict[str, RunState]:
+    return {run.id: run.state for run in client.runs()}
+
+
+def test_a_run_is_driven_from_outside(tmp_path: Path, place: Place) -> None:
+    state = tmp_path / "state"
+    StateDirectory.open(state)
+    with serving(state), Client(state=state) as client:
+        wait_until(lambda: any(r.accepts for r in StateDirectory(state).living_supervisors()))
+        run = client.submit(place.path / "chain.json")
+        seen = []
+        for event in client.events(run):
+            seen.append(event.kind)
+            if event.kind == "task.emitted":
+                break
+        assert "task.completed" in seen
+        client.pause(run)
+        assert states(client)[run] is RunState.PAUSED
+        client.rollback(run, "c0")
+        client.resume(run[:10])
+        wait_until(lambda: states(client)[run] is RunState.RUNNING)
+        forked = client.fork(run, "c0")
+        for each in (run, "last"):
+            client.cancel(each, "enough")
+        wait_until(lambda: set(states(client).values()) == {RunState.CANCELLED})
+        assert set(states(client)) == {run, forked}
+        with pytest.raises(UsageError, match="no run"):
+            client.pause("zzzz")
+        assert client.open_breaker("service", "1m").state == "open"
+        assert [each.key for each in client.breakers()] == ["service"]
+        assert client.reset_breaker("service").state == "closed"
+
+
+def test_in_a_loop_a_pipeline_of_this_program(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    StateDirectory.open(state)
+    pipeline = Pipeline("built")
+    pipeline.task(lambda input: [input], id="wrap")
+
+    async def story() -> list[Any]:
+        async with AsyncClient(state=state) as client:
+            run = await client.submit(pipeline, 7)
+            outputs = [
+                event.data["outputs"]
+                async for event in client.events(run)
+                if event.kind == "run.completed"
+            ]
+            assert [each.id for each in await client.runs()] == [run]
+            with pytest.raises(UsageError):
+                await client.resume(run)
+            return outputs
+
+    with serving(state):
+        wait_until(lambda: any(r.accepts for r in StateDirectory(state).living_supervisors()))
+        assert asyncio.run(story()) == [{"wrap": [7]}]
