@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +102,61 @@ def run_program(which: int, slip: bool) -> float:
 
 def program(input: Any, ctx: Any) -> float:
     return run_program(ctx.spec["which"], ctx.spec["slip"])
+
+
+# The worst tenant and its neighbour.
+
+
+def small_work(input: Any, ctx: Any) -> int:
+    """A few milliseconds of everything that honest tasks do."""
+    path = Path("/tmp/notes")
+    path.write_bytes(bytes(64 * 1024))
+    for number in range(10):
+        ctx.emit({"number": number})
+    print("working")
+    return sum(range(50_000))
+
+
+def at_all_limits(input: Any, ctx: Any) -> None:
+    """One way after the other, attempt by attempt: everything at once until the clock ends it; a
+    flood of items; memory without end."""
+    way = ctx.attempt % 4
+    if way == 1:
+        while True:
+            ctx.emit("x" * 1000)
+    if way == 2:
+        held = []
+        while True:
+            held.append(bytearray(1 << 20))
+    jobs: list[Callable[[Any, Any], None]] = [
+        spin,
+        partial(hoard, ctx.spec["memory"]),
+        partial(litter, ctx.spec["file"]),
+        shout,
+    ]
+    for number in range(ctx.spec["processes"]):
+        with contextlib.suppress(BlockingIOError):  # at the cap
+            if os.fork() == 0:
+                jobs[number if number < len(jobs) else 0](input, ctx)
+    spin(input, ctx)
+
+
+def hoard(size: int, input: Any, ctx: Any) -> None:
+    while True:
+        held = bytearray(size // 2)
+        del held
+
+
+def litter(size: int, input: Any, ctx: Any) -> None:
+    for number in itertools.count():
+        for folder in ("/tmp", "."):
+            path = Path(folder, f"litter-{os.getpid()}-{number % 3}")
+            with contextlib.suppress(OSError):
+                path.write_bytes(bytes(size))
+                path.unlink()
+
+
+def shout(input: Any, ctx: Any) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            os.write(1, b"line\n" * 200)
