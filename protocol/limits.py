@@ -153,7 +153,9 @@ SAVED_SIZE = 256 * KIB
 STREAM_CREDIT_ITEMS = 256
 STREAM_CREDIT_SIZE = 1 * MIB
 
-# Items of a stream whose consumer has not started: on disk, in the journal.
+# Items of a stream whose consumer has not started: on disk, in the journal. Above the default of
+# limits.output on purpose: this bounds what a run's streams keep, that what one attempt says, and
+# who gives a task leave to say more need not find a second bound at once.
 STREAM_BACKLOG = 64 * MIB
 
 # What a whole run may take before it fails rather than go round for ever. A storm of retries ends;

@@ -483,6 +483,14 @@ def ids_fact(host: Host) -> Fact:
     )
 
 
+# What no process maps looks like nobody's from outside, and a sandbox's descriptors cannot be read.
+_WITHOUT_CGROUP = {
+    "memory": "sampled: rlimits and polling, blind to memfd, System V segments and full sockets",
+    "pids": "sampled: rlimits and polling",
+    "cpu": "not held at all",
+}
+
+
 def limit_facts(cgroups: cgroup.CgroupFacts) -> list[Fact]:
     """What holds each limit; the first that none of the cgroups holds carries the reasons."""
     facts = []
@@ -493,7 +501,7 @@ def limit_facts(cgroups: cgroup.CgroupFacts) -> list[Fact]:
                 Fact(name=f"{name} limit", present=True, detail=f"cgroup ({cgroups.hierarchy})")
             )
             continue
-        held = "not held at all" if name == "cpu" else "sampled: rlimits and polling"
+        held = _WITHOUT_CGROUP[name]
         facts.append(
             Fact(
                 name=f"{name} limit",

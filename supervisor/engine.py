@@ -57,7 +57,6 @@ from ..protocol.events import (
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
 from ..protocol.messages import Part, Run
 from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
-from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
 from .breakers import BreakerDesk, step_breaker
@@ -1154,18 +1153,14 @@ class Engine:
         attempt.weigh_due = math.inf
 
         async def weigh() -> None:
-            began = self._loop.time()
+            began, excess = self._loop.time(), None
             name = layer_name(attempt.key.task, attempt.key.attempt)
             with contextlib.suppress(OSError):
-                attempt.disk = await asyncio.to_thread(files.size, name)
+                attempt.disk, excess = await asyncio.to_thread(files.weigh, name, limit)
             now = self._loop.time()
             attempt.weigh_due = now + WEIGH_REST * (now - began)
-            if (attempt.disk or 0) > limit and not attempt.is_dead:
-                attempt.blame(
-                    ErrorKind.DISK,
-                    f"its files are {format_size(attempt.disk or 0)} on disk, and limits.disk is "
-                    f"{format_size(limit)} (looked at once a second)",
-                )
+            if excess is not None and not attempt.is_dead:
+                attempt.blame(ErrorKind.DISK, f"{excess} (looked at once a second)")
                 attempt.kill()
 
         self._in_background(weigh())

@@ -27,7 +27,7 @@ from .core.state import RunState
 from .core.task import Standing
 from .layers import DamagedLayerError
 from .state import RunDirectory
-from .trees import UnkeepableTree
+from .trees import ENTRIES, UnkeepableTree
 from .workspace import Prepared, Workspace
 
 __all__ = [
@@ -44,6 +44,11 @@ __all__ = [
     "layer_spec",
     "present_layers",
 ]
+
+# Files and folders of a layer are bounded too, for each takes an inode of the disk, empty or not:
+# as many as blocks of the usual size that limits.disk allows, a quarter of a million by default.
+BYTES_PER_ENTRY = 4096
+LEAST_ENTRIES = 1024
 
 
 def layer_name(task: str, attempt: int) -> str:
@@ -175,13 +180,10 @@ class Files:
         """Its layer, durable; None: it changed nothing; or why it cannot be kept, and then it has
         failed. OSError where the disk does."""
         given = self._given[name]
-        taken, _ = self.workspace.store.size(name)
+        _, excess = self.weigh(name, limit)
         try:
-            if taken > limit:
-                raise UnkeepableTree(
-                    f"its files are {format_size(taken)} on disk, and limits.disk is "
-                    f"{format_size(limit)}"
-                )
+            if excess is not None:
+                raise UnkeepableTree(excess)
             layer = self.workspace.commit(name, given.stack)
         except UnkeepableTree as error:
             self.keep(name)
@@ -195,9 +197,17 @@ class Files:
         if given is not None:
             self.workspace.keep(name, given.stack)
 
-    def size(self, name: str) -> int:
-        """Bytes on disk of what a living attempt wrote so far."""
-        return self.workspace.store.size(name)[0]
+    def weigh(self, name: str, limit: int) -> tuple[int, str | None]:
+        """(bytes on disk of what an attempt wrote so far, why that is too much)"""
+        most = min(max(limit // BYTES_PER_ENTRY, LEAST_ENTRIES), ENTRIES)
+        taken, entries = self.workspace.store.size(name, most)
+        if taken > limit:
+            found = f"its files are {format_size(taken)} on disk"
+        elif entries > most:
+            found = f"it wrote more than {most} files and folders"
+        else:
+            return taken, None
+        return taken, f"{found}, and limits.disk is {format_size(limit)}"
 
     # --- the base ------------------------------------------------------------------------------
 

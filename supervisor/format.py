@@ -183,7 +183,13 @@ class Limits(Model):
     tmp: _Tmpfs = Field(
         default=256 * MIB, description="/tmp and /dev/shm together; counts as memory"
     )
-    disk: _Disk = Field(default=GIB, description="the largest file")
+    # A build tree or a data set; twenty such layers fit an ordinary disk. With an inode for every
+    # 4 KiB a quarter of a million files: twice what the largest node_modules hold.
+    disk: _Disk = Field(
+        default=GIB,
+        description="the largest file, and all files of the attempt's layer; one file or folder "
+        "for every 4 KiB of it",
+    )
     # A task that says more than this says nothing; a runaway print loop stops within a second.
     output: _Output = Field(default=16 * MIB, description="stdout, stderr, log and items together")
 
@@ -749,7 +755,8 @@ class Pipeline(Model):
     )
     stream_backlog: _Backlog = Field(
         default=STREAM_BACKLOG,
-        description="bytes of items that may wait for a task that has not started",
+        description="bytes of items that may wait for a task that has not started; each attempt's "
+        "limits.output counts them too",
     )
     workspace: str | None = Field(
         default=None, description="a folder; never written to: tasks work on layers over it"

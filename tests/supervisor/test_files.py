@@ -56,6 +56,12 @@ def bloat(input, ctx):
     for number in range(60):
         with open(f"file{number}", "wb") as file:
             file.write(b"x" * 100_000)
+def scatter(input, ctx):
+    for number in range(3000):
+        open(f"empty{number}", "w").close()
+def strew(input, ctx):
+    scatter(input, ctx)
+    time.sleep(3600)
 def step(input, ctx):
     log = open("log").read() if os.path.exists("log") else ""
     with open("log", "w") as file:
@@ -183,7 +189,13 @@ def test_what_a_failed_attempt_wrote_joins_nothing_and_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("task", "seen"), [("grow", "looked at once a second"), ("bloat", "on disk")]
+    ("task", "seen"),
+    [
+        ("grow", "looked at once a second"),
+        ("bloat", "on disk"),
+        ("strew", "more than 1280 files and folders"),
+        ("scatter", "more than 1280 files and folders"),
+    ],
 )
 def test_a_layer_beyond_its_limit_fails_the_attempt(
     house: Embedded, place: Place, task: str, seen: str
