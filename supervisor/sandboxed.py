@@ -29,6 +29,7 @@ from ..protocol.pipeline import Timeouts
 from ..sandbox.process import Stdio
 from ..sandbox.scope import take_place
 from ..sandbox.spec import SandboxSpec
+from .core.refusals import ARGUMENTS
 from .exec import COMPLETED, Execution, Report, refusal
 from .sandboxes import Sandboxes
 
@@ -250,6 +251,7 @@ def _execute(request: _Request, stop: int) -> _Reply:
                 grace=clocks.grace,
                 stdio=Stdio(0, 1, 2),
                 stop=stop,
+                settings=ARGUMENTS,
             )
             execution.proxy(request.spec.limits.output, keep=True)
             report = execution.run()

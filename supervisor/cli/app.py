@@ -92,6 +92,8 @@ def exec(
         typer.Option(help="The same, without any output."),
     ] = None,
     disk: Annotated[str, typer.Option(help="The largest file it may write.")] = "1GiB",
+    tmp: Annotated[str, typer.Option(help="Of /tmp and /dev/shm; counts as memory.")] = "256MiB",
+    files: Annotated[int, typer.Option(help="Open files of one process.")] = 1024,
     output: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(metavar="SIZE", help="Cap of stdout plus stderr."),
@@ -139,6 +141,8 @@ def exec(
             wall=wall,
             idle=idle,
             disk=disk,
+            tmp=tmp,
+            files=files,
             output=output,
             net=net,
             ro=ro or [],

@@ -56,6 +56,8 @@ def exec_command(
     wall: str | None,
     idle: str | None,
     disk: str,
+    tmp: str,
+    files: int,
     output: str | None,
     net: str,
     ro: Sequence[Path],
@@ -81,7 +83,16 @@ def exec_command(
             config = load_config(state=state, degrade=degrade or None)
             for note in config.notes:
                 say(note)
-            limits = granted_limits({"memory": memory, "cpu": cpu, "pids": pids, "disk": disk})
+            limits = granted_limits(
+                {
+                    "memory": memory,
+                    "cpu": cpu,
+                    "pids": pids,
+                    "disk": disk,
+                    "tmp": tmp,
+                    "files": files,
+                }
+            )
             clocks = granted_timeouts({"wall": wall, "idle": idle})
             spec = command_spec(
                 command,

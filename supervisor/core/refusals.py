@@ -18,7 +18,7 @@ from ...protocol.pipeline import Limits
 from ...protocol.refusals import Refusal, Wall
 from ...protocol.units import format_size
 
-__all__ = ["FLAGS", "KEYS", "Settings", "explained"]
+__all__ = ["ARGUMENTS", "FLAGS", "KEYS", "Settings", "explained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,18 @@ class Settings:
 KEYS = Settings(
     limit="limits.{}",
     clock="timeouts.{}",
-    network="`network: host`, on the operator's word,",
-    read="`ro: [PATH]`, on the operator's word,",
-    write="`rw: [PATH]`, on the operator's word,",
-    proc="`proc: readonly`",
+    network="`network: host`, where the operator allows `network`,",
+    read="`ro: [PATH]`, where the operator allows `path:DIR`,",
+    write="`rw: [PATH]`, where the operator allows `rw:DIR`,",
+    proc="`proc: readonly`, where the operator allows `proc`,",
+)
+ARGUMENTS = Settings(
+    limit="limits.{}",
+    clock="timeouts.{}",
+    network='network="host"',
+    read="ro=[PATH]",
+    write="rw=[PATH]",
+    proc='proc="readonly"',
 )
 FLAGS = Settings(
     limit="--{}",
@@ -47,7 +55,7 @@ FLAGS = Settings(
     network="--net host",
     read="--ro PATH",
     write="--rw PATH",
-    proc="no flag",
+    proc="--proc readonly",
 )
 
 
