@@ -16,6 +16,7 @@ from casemate.sandbox import cgroup
 from fakes import wait_until
 from runs import Embedded, Place
 
+RUNTIME = f"/run/user/{os.geteuid()}"
 ALL = {"memory": "cgroup", "pids": "cgroup"}
 
 
@@ -27,6 +28,7 @@ def scopes() -> list[str]:
     """Those that the manager has for us."""
     done = subprocess.run(
         ["systemctl", "--user", "list-units", "--plain", "--no-legend", "casemate-*.scope"],
+        env={**os.environ, "XDG_RUNTIME_DIR": RUNTIME},
         capture_output=True,
         text=True,
         check=True,
@@ -46,7 +48,7 @@ def nobody_moves_us() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite's own settings take it away."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", RUNTIME)
 
 
 def test_here_nothing_was_delegated() -> None:

@@ -111,7 +111,7 @@ def service() -> Iterator[None]:
     systemctl("stop", UNIT.name)
 
 
-def test_systemd_finds_nothing_to_complain_of() -> None:
+def test_systemd_finds_nothing_to_complain_of(service: None) -> None:
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(UNIT)], capture_output=True, text=True,
         check=False,

@@ -116,7 +116,7 @@ def run(name: str, user: str, delegated: bool, command: list[str]) -> None:
         "HOME": account.pw_dir,
         "USER": user,
         "LANG": "C.UTF-8",
-        "PATH": f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if user != "root":
