@@ -367,9 +367,10 @@ def _remedy(hierarchy: Hierarchy, systemd: bool, is_root: bool, settle_in: Path 
         return "run as root, or boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1)"
     if systemd and not is_root:
         return (
-            "start casemate in a delegated scope: systemd-run --user --scope -p Delegate=yes "
-            "casemate ...; if cpu is still missing, delegate it: Delegate=cpu memory pids in "
-            "/etc/systemd/system/user@.service.d/delegate.conf"
+            "let a systemd manager run for this user (loginctl enable-linger), of which casemate "
+            "asks a delegated scope, or start it in one: systemd-run --user --scope "
+            "-p Delegate=yes casemate ...; if cpu is still missing, delegate it: "
+            "Delegate=cpu memory pids in /etc/systemd/system/user@.service.d/delegate.conf"
         )
     if systemd:
         return (

@@ -211,15 +211,16 @@ def attack(path: Path | None, folder: Path, name: str) -> dict[str, dict[str, An
             )
         except subprocess.SubprocessError as error:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            return {"": {"contained": False, "kind": "", "why": f"{error}: {''.join(last)}"}}
+            why = f"{error}: {''.join(last)}"
+            return {"": {"contained": False, "kind": "", "seen": "lost", "why": why}}
     outcomes = json.loads(report.read_text())["outcomes"]
     return {each["name"]: each for each in outcomes}
 
 
 def got_through(outcome: dict[str, Any]) -> bool:
-    """A task that reaches for something did so if it came to its end; one that misbehaves is not
-    contained if it got any other verdict than its own."""
-    if not outcome or outcome["contained"]:
+    """A task that reaches for something did so if it came to its end; one that misbehaves, if it
+    got another verdict than its own. Not one that never ran."""
+    if outcome["contained"] or outcome["seen"] in ("setup", "lost"):
         return False
     return outcome["kind"] != "attacks" or str(outcome["why"]).startswith("GOT THROUGH")
 
@@ -235,12 +236,11 @@ def main() -> int:
     table: list[dict[str, Any]] = []
 
     def note(wall: str, reason: str, outcomes: dict[str, dict[str, Any]]) -> None:
-        changed = {n: o for n, o in outcomes.items() if not o["contained"]} | {
-            n: {"why": "no outcome"} for n in whole.keys() - outcomes.keys() if "" not in outcomes
-        }
-        known = () if wall == "nothing" else {n for n, o in whole.items() if not o["contained"]}
-        through = sorted(n for n in changed if n not in known and got_through(outcomes.get(n, {})))
-        other = {n: str(o["why"]) for n, o in changed.items() if n not in (*known, *through)}
+        known = set() if outcomes is whole else {n for n, o in whole.items() if not o["contained"]}
+        changed = {n: o for n, o in outcomes.items() if not o["contained"] and n not in known}
+        through = sorted(name for name, outcome in changed.items() if got_through(outcome))
+        other = {n: str(o["why"]) for n, o in changed.items() if n not in through}
+        other |= dict.fromkeys(whole.keys() - outcomes.keys(), "no outcome")
         print(f"vm: without {wall}: {', '.join(through) or '-'} | {other or ''}", flush=True)
         table.append({"wall": wall, "through": through, "otherwise": other, "reason": reason})
         (results / "ablation.json").write_text(json.dumps(table))
