@@ -106,7 +106,8 @@ def service() -> Iterator[None]:
     (pipelines / "code.py").write_text(CODE)
     systemctl("daemon-reload")
     systemctl("start", UNIT.name)
-    wait_until(lambda: "serving" in journal())
+    wait_until(lambda: "serving" in journal() or show("ActiveState") != "active")
+    assert "serving" in journal(), journal()
     yield
     systemctl("stop", UNIT.name)
 

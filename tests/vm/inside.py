@@ -146,7 +146,7 @@ def run(name: str, user: str, delegated: bool, command: list[str]) -> None:
             log.write(line)
             log.flush()
             text = line.decode(errors="replace").rstrip()
-            if text.startswith(("FAILED", "ERROR", "vm: ")) or text.endswith("%]"):
+            if text.startswith(("FAILED", "ERROR", "E   ", "vm: ")) or text.endswith("%]"):
                 tell(f"{name}: {text.removeprefix('vm: ')[:300]}")
         code = running.wait()
     tell(f"{name}: ended with {code} after {time.monotonic() - began:.0f} s")
