@@ -29,6 +29,7 @@ IMPOSSIBLE = {
     "ProtectKernelTunables",
     "ProtectProc",
     "RestrictNamespaces",
+    "RestrictSUIDSGID",
     "SystemCallFilter",
 }
 
