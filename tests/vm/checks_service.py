@@ -71,7 +71,7 @@ def show(name: str) -> str:
 
 def client(*words: str) -> str:
     """`casemate` as another terminal of the service's account runs it."""
-    command = ["/opt/casemate/bin/casemate", "--state", str(STATE), *words]
+    command = ["/opt/casemate/bin/casemate", *words, "--state", str(STATE)]
     done = subprocess.run(
         ["runuser", "-u", "casemate", "--", *command],
         cwd="/",
