@@ -47,6 +47,7 @@ def main() -> None:
         (RESULTS / "facts.json").write_text(json.dumps(facts()))
         for step in job["rounds"]:
             run_round(**step)
+            leave_results()
         if job["ablate"] is not None:
             script = str(JOB / "tests/vm/ablate.py")
             python = str(VENV / "bin/python")
@@ -55,10 +56,15 @@ def main() -> None:
         (RESULTS / "guest-failed").write_text(traceback.format_exc())
         raise
     finally:
-        with tarfile.open("/dev/vdc", "w|") as archive:
-            for file in sorted(RESULTS.iterdir()):
-                archive.add(file, file.name)
-        os.sync()
+        leave_results()
+
+
+def leave_results() -> None:
+    """After each round, for a guest may be killed in a later one."""
+    with tarfile.open("/dev/vdc", "w|") as archive:
+        for file in sorted(RESULTS.iterdir()):
+            archive.add(file, file.name)
+    os.sync()
 
 
 def add_swap() -> None:
