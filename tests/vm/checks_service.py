@@ -79,7 +79,8 @@ def show(name: str) -> str:
 def command(*words: str) -> list[str]:
     """`casemate` as another terminal of the service's account runs it."""
     casemate = ("/opt/casemate/bin/casemate", *words, "--state", str(STATE))
-    return ["runuser", "-u", "casemate", "--", *casemate]
+    clean = ("env", "-i", "PATH=/usr/bin:/bin", "LANG=C.UTF-8", f"HOME={STATE}")
+    return ["runuser", "-u", "casemate", "--", *clean, *casemate]
 
 
 def client(*words: str) -> str:
