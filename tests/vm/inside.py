@@ -26,6 +26,9 @@ JOB = Path("/srv/job")
 VENV = Path("/srv/venv")
 RESULTS = Path("/srv/results")
 
+# An emulated processor is ten times slower, and all attacks are one fixture of one test.
+TEST_PATIENCE = 3000
+
 # Into a leaf of the scope, then the suite.
 STEP_ASIDE = (
     'own=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); mkdir "$own/suite" && '
@@ -109,6 +112,7 @@ def facts() -> dict[str, str]:
 def run_round(name: str, user: str, delegated: bool, tests: list[str]) -> None:
     command = [
         *(str(VENV / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        f"--timeout={TEST_PATIENCE}",
         *(f"--basetemp=/var/tmp/round-{name}", f"--junitxml={RESULTS}/{name}.xml"),
         *("-m", "not tree", *tests),
     ]
