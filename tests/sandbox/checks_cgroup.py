@@ -16,7 +16,6 @@ from casemate.sandbox.cgroup import Hierarchy
 from fakes import wait_until
 from sealed import House, python
 
-
 # Only turns a hang into a failure, on an emulated processor too.
 PATIENCE = 900
 
