@@ -37,6 +37,11 @@ name: endless
 tasks:
   wait: {execute: "code.py:wait"}
 """
+SUBMITTED = """
+name: submitted
+tasks:
+  good: {execute: "code.py:good"}
+"""
 CODE = """
 import time
 
@@ -125,6 +130,7 @@ def runs() -> Iterator[dict[str, str]]:
     pipelines.mkdir()
     (pipelines / "served.yaml").write_text(SERVED)
     (pipelines / "endless.yaml").write_text(ENDLESS)
+    (pipelines / "submitted.yaml").write_text(SUBMITTED)
     (pipelines / "code.py").write_text(CODE)
     found = {name: cut_off(name) for name in ("served", "endless")}
     systemctl("daemon-reload")
@@ -158,6 +164,13 @@ def test_a_run_is_taken_up_with_every_limit_held_by_the_units_cgroup(runs: dict[
     # The kernel killed for memory below the unit, and the unit lives.
     assert show("ActiveState") == "active"
     assert show("NRestarts") == "0"
+
+
+def test_a_pipeline_comes_from_another_terminal(runs: dict[str, str]) -> None:
+    run = json.loads(client("submit", "/srv/pipelines/submitted.yaml", "--json"))["run"]
+    client("events", run, "--follow")
+    [completed] = [event for event in events(run) if event["kind"] == "task.completed"]
+    assert completed["data"]["output"] == {"sum": 190}
 
 
 def test_it_stops_in_order_leaves_nothing_alive_and_goes_on_later(runs: dict[str, str]) -> None:
