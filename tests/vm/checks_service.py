@@ -184,7 +184,7 @@ def test_it_stops_in_order_leaves_nothing_alive_and_goes_on_later(runs: dict[str
     assert show("ExecMainStatus") == "0"
     assert not Path(f"/proc/{pid}").exists()
     assert not GROUP.exists()
-    assert json.loads(client("show", run, "--json"))["state"] == "interrupted"
+    assert json.loads(client("show", run, "--json"))["run"]["state"] == "interrupted"
     systemctl("start", UNIT.name)
     wait_until(lambda: [e["kind"] for e in events(run)].count("task.emitted") == 3)
     client("cancel", run)
