@@ -1,6 +1,7 @@
 """Walls must not break honest work: longer jobs than those of test_honest.py, through the front
 door. Each runs under `casemate exec` with its default policy and default limits, in a folder of the
-host that it may write to (an idmapped mount under root), as an agent's tools would.
+host that it may write to (an idmapped mount under root), as an agent's tools would; and once more
+outside, with the same environment, where it must say exactly the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from casemate.sandbox.spec import base_environment
 
 PATIENCE = 110.0
 CLI = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()", "exec"]
@@ -65,6 +67,7 @@ END
         git checkout -q -b side HEAD~1; echo side > other; git add other; git commit -q -m side
         git merge -q -m merge - && git stash list && git gc -q && git fsck --strict 2>&1
         git clone -q . ../copy && git -C ../copy diff HEAD~1 --stat && git status --short
+        echo more >> file && git diff && git diff HEAD~2 --name-status && git checkout -q file
         git log --oneline | wc -l
         """,
         "5",
@@ -130,6 +133,17 @@ END
         """,
         "2997",
     ),
+    "sqlite3": (
+        """
+        sqlite3 a.db "create table t (n integer primary key, x text);
+            with recursive c(n) as (select 1 union all select n + 1 from c where n < 20000)
+            insert into t select n, hex(n * n) from c; create index i on t (x);
+            pragma journal_mode = wal;
+            update t set x = x || 'x' where n % 7 = 0; select count(*), max(length(x)) from t;"
+        echo '.dump' | sqlite3 a.db | sqlite3 b.db && sqlite3 b.db 'pragma integrity_check'
+        """,
+        "ok",
+    ),
     "rg": ("mkdir d; echo needle > d/hay; rg -l needle", "d/hay"),
     "perl": ("perl -MPOSIX -e 'open F, \">f\"; print F 1; close F; print -s \"f\", \"\\n\"'", "1"),
     "tar": ("seq 9 > a; tar czf a.tgz a && rm a && tar xzf a.tgz && tail -1 a", "9"),
@@ -138,17 +152,23 @@ END
 }  # fmt: skip
 ALWAYS = {"python", "sh", "git", "make"}
 
-# Packages, where they are installed for the interpreter of the tests.
+# name: (the package that the interpreter of the tests needs for it, script for python)
 PACKAGES = {
-    "numpy": """
+    "numpy": (
+        "numpy",
+        """
 import numpy, threading
 a = numpy.random.default_rng(1).random((400, 400))
 threads = [threading.Thread(target=lambda: a @ a) for _ in range(8)]
 [t.start() for t in threads]; [t.join() for t in threads]
 numpy.save("a.npy", a); b = numpy.load("a.npy", mmap_mode="r")
+print(numpy.linalg.svd(a, compute_uv=False)[:3].round(6), numpy.linalg.det(a[:20, :20]).round(9))
 print(int(abs(numpy.linalg.inv(a) @ b).trace().round()))
 """,
-    "pytest": """
+    ),
+    "pytest": (
+        "pytest",
+        """
 import pathlib, subprocess, sys
 pathlib.Path("test_a.py").write_text(
     "def test_a(tmp_path, capfd):\\n    (tmp_path / 'x').write_text('y')\\n    assert 1 + 1 == 2\\n"
@@ -156,6 +176,46 @@ pathlib.Path("test_a.py").write_text(
 done = subprocess.run([sys.executable, "-m", "pytest", "-q"], capture_output=True, text=True)
 print(400 if "1 passed" in done.stdout else done)
 """,
+    ),
+    # Its wheel ships them; some of those below start threads, use files, memory maps and pickles.
+    "numpy's own tests": (
+        "numpy",
+        """
+import re, subprocess, sys
+modules = ("linalg.tests.test_regression", "lib.tests.test_format")
+done = subprocess.run(
+    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs",
+     *("numpy." + module for module in modules)],
+    capture_output=True, text=True,
+)
+print(done.returncode, re.findall("[0-9]+ (?:passed|failed|error)[^,]*?(?= in|,|$)", done.stdout))
+print(400 if done.returncode == 0 else done)
+""",
+    ),
+    "pip": (
+        "pip",
+        """
+import pathlib, subprocess, sys, zipfile
+pathlib.Path("wheels").mkdir()
+for name, needs in (("first", "Requires-Dist: second>=1"), ("second", "")):
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(f"wheels/{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", f"name = {name!r}\\n")
+        wheel.writestr(f"{info}/METADATA",
+            f"Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n{needs}\\n")
+        wheel.writestr(f"{info}/WHEEL",
+            "Wheel-Version: 1.0\\nGenerator: hand\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir"]
+subprocess.run(
+    [*pip, "install", "--no-index", "--find-links", "wheels", "--target", "site", "first"], check=True
+)
+print(sorted(path.name for path in pathlib.Path("site").iterdir() if path.suffix == ".py"))
+sys.path.insert(0, "site")
+import first, second
+print(400 if (first.name, second.name) == ("first", "second") else "?")
+""",
+    ),
 }
 
 
@@ -169,6 +229,30 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE,
         check=False,
     )
+
+
+def outside(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """The same without walls."""
+    home = folder.parent / "outside"
+    home.mkdir()
+    environment = {**base_environment(sys.prefix), "HOME": str(home), "TMPDIR": str(home)}
+    return subprocess.run(
+        command,
+        cwd=home,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def assert_same_work(folder: Path, expected: str, *command: str) -> None:
+    done = run(folder, *command)
+    assert done.returncode == 0, done
+    assert done.stdout.splitlines()[-1] == expected, done
+    assert outside(folder, *command).stdout == done.stdout
 
 
 @pytest.fixture
@@ -187,13 +271,11 @@ def is_here(program: str) -> bool:
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if is_here(name)])
 def test_a_program_does_its_work(folder: Path, program: str) -> None:
     script, expected = PROGRAMS[program]
-    done = run(folder, "sh", "-ec", script)
-    assert done.returncode == 0, done
-    assert done.stdout.splitlines()[-1] == expected, done
+    assert_same_work(folder, expected, "sh", "-ec", script)
 
 
-@pytest.mark.parametrize("package", [name for name in PACKAGES if importlib.util.find_spec(name)])
-def test_a_package_does_its_work(folder: Path, package: str) -> None:
-    done = run(folder, "python", "-c", PACKAGES[package])
-    assert done.returncode == 0, done
-    assert done.stdout.splitlines()[-1] == "400", done
+@pytest.mark.parametrize(
+    "job", [name for name, (package, _) in PACKAGES.items() if importlib.util.find_spec(package)]
+)
+def test_a_package_does_its_work(folder: Path, job: str) -> None:
+    assert_same_work(folder, "400", "python", "-c", PACKAGES[job][1])
