@@ -101,6 +101,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workspace: str | None  # path inside the sandbox
     saved: Raw = NIL
     streams: tuple[str, ...] = ()
+    python: str | None = None  # the interpreter that calls `entry`; None: the guest itself
     schema: Raw = NIL
 
 

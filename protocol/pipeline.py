@@ -33,6 +33,7 @@ __all__ = [
     "PickleEntry",
     "PipelineSpec",
     "ProcView",
+    "Python",
     "Rate",
     "Retry",
     "Rule",
@@ -187,6 +188,15 @@ class CommandEntry(Struct, frozen=True, tag="command"):
 Entry = FileEntry | ModuleEntry | PickleEntry | CommandEntry
 
 
+class Python(Struct, frozen=True, kw_only=True):
+    """An interpreter of the task's own choice, as it is seen inside, and what has to be seen of it.
+    `venv`: the virtual environment that it is of."""
+
+    executable: str
+    binds: tuple[Bind, ...]
+    venv: str | None = None
+
+
 class Rule(Struct, frozen=True, kw_only=True):
     """What to do about an error of one of these kinds: `RecoveryAction` as data."""
 
@@ -212,6 +222,7 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     binds: tuple[Bind, ...] = ()  # what else of the host it sees, and may write to
     degrade: tuple[str, ...] = ()  # walls it does without where the host cannot give them
     proc: ProcView = ProcView.PIDS
+    python: Python | None = None  # None: the one that casemate runs under
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()
     max_parallel: int | None = None  # attempts of this task, in all runs of this pipeline

@@ -41,7 +41,18 @@ from ..protocol.limits import EVENTS_LINE_SIZE, MIB
 from ..protocol.pipeline import CommandEntry
 from .context import RuntimeContext, Stream
 
-__all__ = ["CommandError", "run"]
+__all__ = [
+    "CommandError",
+    "Events",
+    "attend",
+    "make_fifos",
+    "new_file",
+    "new_path",
+    "open_events",
+    "run",
+    "signal_name",
+    "start",
+]
 
 # The default capacity of a pipe: one read takes all there is.
 READ_SIZE = 64 * 1024
@@ -61,15 +72,17 @@ class CommandError(Exception):
         self.kind = kind
 
 
-class _Events:
+class Events:
     """Bytes of the pipe → lines → calls of the context. Sans-IO but for those calls."""
+
+    keys: tuple[str, ...] = KEYS
 
     def __init__(self, context: RuntimeContext) -> None:
         self._context = context
         self._buffer = bytearray()
         self._searched = 0  # how much of the buffer is known to hold no newline
         self._line = 0
-        self._has_output = False
+        self.has_output = False
         self.output: Any = None  # user's data
 
     def feed(self, data: bytes) -> None:
@@ -98,17 +111,17 @@ class _Events:
             event = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             raise self._refused(f"not JSON: {error}", line) from None
-        if not isinstance(event, dict) or len(event) != 1 or next(iter(event)) not in KEYS:
-            raise self._refused(f"expected an object with one key of {', '.join(KEYS)}", line)
+        if not isinstance(event, dict) or len(event) != 1 or next(iter(event)) not in self.keys:
+            raise self._refused(f"expected an object with one key of {', '.join(self.keys)}", line)
         [(key, value)] = event.items()
         try:
-            self._act(key, codec.from_jsonable(value, key))
+            self.act(key, codec.from_jsonable(value, key))
         except codec.ValueRefused as error:
             raise self._refused(str(error), line) from None
         except (ValueError, OverflowError) as error:
             raise self._refused(f"{key}: {error}", line) from None
 
-    def _act(self, key: str, value: Any) -> None:
+    def act(self, key: str, value: Any) -> None:
         if key == "emit":
             self._context.emit(value)
         elif key == "progress":
@@ -128,10 +141,10 @@ class _Events:
             self._context.save(value)
         elif key == "artifact":
             self._hand_over(value)
-        elif self._has_output:
+        elif self.has_output:
             raise ValueError("a second output; a task has one")
         else:
-            self._has_output = True
+            self.has_output = True
             self.output = value
 
     def _hand_over(self, value: Any) -> None:
@@ -158,25 +171,17 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
     """Run the command to its end and return its output (user's data), or raise CommandError.
     `events_fd` is a descriptor whose number is taken over for the command's events."""
     environment = dict(os.environ)
-    environment["CASEMATE_INPUT"] = _file("input", input)
+    environment["CASEMATE_INPUT"] = new_file("input", input)
     environment.pop("CASEMATE_SAVED", None)
     if context.saved is not None:
-        environment["CASEMATE_SAVED"] = _file("saved", context.saved)
-    fifos = _make_fifos(context.streams, environment)
+        environment["CASEMATE_SAVED"] = new_file("saved", context.saved)
+    fifos = make_fifos(context.streams)
+    environment |= {_variable(stream.upstream): path for path, stream in fifos}
     environment["CASEMATE_EVENTS_FD"] = str(events_fd)
-    events_read, events_write = os.pipe()
-    os.dup2(events_write, events_fd, inheritable=False)
-    os.close(events_write)
-    wake_read, wake_write = os.pipe()
-    for fd in (events_read, wake_read, wake_write):
-        os.set_blocking(fd, False)
-    # A handler of any kind makes SIGCHLD write to the wakeup descriptor; SIG_DFL would not.
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    process = _start(entry.argv, environment, events_fd)
+    events_read = open_events(events_fd)
+    process = start(entry.argv, environment, (events_fd,))
     os.close(events_fd)
-    # After the start: its fork is quicker, and copies no thread's lock.
-    feeders = [_Feeder(stream, path, wake_write) for path, stream in fifos]
+    events = Events(context)
 
     def forward(number: int, frame: FrameType | None) -> None:
         # Straight from the handler: the main thread may be blocked in a send.
@@ -184,7 +189,34 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
             os.killpg(process.pid, signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, forward)
-    events = _Events(context)
+    attend(process, events_read, events, fifos)
+    return _judge(entry.argv[0], process.returncode, events)
+
+
+def open_events(events_fd: int) -> int:
+    """A pipe whose end for the program takes over `events_fd`; the other."""
+    events_read, events_write = os.pipe()
+    os.dup2(events_write, events_fd, inheritable=False)
+    os.close(events_write)
+    os.set_blocking(events_read, False)
+    return events_read
+
+
+def attend(
+    process: subprocess.Popen[bytes],
+    events_read: int,
+    events: Events,
+    fifos: list[tuple[str, Stream]],
+) -> None:
+    """Pass on what the process says, and what it reads, to its end."""
+    wake_read, wake_write = os.pipe()
+    for fd in (wake_read, wake_write):
+        os.set_blocking(fd, False)
+    # A handler of any kind makes SIGCHLD write to the wakeup descriptor; SIG_DFL would not.
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    # After the start: its fork is quicker, and copies no thread's lock.
+    feeders = [_Feeder(stream, path, wake_write) for path, stream in fifos]
     poller = select.poll()
     poller.register(events_read, select.POLLIN)
     poller.register(wake_read, select.POLLIN)
@@ -200,7 +232,6 @@ def run(entry: CommandEntry, input: object, context: RuntimeContext, events_fd: 
             else:
                 poller.unregister(events_read)  # closed by the command, which may run on
     _drain(events_read, events)
-    return _judge(entry.argv[0], process.returncode, events)
 
 
 class _Feeder:
@@ -240,15 +271,15 @@ class _Feeder:
                 os.write(self._wake_fd, b"!")
 
 
-def _file(name: str, value: object) -> str:
+def new_file(name: str, value: object) -> str:
     """The path of a new file with this value."""
-    path = Path(_path(f"{name}-{os.getpid()}.json"))
+    path = Path(new_path(f"{name}-{os.getpid()}.json"))
     with path.open("x", encoding="utf-8") as file:
         json.dump(codec.to_jsonable(value, name), file, ensure_ascii=False)
     return str(path)
 
 
-def _path(name: str) -> str:
+def new_path(name: str) -> str:
     return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"casemate-{name}")
 
 
@@ -256,9 +287,7 @@ def _variable(upstream: str) -> str:
     return f"CASEMATE_STREAM_{upstream.upper().replace('-', '_')}"
 
 
-def _make_fifos(
-    streams: tuple[Stream, ...], environment: dict[str, str]
-) -> list[tuple[str, Stream]]:
+def make_fifos(streams: tuple[Stream, ...]) -> list[tuple[str, Stream]]:
     made: dict[str, Stream] = {}
     fifos: list[tuple[str, Stream]] = []
     for stream in streams:
@@ -270,20 +299,17 @@ def _make_fifos(
                 f"${name}: rename one of these tasks",
             )
         made[name] = stream
-        path = _path(f"stream-{os.getpid()}-{stream.upstream}")
+        path = new_path(f"stream-{os.getpid()}-{stream.upstream}")
         os.mkfifo(path, 0o600)
-        environment[name] = path
         fifos.append((path, stream))
     return fifos
 
 
-def _start(
-    argv: tuple[str, ...], environment: dict[str, str], events_fd: int
+def start(
+    argv: tuple[str, ...], environment: dict[str, str], fds: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
-            argv, env=environment, pass_fds=(events_fd,), start_new_session=True
-        )
+        return subprocess.Popen(argv, env=environment, pass_fds=fds, start_new_session=True)
     except OSError as error:
         program, path = argv[0], environment.get("PATH", "")
         folders = [""] if "/" in program else path.split(":")
@@ -303,7 +329,7 @@ def _start(
         raise CommandError("error", f"cannot run {program!r}: {why}") from None
 
 
-def _drain(fd: int, events: _Events) -> None:
+def _drain(fd: int, events: Events) -> None:
     left = PIPE_SIZE
     while left > 0:
         try:
@@ -317,17 +343,20 @@ def _drain(fd: int, events: _Events) -> None:
     events.close()
 
 
-def _judge(program: str, code: int, events: _Events) -> Any:
+def _judge(program: str, code: int, events: Events) -> Any:
     if code == 0:
         return events.output
     if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:  # a real-time signal
-            name = f"signal {-code}"
-        raise CommandError("crash", f"{program!r} was killed by {name}")
+        raise CommandError("crash", f"{program!r} was killed by {signal_name(-code)}")
     hint = {126: " (a shell's word for: not executable)", 127: " (a shell's word for: not found)"}
     raise CommandError("error", f"{program!r} ended with exit code {code}{hint.get(code, '')}")
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _number(value: Any) -> float:

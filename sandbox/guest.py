@@ -51,7 +51,7 @@ from ..protocol.limits import KIB, LINK_VERSION, RETRY_AFTER, VALUE_SIZE
 from ..protocol.messages import NIL, Accept, Fail, Hello, Part, Result, Run
 from ..protocol.pipeline import CommandEntry
 from ..protocol.refusals import Refusal
-from . import command, loader, refusals
+from . import command, foreign, loader, refusals
 from .context import PAYLOAD_SIZE, Cancelled, RuntimeContext
 from .guestlink import Link
 
@@ -191,8 +191,7 @@ def _perform(
     reserve: bytes | None = bytes(RESERVE_SIZE)  # from calloc: counted, but not yet touched
     try:
         if run.part is not Part.EXECUTE:
-            os.close(low_fd)
-            return _packed(_check(run, termination, places), run, places)
+            return _packed(_check(run, termination, places, low_fd), run, places)
         assert run.entry is not None  # the codec has seen to it
         context = RuntimeContext(
             link,
@@ -209,6 +208,8 @@ def _perform(
         input = _read_input(run)
         if isinstance(run.entry, CommandEntry):
             output = command.run(run.entry, input, context, low_fd)
+        elif run.python is not None:
+            output = foreign.run(run, input, context, low_fd, places.sources)
         else:
             os.close(low_fd)
             function = loader.load(run.entry, places.sources)
@@ -222,7 +223,7 @@ def _perform(
         return _failure(error)
 
 
-def _check(run: Run, termination: Termination, places: Places) -> Raw:
+def _check(run: Run, termination: Termination, places: Places, low_fd: int) -> Raw:
     """The answer of a validation or a recovery. Its function gets one value and no context: who
     asks is no task, and has nobody to speak to."""
     given: Any = None
@@ -233,6 +234,9 @@ def _check(run: Run, termination: Termination, places: Places) -> Raw:
         if found := faults(codec.decode_value(run.schema), value):
             return codec.encode_validation(ValidationResult(False, found))
         given = True
+    if run.entry is not None and run.python is not None:
+        return foreign.check(run, value, low_fd, places.sources)
+    os.close(low_fd)
     if run.entry is not None:
         function = loader.load(run.entry, places.sources)
         subject = value if run.part is Part.VALIDATE else _error_of(value)
@@ -437,6 +441,15 @@ def _packed(payload: Raw, run: Run, places: Places) -> Result | Fail:
 def _failure(error: BaseException) -> Fail:
     if isinstance(error, command.CommandError):
         return Fail(kind=error.kind, message=str(error), refused=refusals.met_by_programs())
+    if isinstance(error, foreign.Raised):
+        return Fail(
+            kind=error.kind,
+            message=str(error),
+            type=error.type,
+            traceback=error.traceback,
+            retry_after=_retry_after(error),
+            refused=refusals.met_by_programs(),
+        )
     return Fail(
         kind="error",
         message=_message(error),

@@ -28,6 +28,7 @@ __all__ = [
     "REQUEST_SIZE",
     "SLOTS",
     "SOURCES",
+    "SYSTEM_PATH",
     "WORKSPACE",
     "Bind",
     "Exited",
@@ -250,11 +251,14 @@ class Exited(Struct, frozen=True, tag="exit", tag_field="kind"):
 StatusRecord = Ready | SetupFailed | Exited
 
 
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
 def base_environment(prefix: str) -> dict[str, str]:
     """What every program inside starts with. `prefix`: the interpreter's, so that `python` is
     the one casemate runs under, with its packages."""
     return {
-        "PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{prefix}/bin:{SYSTEM_PATH}",
         "LANG": "C.UTF-8",
         "HOME": "/tmp",
         "TMPDIR": "/tmp",

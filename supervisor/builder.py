@@ -179,6 +179,7 @@ class Task:
     rw: Sequence[str | os.PathLike[str]] = ()
     degrade: Sequence[str] = ()
     proc: str | None = None
+    python: str | os.PathLike[str] | None = None
     max_parallel: int | None = None
     bulkhead: Bulkhead | None = None
     rate: Rate | str | None = None
@@ -246,8 +247,8 @@ class Pipeline:
 
     `root` is the folder that every path of the pipeline is relative to and stays beneath; by
     default the folder of the file that makes the pipeline (the current folder in a notebook).
-    `limits`, `timeouts`, `retry`, `breaker`, `sources`, `env`, `network`, `ro`, `rw`, `degrade` and
-    `proc` are the defaults of its tasks.
+    `limits`, `timeouts`, `retry`, `breaker`, `sources`, `env`, `network`, `ro`, `rw`, `degrade`,
+    `proc` and `python` are the defaults of its tasks.
     """
 
     def __init__(
@@ -270,6 +271,7 @@ class Pipeline:
         rw: Sequence[str | os.PathLike[str]] = (),
         degrade: Sequence[str] = (),
         proc: str | None = None,
+        python: str | os.PathLike[str] | None = None,
         fail_fast: bool = False,
         timeout: float | str | None = None,
         max_parallel: int | None = None,
@@ -295,6 +297,7 @@ class Pipeline:
         self.rw = rw
         self.degrade = degrade
         self.proc = proc
+        self.python = python
         self.fail_fast = fail_fast
         self.timeout = timeout
         self.max_parallel = max_parallel
@@ -336,6 +339,7 @@ class Pipeline:
         rw: Sequence[str | os.PathLike[str]] = (),
         degrade: Sequence[str] = (),
         proc: str | None = None,
+        python: str | os.PathLike[str] | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -367,6 +371,7 @@ class Pipeline:
         rw: Sequence[str | os.PathLike[str]] = (),
         degrade: Sequence[str] = (),
         proc: str | None = None,
+        python: str | os.PathLike[str] | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -397,6 +402,7 @@ class Pipeline:
         rw: Sequence[str | os.PathLike[str]] = (),
         degrade: Sequence[str] = (),
         proc: str | None = None,
+        python: str | os.PathLike[str] | None = None,
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -430,6 +436,7 @@ class Pipeline:
                     rw=rw,
                     degrade=degrade,
                     proc=proc,
+                    python=python,
                     max_parallel=max_parallel,
                     bulkhead=bulkhead,
                     rate=rate,
@@ -575,9 +582,13 @@ def _host_document(asking: Task | Pipeline) -> dict[str, object]:
     for name, items in (("ro", asking.ro), ("rw", asking.rw), ("degrade", asking.degrade)):
         if listed := _plain(items):
             given[name] = listed
-    for name, word in (("network", asking.network), ("proc", asking.proc)):
+    for name, word in (
+        ("network", asking.network),
+        ("proc", asking.proc),
+        ("python", asking.python),
+    ):
         if word is not None:
-            given[name] = str(word)
+            given[name] = os.fspath(word)
     return given
 
 

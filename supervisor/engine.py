@@ -56,9 +56,9 @@ from ..protocol.events import (
 )
 from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
 from ..protocol.messages import Part, Run
-from ..protocol.pipeline import Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
+from ..protocol.pipeline import Bind, Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
 from ..sandbox.handle import Sandbox
-from ..sandbox.spec import INPUT_FILE, WORKSPACE, Mode, SandboxSpec
+from ..sandbox.spec import INPUT_FILE, SYSTEM_PATH, WORKSPACE, Mode, SandboxSpec
 from .breakers import BreakerDesk, step_breaker
 from .control import carry_out
 from .core.breaker import Forced, Reset
@@ -747,6 +747,7 @@ class Engine:
             deadline=task.timeouts.wall,
             workspace=None if run.files is None else WORKSPACE,
             streams=run.streams.upstreams((key.task, key.attempt)) if run.streams else (),
+            python=None if task.python is None else task.python.executable,
         )
         given = None
         if run.files is not None:
@@ -775,6 +776,7 @@ class Engine:
             deadline=None,
             workspace=None,
             schema=task.output_schema if is_validation else Raw(_NIL),
+            python=None if task.python is None else task.python.executable,
         )
         self._lay_out(key, run, job, None)
 
@@ -884,6 +886,15 @@ class Engine:
                 f"env: {', '.join(missing)}: not set in the supervisor's environment"
             )
         passed = {name: os.environ[name] for name in host_env}
+        shown: tuple[Bind, ...] = ()
+        chosen: dict[str, str] = {}
+        if (python := task.python) is not None:
+            shown = python.binds
+            folder = os.path.dirname(python.executable)
+            # `python` is that one, for a command and for whatever else is started
+            chosen["PATH"] = f"{folder}:{SYSTEM_PATH}"
+            if python.venv is not None:
+                chosen["VIRTUAL_ENV"] = python.venv
         ours = {
             "CASEMATE_RUN": key.run,
             "CASEMATE_TASK": key.task,
@@ -892,9 +903,9 @@ class Engine:
         return SandboxSpec(
             mode=Mode.GUEST,
             limits=task.limits,
-            env=passed | task.env | ours,
+            env=chosen | passed | task.env | ours,
             network=Network.NONE if is_check else task.network,
-            binds=() if is_check else task.binds,
+            binds=shown if is_check else shown + task.binds,
             proc=ProcView.PIDS if is_check else task.proc,
             degrade=task.degrade,
             workspace=prepared.copy if prepared is not None else None,

@@ -606,6 +606,11 @@ class Defaults(Model):
         description="readonly: all of /proc (the cpu count of Node, psutil), where the operator "
         "allows it",
     )
+    python: str | None = Field(
+        default=None,
+        description="an interpreter or the folder of a virtual environment, where the operator "
+        "allows it; null: the one that casemate runs under",
+    )
 
 
 class Task(Defaults):
@@ -794,10 +799,6 @@ class Pipeline(Model):
     json_schema_location: str | None = Field(default=None, alias="$schema")
 
 
-# What DESIGN names and later versions bring. Better a refusal than a wish that nobody hears.
-_LATER = {"python"}
-
-
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a pipeline file, for editors and other programs."""
     schema = Pipeline.model_json_schema()
@@ -888,8 +889,6 @@ def _keys(model: type[BaseModel]) -> Sequence[str]:
 
 
 def unknown_key(key: Any, known: Sequence[str]) -> str:
-    if key in _LATER:
-        return "is not supported by this version of casemate yet; leave it out"
     meant = did_you_mean(key, known)
     listed = ", ".join(sorted(name for name in known if not name.startswith("$")))
     return f"unknown key{meant or f'; the keys here are {listed}'}"

@@ -39,6 +39,7 @@ from ..protocol.pipeline import (
     FileEntry,
     Network,
     OnOpen,
+    PickleEntry,
     PipelineSpec,
     ProcView,
     TaskSpec,
@@ -60,6 +61,7 @@ from .format import (
     json_schema,
     unknown_key,
 )
+from .interpreter import find_interpreter
 from .reading import Document, KeyPath, PipelineError, Problem, read_file, shown
 
 __all__ = [
@@ -435,6 +437,7 @@ class _Compiler:
             binds=self._binds(task, defaults, path),
             degrade=self._degrade(task, defaults, path),
             proc=ProcView(proc),
+            python=self._python(task, defaults, path),
             validate=self._checked(task.validate_, (*path, "validate")),
             output_schema=task.output_schema,
             recover=(
@@ -511,6 +514,54 @@ class _Compiler:
                         (*where, "degrade", number),
                     )
         return tuple(sorted({*defaults.degrade, *task.degrade}))
+
+    def _python(self, task: Task, defaults: Defaults, path: KeyPath) -> pipeline.Python | None:
+        is_own = "python" in task.model_fields_set
+        name = task.python if is_own else defaults.python
+        if name is None:
+            return None
+        where = (*(path if is_own else ("defaults",)), "python")
+        try:
+            found = find_interpreter(self._root / name)
+            folders = {folder: folder.resolve(strict=True) for folder in found.folders}
+            home = found.home.resolve(strict=True)
+        except (UsageError, OSError, RuntimeError, ValueError) as error:
+            self._wrong(f"{shown(name)}: {error}", where)
+            return None
+        for folder in dict.fromkeys((home, *folders.values())):
+            if not self._may_show(str(folder), folder, where):
+                return None
+            if not any(folder.is_relative_to(allowed) for allowed in self._allow.paths):
+                self._wrong(
+                    f"{shown(name)} is an interpreter in {folder}, and to run it "
+                    f"{_takes_word(f'path:{folder}')}",
+                    where,
+                )
+                return None
+        named = {
+            "execute": task.execute,
+            "validate": task.validate_,
+            "recover": task.recover,
+            **task.fallbacks,
+        }
+        for key, entry in named.items():
+            if isinstance(entry, PickleEntry):
+                self._wrong(
+                    f"{key} is pickled by value, which another interpreter cannot open; define "
+                    f"{entry.name} at the top level of a file",
+                    where,
+                )
+        # By the names that lead there and by the real ones: a link within leads to those.
+        places = {str(name): str(real) for name, real in folders.items()}
+        places |= {real: real for real in places.values()}
+        if held := next(filter(None, map(reserved_place, places)), None):
+            self._wrong(f"{shown(name)}: {held} belongs to the sandbox itself", where)
+            return None
+        return pipeline.Python(
+            executable=str(found.executable),
+            binds=tuple(Bind(real, place) for place, real in sorted(places.items())),
+            venv=str(found.home) if found.is_venv else None,
+        )
 
     def _binds(self, task: Task, defaults: Defaults, path: KeyPath) -> tuple[Bind, ...]:
         """`ro` and `rw`, seen at their own places. Unlike sources and a workspace they are not

@@ -207,9 +207,8 @@ for name, needs in (("first", "Requires-Dist: second>=1"), ("second", "")):
             "Wheel-Version: 1.0\\nGenerator: hand\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(f"{info}/RECORD", "")
 pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir"]
-subprocess.run(
-    [*pip, "install", "--no-index", "--find-links", "wheels", "--target", "site", "first"], check=True
-)
+where = ["--no-index", "--find-links", "wheels", "--target", "site"]
+subprocess.run([*pip, "install", *where, "first"], check=True)
 print(sorted(path.name for path in pathlib.Path("site").iterdir() if path.suffix == ".py"))
 sys.path.insert(0, "site")
 import first, second
