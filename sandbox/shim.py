@@ -335,27 +335,33 @@ def _raise_cancelled() -> NoReturn:
 # -- loading and calling ---------------------------------------------------------------------------
 
 
-def offer_casemate(package: str) -> None:
-    """For files that say `from casemate import …`, where the interpreter has none of its own."""
-    if importlib.util.find_spec("casemate") is not None:
-        return
-    if sys.version_info >= (3, 11):  # noqa: UP036  (what runs this is not what casemate needs)
-        spec = importlib.util.spec_from_file_location(
-            "casemate", os.path.join(package, "__init__.py"), submodule_search_locations=[package]
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["casemate"] = module
-        spec.loader.exec_module(module)
-    else:
-        module = sys.modules["casemate"] = types.ModuleType("casemate")
-    for name, value in (
-        ("ValidationResult", ValidationResult),
-        ("RecoveryAction", RecoveryAction),
-        ("RuntimeContext", Context),
-        ("UsageError", UsageError),
-    ):
-        setattr(module, name, value)
+class Offer:
+    """Finds and loads `casemate` for files that import it, where nothing else has it."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "casemate":
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=True)  # type: ignore[arg-type]
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        if sys.version_info >= (3, 11):  # noqa: UP036  (what runs this is not what casemate needs)
+            module.__path__ = [self._package]
+            file = os.path.join(self._package, "__init__.py")
+            with open(file, encoding="utf-8") as source:  # noqa: PTH123
+                exec(compile(source.read(), file, "exec"), module.__dict__)
+        for name, value in (
+            ("ValidationResult", ValidationResult),
+            ("RecoveryAction", RecoveryAction),
+            ("RuntimeContext", Context),
+            ("UsageError", UsageError),
+        ):
+            setattr(module, name, value)
 
 
 def search_first(folder: str) -> None:
@@ -497,7 +503,7 @@ def run_async(work: Any, termination: Termination) -> Any:
 
 def perform(job: dict[str, Any], speaker: Speaker, termination: Termination) -> Any:
     value = read_json(job["input"])
-    offer_casemate(job["package"])
+    sys.meta_path.append(Offer(job["package"]))
     if job["part"] == "execute":
         saved = None if job["saved"] is None else read_json(job["saved"])
         context = Context(speaker, job["context"], saved)

@@ -154,7 +154,10 @@ class Task:
 
     `execute` is a function, or the text `file.py:name` or `package.module:name`; `command` is a
     program in any language. `needs` names the tasks whose outputs it gets. `env` gives literal
-    values; None passes on the host's variable of that name, if the operator allows it.
+    values; None passes on the host's variable of that name. `ro` and `rw` are paths of the host,
+    seen at their own places, `python` is an interpreter or a virtual environment to call its
+    functions in, `degrade` names walls to do without where the host cannot give them, and
+    `proc="readonly"` shows all of /proc. Of the host a task gets what the operator allows.
     `max_parallel` bounds the attempts of this task in all runs; the highest `priority` goes first.
 
     `validate(output)` says whether an output is good, `recover(error)` what to do about a failure

@@ -131,11 +131,13 @@ def test_it_lowers_like_any_file(load: Load, tmp_path: Path) -> None:
 def test_what_is_wished_of_the_host_is_in_the_document_as_a_file_has_it(tmp_path: Path) -> None:
     pipeline = Pipeline("x", root=tmp_path, ro=[Path("/data")], proc="readonly")
     pipeline.add_task(Task("a", command=["ls"], rw=("out",), degrade=["landlock"]))
+    pipeline.add_task(Task("c", "json.tool:main", python=Path("venv")))
     pipeline.task(lambda: None, id="b", ro=["more"], network="host", proc="pids")
     document = pipeline.document()
     assert document["defaults"] == {"ro": ["/data"], "proc": "readonly"}
     tasks: Any = document["tasks"]
     assert tasks["a"] == {"command": ["ls"], "rw": ["out"], "degrade": ["landlock"]}
+    assert tasks["c"] == {"execute": "json.tool:main", "python": "venv"}
     del tasks["b"]["execute"]
     assert tasks["b"] == {"ro": ["more"], "network": "host", "proc": "pids"}
 

@@ -308,7 +308,7 @@ BAD = [
         """\
         review.yaml: 2 problems
           review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, retry_budget, rollback_budget, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, degrade, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, proc, rate, recover, retry, ro, rw, sources, spec, timeouts, validate""",
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, degrade, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, proc, python, rate, recover, retry, ro, rw, sources, spec, timeouts, validate""",
     ),
     (
         "name: x\ntasks: {a: {command: [ls], proc: all, degrade: [mount]}}",
@@ -1018,7 +1018,7 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
         "execute", "command", "spec", "needs", "limits", "timeouts", "retry", "sources", "env",
         "max_parallel", "bulkhead", "rate", "priority",
         "network", "breaker", "validate", "output_schema", "recover", "fallbacks", "always",
-        "ro", "rw", "degrade", "proc",
+        "ro", "rw", "degrade", "proc", "python",
     }  # fmt: skip
     assert set(models["Limits"]["properties"]) == set(Limits.__struct_fields__)
     assert set(models["Timeouts"]["properties"]) == set(Timeouts.__struct_fields__)
