@@ -47,7 +47,7 @@ END
         """
         seq 1000 > numbers; sort -rn numbers | head -1 > top
         mkfifo pipe; (cat pipe > copy) & cat numbers > pipe; wait
-        cmp numbers copy && find . -type f | xargs ls -l > list && wc -l < list
+        cmp numbers copy && find . -name '[ct]o*' | xargs ls -l > list && wc -l < list
         chmod 600 top; cp -a numbers n2; mv n2 n3; rm n3; ln -s numbers link; readlink link
         """,
         "numbers",
@@ -150,6 +150,8 @@ END
     "curl": ("python -m http.server 8000 2>/dev/null & curl -s --retry 9 --retry-delay 1 "
              "--retry-connrefused -o /dev/null -w '%{http_code}\\n' http://127.0.0.1:8000/", "200"),
 }  # fmt: skip
+# What stays behind in the background dies with the sandbox, and outside with nobody.
+INSIDE_ALONE = {"curl"}
 ALWAYS = {"python", "sh", "git", "make"}
 
 # name: (the package that the interpreter of the tests needs for it, script for python)
@@ -177,15 +179,15 @@ done = subprocess.run([sys.executable, "-m", "pytest", "-q"], capture_output=Tru
 print(400 if "1 passed" in done.stdout else done)
 """,
     ),
-    # Its wheel ships them; some of those below start threads, use files, memory maps and pickles.
-    "numpy's own tests": (
-        "numpy",
+    # Wheels that ship them, of packages that casemate needs anyway.
+    "a package's own tests": (
+        "pytest",
         """
 import re, subprocess, sys
-modules = ("linalg.tests.test_regression", "lib.tests.test_format")
+modules = ("referencing.tests.test_core", "jsonschema.tests.test_types")
 done = subprocess.run(
     [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs",
-     *("numpy." + module for module in modules)],
+     *modules],
     capture_output=True, text=True,
 )
 print(done.returncode, re.findall("[0-9]+ (?:passed|failed|error)[^,]*?(?= in|,|$)", done.stdout))
@@ -247,11 +249,12 @@ def outside(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def assert_same_work(folder: Path, expected: str, *command: str) -> None:
+def worked(folder: Path, expected: str, *command: str) -> str:
+    """All that it printed inside."""
     done = run(folder, *command)
     assert done.returncode == 0, done
     assert done.stdout.splitlines()[-1] == expected, done
-    assert outside(folder, *command).stdout == done.stdout
+    return done.stdout
 
 
 @pytest.fixture
@@ -270,11 +273,15 @@ def is_here(program: str) -> bool:
 @pytest.mark.parametrize("program", [name for name in PROGRAMS if is_here(name)])
 def test_a_program_does_its_work(folder: Path, program: str) -> None:
     script, expected = PROGRAMS[program]
-    assert_same_work(folder, expected, "sh", "-ec", script)
+    said = worked(folder, expected, "sh", "-ec", script)
+    if program not in INSIDE_ALONE:
+        assert outside(folder, "sh", "-ec", script).stdout == said
 
 
 @pytest.mark.parametrize(
     "job", [name for name, (package, _) in PACKAGES.items() if importlib.util.find_spec(package)]
 )
 def test_a_package_does_its_work(folder: Path, job: str) -> None:
-    assert_same_work(folder, "400", "python", "-c", PACKAGES[job][1])
+    script = PACKAGES[job][1]
+    said = worked(folder, "400", "python", "-c", script)
+    assert outside(folder, "python", "-c", script).stdout == said
