@@ -61,10 +61,10 @@ class _Said(Events):
 
     keys: tuple[str, ...] = (*command.KEYS, "failed")
 
-    def __init__(self, context: RuntimeContext | None, saved_fd: int) -> None:
+    def __init__(self, context: RuntimeContext | None, done_fd: int) -> None:
         super().__init__(context)  # type: ignore[arg-type]  # `act` lets nothing through to it
         self._has_context = context is not None
-        self._saved_fd = saved_fd
+        self._done_fd = done_fd
         self.failure: Raised | None = None
 
     def act(self, key: str, value: Any) -> None:
@@ -75,7 +75,7 @@ class _Said(Events):
         else:
             super().act(key, value)
             if key in ("save", "artifact"):  # it goes on when that has been done
-                os.write(self._saved_fd, b"!")
+                os.write(self._done_fd, b"!")
 
 
 def run(job: Run, input: object, context: RuntimeContext, events_fd: int, sources: str) -> Any:
@@ -122,7 +122,7 @@ def _perform(
     )
     saved = None if context is None else context.saved
     fifos = command.make_fifos(context.streams) if context is not None else []
-    saved_read, saved_write = os.pipe()
+    done_read, done_write = os.pipe()
     description = {
         "part": str(job.part),
         "entry": {**where, "name": job.entry.name},
@@ -132,17 +132,17 @@ def _perform(
         "saved": None if saved is None else command.new_file("saved", saved),
         "context": {**about, "streams": {stream.upstream: path for path, stream in fifos}},
         "events_fd": events_fd,
-        "saved_fd": saved_read,
+        "done_fd": done_read,
     }
     path = command.new_path(f"job-{os.getpid()}.json")
     with open(path, "x", encoding="utf-8") as file:  # noqa: PTH123
         json.dump(description, file, ensure_ascii=False)
     events_read = command.open_events(events_fd)
     process = command.start(
-        (job.python, "-I", SHIM, path), dict(os.environ), (events_fd, saved_read)
+        (job.python, "-I", SHIM, path), dict(os.environ), (events_fd, done_read)
     )
     os.close(events_fd)
-    os.close(saved_read)
+    os.close(done_read)
 
     def forward(number: int, frame: FrameType | None) -> None:
         # To the function's process alone: what it started is its own to end.
@@ -151,7 +151,7 @@ def _perform(
 
     for number in (signal.SIGTERM, signal.SIGURG):  # and the nudges that follow (guest.NUDGE)
         signal.signal(number, forward)
-    said = _Said(context, saved_write)
+    said = _Said(context, done_write)
     command.attend(process, events_read, said, fifos)
     return _judge(job.python, process.returncode, said)
 

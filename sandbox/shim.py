@@ -3,14 +3,14 @@
     guest (our interpreter, the link) ⇄ shim (the task's interpreter, its function)
 
 `foreign.py`, the guest's end, starts it as `python -I shim.py JOB`. What it has to say goes as a
-command's would (DESIGN §5): lines of JSON on $CASEMATE_EVENTS_FD, input and saved state from files,
+command's would (DESIGN §5): lines of JSON on one descriptor, input and saved state from files,
 streams from FIFOs. One key more, `failed`, tells what the function raised, and one byte comes back
-for each `save` when it is durable. The sandbox's walls stood before its process was made.
+when a `save` is durable or an `artifact` copied. The walls stood before its process was made.
 
-The standard library of Python 3.8 alone, so that whichever interpreter a person names will do; that
-is why it repeats, in small, what guest.py and the codec do with better means. A task's file may
-say `from casemate import …`: where there is none to import, the names that make sense inside are
-made up here, and from Python 3.11 on the builder's are ours, which needs no library either.
+The standard library of Python 3.8 alone, so that whichever interpreter a person names will do;
+that is why it repeats, in small, what guest.py and the codec do with better means. A task's file
+may say `from casemate import …`: where there is none to import, the names that make sense inside
+are made up here, and from Python 3.11 on the builder's are ours, which needs no library either.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ def read_json(path: str) -> Any:
 class Speaker:
     """Lines on the events' descriptor, each whole. A fork of the task has no say."""
 
-    def __init__(self, fd: int, saved_fd: int) -> None:
+    def __init__(self, fd: int, done_fd: int) -> None:
         self._fd = fd
-        self._saved_fd = saved_fd
+        self._done_fd = done_fd
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
@@ -187,11 +187,12 @@ class Speaker:
         with self._lock:
             self._write(line)
 
-    def save(self, state: Any) -> None:
-        line = json.dumps({"save": to_jsonable(state, "state")}, ensure_ascii=False).encode()
+    def ask(self, key: str, value: Any) -> None:
+        """Say it, and wait until it has been done."""
+        line = json.dumps({key: to_jsonable(value, key)}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            self._write(line + b"\n")
-            if not os.read(self._saved_fd, 1):
+            self._write(line)
+            if not os.read(self._done_fd, 1):
                 raise RuntimeError("the task has ended")
 
     def _write(self, line: bytes) -> None:
@@ -287,7 +288,17 @@ class Context:
         self._speaker.say("progress", {"done": given[0], "total": given[1]})
 
     def save(self, state: Any) -> None:
-        self._speaker.save(state)
+        self._speaker.ask("save", state)
+
+    def artifact(self, path: Any, name: str | None = None) -> str:
+        whole = os.path.abspath(os.fspath(path))
+        if name is None:
+            name = os.path.basename(whole)
+            if self.workspace is not None:
+                below = os.path.relpath(whole, self.workspace)
+                name = name if below.startswith("..") else below
+        self._speaker.ask("artifact", {"path": whole, "name": name})
+        return name
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -598,7 +609,7 @@ def main() -> NoReturn:
         job = json.load(file)
     job["context"]["spec"] = from_jsonable(job["context"]["spec"])
     # What the programs that the task starts must not have: theirs would be taken for its words.
-    for fd in (job["events_fd"], job["saved_fd"]):
+    for fd in (job["events_fd"], job["done_fd"]):
         os.set_inheritable(fd, False)
     sys.argv = ["casemate-task"]
     sys.dont_write_bytecode = True
@@ -606,7 +617,7 @@ def main() -> NoReturn:
         stream.reconfigure(  # type: ignore[union-attr]  # of a TextIOWrapper, which they are
             encoding="utf-8", errors="backslashreplace", line_buffering=True
         )
-    speaker = Speaker(job["events_fd"], job["saved_fd"])
+    speaker = Speaker(job["events_fd"], job["done_fd"])
     reserve: bytes | None = bytes(RESERVE_SIZE)
     code = 0
     try:

@@ -9,8 +9,10 @@ reaches the control socket is the operator.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -49,7 +51,7 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
         }
     bundle = _Bundle(
         source=document.source,
-        document=Raw(codec.encode_value(document.value, name=document.source)),
+        document=Raw(codec.encode_value(_anchored(document.value, spec), name=document.source)),
         files=files,
         workspace=spec.workspace,
         input=input,
@@ -61,6 +63,26 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
             f"most {SUBMISSION_SIZE // MIB}; give data as workspace"
         )
     return packed
+
+
+def _anchored(document: Any, spec: PipelineSpec) -> Any:  # a document that has been compiled
+    """With whole paths where they name what is not sent along but seen as it is on this host."""
+
+    def anchored(keys: Any) -> Any:
+        if not isinstance(keys, dict):
+            return keys
+        whole = dict(keys)
+        for key in ("ro", "rw", "python"):
+            names = keys.get(key)
+            if isinstance(names, str):
+                whole[key] = os.path.join(spec.root, names)
+            elif names is not None:
+                whole[key] = [os.path.join(spec.root, name) for name in names]
+        return whole
+
+    tasks = {id: anchored(task) for id, task in document["tasks"].items()}
+    whole = {**document, "tasks": tasks}
+    return whole | ({"defaults": anchored(document["defaults"])} if "defaults" in document else {})
 
 
 def unpack(packed: bytes, folder: Path, allow: Allow) -> tuple[PipelineSpec, Raw]:

@@ -247,7 +247,7 @@ def test_lines_come_whole_however_they_are_cut(guest: FakeSupervisor) -> None:
 
 def test_a_line_beyond_all_bounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "EVENTS_LINE_SIZE", 100)
-    lines = command._Events(_silent())
+    lines = command.Events(_silent())
     lines.feed(b'{"output": 1}\n' + b"x" * 100)
     with pytest.raises(command.CommandError, match=r"line 2 of .* longer than 100 bytes"):
         lines.feed(b"x")

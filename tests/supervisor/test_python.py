@@ -38,6 +38,11 @@ def talk(input, ctx):
     os.getppid()
     return {"bytes": b"\\x00\\xff", "nan": float("nan"), "$bytes": {"$bytes": "x"}}
 
+def hand_over(input, ctx):
+    from pathlib import Path
+    Path("/tmp/made").write_text("made")
+    return ctx.artifact("/tmp/made"), ctx.artifact("/tmp/made", "again")
+
 def each(input):
     for n in range(3):
         yield n
@@ -207,7 +212,7 @@ def test_it_has_the_context_that_a_function_in_the_guest_has(
     given = {"at": [1, b"x"], "big": 2**63}
     history = run(
         house, place, environment, given,
-        talk={"spec": {"role": b"r"}}, each={}, each_later={}, later={},
+        talk={"spec": {"role": b"r"}}, each={}, each_later={}, later={}, hand_over={},
         read={"reads": ["each"]}, read_later={"reads": ["each"]},
     )  # fmt: skip
     assert history.items("talk") == [{"given": given, "spec": {"role": b"r"}, "who": "talk"}]
@@ -221,6 +226,9 @@ def test_it_has_the_context_that_a_function_in_the_guest_has(
     assert output["nan"] != output["nan"]
     assert (history.items("each"), history.output("each")) == ([0, 1, 2], "done")
     assert history.items("each_later") == [0, 1, 2]
+    assert history.output("hand_over") == ["made", "again"]
+    names = [event.data["name"] for event in history.of("task.artifact", "hand_over")]
+    assert names == ["made", "again"]
     assert history.output("read") == history.output("read_later") == [0, 1, 2]
 
 

@@ -257,6 +257,22 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
         store.write(f"{1:032x}", SUBMISSION_SIZE, b"x")
 
 
+def test_what_is_seen_as_it_is_on_this_host_travels_by_its_whole_path(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    document: dict[str, Any] = {
+        "name": "seen",
+        "defaults": {"ro": "data"},
+        "tasks": {"a": {"command": ["ls"], "rw": ["../out"]}},
+    }
+    (tmp_path.parent / "out").mkdir(exist_ok=True)
+    allow = Allow.parse(["rw:/"])
+    here = compile_document(document, root=tmp_path, allow=allow)
+    packed = pack(Document(document, "seen.yaml"), here, Raw(b"\xc0"))
+    (tmp_path / "there").mkdir()
+    spec, _ = unpack(packed, tmp_path / "there", allow)
+    assert spec.tasks[0].binds == here.tasks[0].binds != ()
+
+
 @pytest.mark.parametrize("name", ["../out", "/abs", "a//b", "", ".", "a/../b", "nul\0"])
 def test_a_bundle_writes_nothing_beside_its_folder(tmp_path: Path, name: str) -> None:
     packed = msgspec.msgpack.encode(
