@@ -578,6 +578,21 @@ class _Parent:
         if "pids" in self.controllers:
             yield "pids.max", str(limits.pids)
 
+    def files(self) -> Iterator[str]:
+        """Those that tell of limits."""
+        if "memory" in self.controllers and self.unified:
+            yield from ("memory.max", "memory.oom.group")
+            if self.has_swap_limit:
+                yield "memory.swap.max"
+        elif "memory" in self.controllers:
+            yield "memory.limit_in_bytes"
+            if self.has_swap_limit:
+                yield "memory.memsw.limit_in_bytes"
+        if "pids" in self.controllers:
+            yield "pids.max"
+        if "cpu" in self.controllers:
+            yield from ("cpu.max",) if self.unified else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+
     def _limit_cpu(self, name: str, cores: float) -> None:
         quota = max(CPU_QUOTA_LEAST, int(cores * CPU_PERIOD))
         if self.unified:
@@ -752,6 +767,14 @@ class Cgroup:
     @property
     def folders(self) -> tuple[Path, ...]:
         return tuple(parent.path / self.name for parent in self._parents)
+
+    def in_force(self) -> dict[str, str]:
+        """The limits that hold for it, as its own files say."""
+        return {
+            file: (_read(f"{self.name}/{file}", parent.fd) or b"").decode().strip()
+            for parent in self._parents
+            for file in parent.files()
+        }
 
     def join(self) -> Join:
         tasks: list[int] = []

@@ -23,19 +23,20 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from ..protocol.errors import RemoteViolation
-from . import packets, stopping
+from . import packets, posture, stopping
 from .cgroup import Cgroup
 from .spec import Exited, Plan, Ready, SetupFailed, StatusRecord
 
 __all__ = ["RECORD_SIZE", "Ending", "Sandbox", "wait_readable"]
 
-# A status record; the longest holds one error message. Read from inside the walls: not trusted.
-RECORD_SIZE = 16 * 1024
+# A status record; the longest is a posture, of which the mounts are most. Read from inside the
+# walls: not trusted.
+RECORD_SIZE = 64 * 1024
 _record = msgspec.msgpack.Decoder(StatusRecord)
 
 # How long a killed sandbox may take to be gone before `wait_dead` gives up: a hundred processes
@@ -81,6 +82,7 @@ class Sandbox:
         self.is_frozen = False  # it was told to; see `freeze`
         # By SIGSTOP of ours: pids as we see them, beside init; None: signals were not needed.
         self._stopped: frozenset[int] | None = None
+        self._posture: dict[str, Any] | None = None
         self._status = status
         self.status_ended = False
 
@@ -147,12 +149,35 @@ class Sandbox:
                     os.close(fd)
         match record:
             case Ready():
-                self.ready = self.ready or record
+                if self.ready is None and self.failed is None:
+                    told = self._told(record)
+                    if wrong := posture.unlike(self.plan, told):
+                        message = f"a wall is missing: {wrong}"
+                        record = self.failed = SetupFailed(step="verify", errno=0, message=message)
+                    else:
+                        self.ready, self._posture = record, told
             case SetupFailed():
                 self.failed = self.failed or record
             case Exited():
                 self.exited = self.exited or record
         return record
+
+    def _told(self, ready: Ready) -> dict[str, Any]:
+        try:
+            return posture.told(self.plan, ready.posture)
+        except (ValueError, LookupError) as error:
+            raise RemoteViolation(f"sandbox {self.number}: its posture: {error}") from None
+
+    def posture(self) -> dict[str, Any]:
+        """What is in force, as the kernel tells it; empty before `ready`. To be asked while its
+        cgroup is there."""
+        if self._posture is None:
+            return {}
+        try:
+            limits = self.cgroup.in_force() if self.cgroup is not None else {}
+        except OSError as error:
+            limits = {"unreadable": str(error)}
+        return {**self._posture, "limits": limits}
 
     def terminate(self) -> None:
         """SIGTERM to the guest, by way of init: a request, not an end."""

@@ -35,6 +35,7 @@ from . import (
     namespaces,
     overlay,
     packets,
+    posture,
     refusals,
     rlimits,
     seccomp,
@@ -48,7 +49,6 @@ from .spec import (
     Exited,
     Mode,
     Plan,
-    Posture,
     ProcView,
     Ready,
     SetupFailed,
@@ -81,10 +81,14 @@ class Building:
     stdio: tuple[int, int, int]
     link: int | None
     cgroup_tasks: tuple[int, ...]
+    outer: list[str]  # the zygote's namespaces
     trees: dict[str, int] = field(default_factory=dict)
     layers: overlay.Trees | None = None
     outbox: int | None = None
     own: int = -1  # our folder in the host's /proc
+    cgroup: bytes = b""  # the text of /proc/self/cgroup
+    landlock: bytes = b""  # the ruleset, as the kernel took it
+    refused: bool = False  # by Landlock, what it should
 
 
 def start_session(build: Building) -> None:
@@ -145,6 +149,8 @@ def make_scratch(build: Building) -> None:
 
 
 def enter_root(build: Building) -> None:
+    # Now, for in a cgroup namespace of our own every folder we are in is called "/".
+    build.cgroup = posture.read_text("/proc/self/cgroup")
     syscalls.setns(build.template.namespace, syscalls.CLONE_NEWNS)
     syscalls.unshare(build.plan.unshare_flags)
 
@@ -239,6 +245,8 @@ def restrict_by_landlock(build: Building) -> None:
         wall.allow(ruleset, os.fsencode(path), wall.rights.write)
     wall.restrict_self(ruleset)
     os.close(ruleset)
+    build.landlock = wall.attributes
+    build.refused = landlock.try_what_is_refused(OUTBOX)
 
 
 def close_descriptors(build: Building) -> None:
@@ -329,48 +337,28 @@ def failure(step: str, error: Exception) -> SetupFailed:
 
 def report(status: int, record: StatusRecord, fds: tuple[int, ...] = ()) -> None:
     packet = msgspec.msgpack.encode(record)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(status)) as channel:
+    if not fds:
+        os.write(status, packet)
+        return
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=status)
+    try:
         packets.send(channel, packet, fds)
-
-
-def read_posture() -> Posture:
-    """What the kernel says of this process now."""
-    status = caps.read_status()
-    return Posture(
-        uid=os.getresuid(),
-        gid=os.getresgid(),
-        is_bare=status.is_bare,
-        no_new_privs=status.no_new_privs,
-        seccomp=status.seccomp,
-    )
-
-
-def expected_posture(plan: Plan) -> Posture:
-    ours = INSIDE_ID if "user" in plan.steps else plan.host_id
-    if ours is None:
-        raise LocalViolation("a plan without a user namespace and without a reserved id")
-    return Posture(
-        uid=(ours, ours, ours),
-        gid=(ours, ours, ours),
-        is_bare=True,
-        no_new_privs=True,
-        seccomp=2 if "seccomp" in plan.steps else 0,
-    )
+    finally:
+        channel.detach()
 
 
 def become_guest(build: Building) -> SetupFailed:
     plan = build.plan
     try:
         syscalls.prctl(syscalls.PR_SET_NAME, b"casemate-guest")
-        posture = read_posture()
-        expected = expected_posture(plan)
-        if posture != expected:
-            message = f"a wall is missing: expected {expected}, the kernel says {posture}"
-            return SetupFailed(step="verify", errno=0, message=message)
         if plan.mode is Mode.GUEST:
             set_environment(plan.env)
         outbox = () if build.outbox is None else (build.outbox,)
-        report(build.status, Ready(posture=posture), outbox if plan.mode is Mode.GUEST else ())
+        found = posture.read(build, os.environ if plan.mode is Mode.GUEST else ())
+        signature = build.program.signature
+        if wrong := posture.missing(plan, found, signature=signature, outer=build.outer):
+            return SetupFailed(step="verify", errno=0, message=f"a wall is missing: {wrong}")
+        report(build.status, Ready(posture=found), outbox if plan.mode is Mode.GUEST else ())
         if build.outbox is not None:
             os.close(build.outbox)
     except Exception as error:

@@ -17,9 +17,10 @@ Landlock must come after the mounts: a process inside it can no longer mount.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from dataclasses import dataclass
-from errno import EINVAL, ENOSYS, EOPNOTSUPP
+from errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP
 
 from . import syscalls
 
@@ -30,6 +31,7 @@ __all__ = [
     "abi",
     "prepare",
     "rights",
+    "try_what_is_refused",
 ]
 
 # LANDLOCK_ACCESS_FS_*
@@ -188,3 +190,16 @@ def prepare(version: int, *, deny_tcp: bool = False) -> Wall:
     else:
         attributes = struct.pack("=Q", table.fs)
     return Wall(version, table, attributes)
+
+
+def try_what_is_refused(folder: str) -> bool:
+    """Does the wall around us stand? The kernel does not tell which rules hold for a process, so
+    one is tried that every ABI has and nothing else forbids: to make a character device, of the
+    number 0:0 that anyone may make, in a folder where any file may be."""
+    path = os.path.join(folder, "device")
+    try:
+        os.mknod(path, stat.S_IFCHR)
+    except OSError as error:
+        return error.errno == EACCES
+    os.unlink(path)
+    return False

@@ -13,6 +13,10 @@ those calls then cost nothing. Arguments are compared by their low 32 bits where
 no more (int and unsigned int parameters: the high half is then noise a caller may set at will), and
 by both halves where a pointer is tested for NULL.
 
+The filter signs itself: four numbers that no kernel has are answered with twelve bits each of the
+digest of all other answers, so that a process can ask the kernel which filter it stands behind
+(`read_signature`); who installed what is not believed but read back.
+
 The program is emitted from its end, so that every jump's target is already placed; what lies
 beyond the 8 bits of a conditional jump is reached by a `ja`, or copied when it is one `ret`.
 """
@@ -55,6 +59,7 @@ __all__ = [
     "build",
     "fail",
     "install",
+    "read_signature",
 ]
 
 # Outcomes ----------------------------------------------------------------------------------------
@@ -621,6 +626,12 @@ def _outcomes(arch: Arch, special_modes: bool) -> dict[int, Outcome]:
     return outcomes
 
 
+# Where the filter answers with its own digest: below x32's bit, and far above what kernels number.
+_SIGNED = (0x2CA5_E000, 0x2CA5_E001)
+_DIGITS = 3  # of the digest in each answer: SECCOMP_RET_ERRNO carries up to 4095
+_HEX = f"%0{_DIGITS}x"
+
+
 # The emitter -------------------------------------------------------------------------------------
 
 _LD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -758,18 +769,20 @@ MAXIMUM_LENGTH = 4096
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A filter as the kernel takes it. The digest goes into reports and tests."""
+    """A filter as the kernel takes it. `digest`: of all that it answers but its signature."""
 
     arch: str
     code: bytes
+    digest: str
 
     @property
     def length(self) -> int:
         return len(self.code) // _INSTRUCTION.size
 
     @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.code).hexdigest()
+    def signature(self) -> str:
+        """What `read_signature` reads from a kernel that has it installed."""
+        return self.digest[: len(_SIGNED) * _DIGITS]
 
 
 def build(arch: Arch, *, special_modes: bool = True) -> Program:
@@ -779,17 +792,25 @@ def build(arch: Arch, *, special_modes: bool = True) -> Program:
     cases = [(number, number, outcome) for number, outcome in outcomes.items()]
     if arch is syscalls.X86_64:
         cases.append((*_X32, KILL))
-    emitter = _Emitter()
-    tree = emitter.search(_ranges(tuple(cases), fail(ENOSYS)))
-    numbered = emitter.load(_NUMBER, tree)
-    start = emitter.branch(_JEQ, arch.audit, numbered, emitter.outcome(KILL))
-    emitter.load(_ARCH, start)
-    program = Program(arch.name, emitter.code())
+    digest = hashlib.sha256(_compile(arch, cases)).hexdigest()
+    for index, number in enumerate(_SIGNED):
+        digits = digest[index * _DIGITS : (index + 1) * _DIGITS]
+        cases.append((number, number, fail(int(digits, 16))))
+    program = Program(arch.name, _compile(arch, cases), digest)
     if program.length > MAXIMUM_LENGTH:
         raise LocalViolation(
             f"the filter has {program.length} instructions, the kernel takes {MAXIMUM_LENGTH}"
         )
     return program
+
+
+def _compile(arch: Arch, cases: list[tuple[int, int, Outcome]]) -> bytes:
+    emitter = _Emitter()
+    tree = emitter.search(_ranges(tuple(cases), fail(ENOSYS)))
+    numbered = emitter.load(_NUMBER, tree)
+    start = emitter.branch(_JEQ, arch.audit, numbered, emitter.outcome(KILL))
+    emitter.load(_ARCH, start)
+    return emitter.code()
 
 
 _FPROG = struct.Struct("HxxxxxxP")  # struct sock_fprog: length, address
@@ -802,3 +823,9 @@ def install(program: Program) -> None:
     """
     address = ctypes.cast(ctypes.c_char_p(program.code), ctypes.c_void_p).value
     syscalls.seccomp(syscalls.SECCOMP_SET_MODE_FILTER, 0, _FPROG.pack(program.length, address))
+
+
+def read_signature() -> str:
+    """Asked of the kernel: the beginning of the digest of the filter that the calling thread stands
+    behind, the newest if there are several. A filter that is none of ours has another one."""
+    return "".join([_HEX % syscalls.refusal(number) for number in _SIGNED])

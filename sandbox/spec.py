@@ -214,14 +214,25 @@ class ZygoteHello(Struct, frozen=True, kw_only=True):
 
 
 class Posture(Struct, frozen=True, kw_only=True):
-    """What the kernel says of the guest: real, effective and saved ids, no capability in any set,
-    no_new_privs, and the seccomp mode."""
+    """What the kernel said before the task's code, in its own texts; see posture.py, which knows
+    what they say."""
 
-    uid: tuple[int, int, int]
-    gid: tuple[int, int, int]
-    is_bare: bool
-    no_new_privs: bool
-    seccomp: int
+    status: bytes
+    uid_map: bytes
+    gid_map: bytes
+    rlimits: bytes
+    mounts: bytes
+    cgroup: bytes
+    namespaces: list[str]
+    fds: list[str]
+    env: list[str]
+    dumpable: int
+    filter: str  # what the filter answers of itself
+    landlock: bytes  # the ruleset as the kernel took it; empty: none
+    refused: bool  # it was tried, and refused what it should
+    status_fd: int
+    link: int  # -1: none
+    outbox: int  # -1: none
 
 
 class Ready(Struct, frozen=True, tag="ready", tag_field="kind"):

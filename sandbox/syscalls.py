@@ -70,6 +70,7 @@ __all__ = [
     "PR_CAP_AMBIENT",
     "PR_CAP_AMBIENT_CLEAR_ALL",
     "PR_CAP_AMBIENT_RAISE",
+    "PR_GET_DUMPABLE",
     "PR_GET_KEEPCAPS",
     "PR_GET_SECUREBITS",
     "PR_SET_DUMPABLE",
@@ -110,6 +111,7 @@ __all__ = [
     "pidfd_send_signal",
     "pivot_root",
     "prctl",
+    "refusal",
     "seccomp",
     "sethostname",
     "setns",
@@ -301,6 +303,12 @@ def syscall(
     return result
 
 
+def refusal(number: int) -> int:
+    """The errno that a call without arguments fails with, 0 if it does not. Without an exception,
+    which in a fresh fork costs 50 µs."""
+    return ctypes.get_errno() if _syscall(number, 0, 0, 0, 0, 0, 0) == -1 else 0
+
+
 # Processes and namespaces ------------------------------------------------------------------------
 
 CLONE_VM = 0x00000100
@@ -408,6 +416,7 @@ def close_all_but(keep: tuple[int, ...]) -> None:
 
 
 PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 PR_GET_KEEPCAPS = 7
 PR_SET_KEEPCAPS = 8

@@ -32,7 +32,7 @@ from typing import NoReturn
 import msgspec
 
 from ..protocol.errors import LocalViolation
-from . import mounts, namespaces, packets, seccomp, syscalls
+from . import mounts, namespaces, packets, posture, seccomp, syscalls
 from .init import Building, build_and_tend
 from .spec import (
     ENGINE_FD,
@@ -103,6 +103,7 @@ class Workshop:
     template: mounts.Template
     program: seccomp.Program
     plain_program: seccomp.Program  # for those who write to the host
+    namespaces: list[str]  # our own, which a sandbox shall not be in
     # (owner, host id) → user namespace, in order of last use.
     idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
 
@@ -138,6 +139,7 @@ def serve(engine: socket.socket, config: ZygoteConfig) -> NoReturn:
             template,
             seccomp.build(syscalls.ARCH),
             seccomp.build(syscalls.ARCH, special_modes=False),
+            posture.namespaces(),
         )
     except Exception as error:  # whatever it is, the engine must hear of it
         refuse(engine, step, error)
@@ -236,6 +238,7 @@ def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
         ),
         link=links[0] if links else None,
         cgroup_tasks=tuple(by_role[FdRole.CGROUP_TASKS]),
+        outer=workshop.namespaces,
     )
     make_mount_points(plan, workshop.template)
     pid, pidfd = syscalls.clone3(

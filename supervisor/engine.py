@@ -1026,6 +1026,7 @@ class Engine:
                 output=output,
                 failure=attempt.failure,
                 cause=attempt.cause,
+                sealed=attempt.sealed,
                 started=attempt.greeted,
                 status=attempt.status,
                 out_of_memory=account.out_of_memory,

@@ -31,7 +31,6 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from ..protocol.errors import CasemateError, RemoteViolation
@@ -242,6 +241,7 @@ class Execution:
         self._output_left: float = math.inf
         self._dropped = 0
         self._phase = _Phase.STARTING
+        self._posture: dict[str, Any] = {}
         self._cause: TaskError | None = None
         self._is_init_gone = False  # and with it its pid namespace; the cgroup must be empty too
         self._asked_at = self._started_at = self._ended_at = time.monotonic()
@@ -439,6 +439,7 @@ class Execution:
             self._kill(lease, ErrorKind.PROTOCOL, str(violation))
         if sandbox.ready is not None and self._phase is _Phase.STARTING:
             self._phase = _Phase.RUNNING
+            self._posture = sandbox.posture()
             self._started_at = self._active_at = self._sample_at = time.monotonic()
         if sandbox.exited is not None or sandbox.failed is not None:
             self._end()
@@ -513,6 +514,7 @@ class Execution:
         error = judge_command(
             Seen(
                 cause=cause,
+                sealed=ready is not None,
                 status=None if exited is None else exited.status,
                 out_of_memory=account.out_of_memory,
                 pids_refused=account.pids_refused,
@@ -537,10 +539,7 @@ class Execution:
             startup=round(self._started_at - self._asked_at, 6),
             usage=usage,
             dropped=self._dropped,
-            walls={
-                **sandbox.plan.walls,
-                "posture": {} if ready is None else msgspec.to_builtins(ready.posture),
-            },
+            walls={**sandbox.plan.walls, "posture": self._posture},
         )
 
 

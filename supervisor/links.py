@@ -316,8 +316,12 @@ class Attempt:
     @property
     def walls(self) -> dict[str, Any]:
         """What is in force: the plan's words, and what the kernel said when it was read back."""
-        ready = self._sandbox.ready
-        return {**self._sandbox.plan.walls, "posture": ready.posture if ready else {}}
+        return {**self._sandbox.plan.walls, "posture": self._sandbox.posture()}
+
+    @property
+    def sealed(self) -> bool:
+        """Its walls stood, as the kernel said, before anything of the task's ran."""
+        return self._sandbox.ready is not None
 
     @property
     def refused(self) -> tuple[Refusal, ...]:
@@ -530,6 +534,7 @@ class Attempt:
         if (failed := self._sandbox.failed) is not None and self.cause is None:
             step = "" if failed.step == "zygote" else f"step {failed.step}: "
             self.blame(ErrorKind.SETUP, f"the sandbox could not be built: {step}{failed.message}")
+            self.kill()
 
     def _on_link(self) -> None:
         if not self._read_link():
@@ -645,6 +650,10 @@ class Attempt:
 
     def _greet(self) -> None:
         self._read_status()  # `ready` was sent before
+        if not self.sealed:
+            self.blame(ErrorKind.SETUP, "it greeted before its walls were read back")
+            self.kill()
+            return
         self.greeted = True
         self._link.send(Accept(version=LINK_VERSION))
         self._flush()

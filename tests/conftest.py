@@ -25,6 +25,10 @@ settings.register_profile(
 settings.load_profile("casemate")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write what tests compare with anew")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing of the developer's own casemate reaches a test, and no test writes into it. The

@@ -22,6 +22,9 @@ _DISK_ERRORS = ("[Errno 28]", "[Errno 27]")
 _FORK_ERRORS = ("[Errno 11]", "can't start new thread", "unable to create native thread")
 
 _OUT_OF_MEMORY = TaskError(kind=ErrorKind.MEMORY, message="the memory limit was reached")
+_NEVER_SEALED = TaskError(
+    kind=ErrorKind.SETUP, message="the sandbox could not be built: it died before its walls stood"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,7 @@ class Seen:
     failure: Fail | None = None
     cause: TaskError | None = None
     status: int | None = None
+    sealed: bool = True  # its walls were read back: before that no code of the task has run
     started: bool = False  # the guest greeted us
     out_of_memory: bool = False
     pids_refused: bool | None = False  # None: no cgroup counts it
@@ -55,6 +59,8 @@ def judge_command(seen: Seen) -> TaskError | None:
         error = seen.cause
     elif seen.out_of_memory:
         error = _OUT_OF_MEMORY
+    elif not seen.sealed:
+        error = _NEVER_SEALED
     elif seen.status == 0:
         return None
     elif seen.status is None or seen.status & 0x7F:
@@ -71,6 +77,8 @@ def _error(seen: Seen) -> TaskError | None:
     if seen.out_of_memory:
         # Also where the guest lived to tell another story: the kernel killed part of its tree.
         return _OUT_OF_MEMORY
+    if not seen.sealed:
+        return _NEVER_SEALED
     if seen.failure is not None:
         return _told(seen.failure, seen.pids_refused)
     if seen.output is not None:
