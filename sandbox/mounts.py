@@ -286,8 +286,8 @@ def make_parents(root: int, path: str, *, folder: bool, owner: int | None = None
             below = os.open(
                 part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
             )
-            os.close(current)
-            current = below
+            current, done = below, current
+            os.close(done)
     finally:
         os.close(current)
 

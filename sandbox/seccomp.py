@@ -13,7 +13,7 @@ those calls then cost nothing. Arguments are compared by their low 32 bits where
 no more (int and unsigned int parameters: the high half is then noise a caller may set at will), and
 by both halves where a pointer is tested for NULL.
 
-The filter signs itself: four numbers that no kernel has are answered with twelve bits each of the
+The filter signs itself: two numbers that no kernel has are answered with twelve bits each of the
 digest of all other answers, so that a process can ask the kernel which filter it stands behind
 (`read_signature`); who installed what is not believed but read back.
 
@@ -33,6 +33,7 @@ from errno import (
     ENOMEM,
     ENOPROTOOPT,
     ENOSYS,
+    ENOTTY,
     EOPNOTSUPP,
     EPERM,
     EPROTONOSUPPORT,
@@ -48,8 +49,10 @@ __all__ = [
     "ALLOWED",
     "CHECKED",
     "FORBIDDEN",
+    "IOCTLS",
     "KILL",
     "PLAIN_MODES",
+    "WHY_CHECKED",
     "Flags",
     "Group",
     "IsNull",
@@ -295,6 +298,7 @@ _UNIX_SOCKET = Switch(
 _SOL_SOCKET, _SOL_TCP = 1, 6
 _SO_ATTACH_FILTER, _SO_ATTACH_BPF, _SO_ATTACH_REUSEPORT_EBPF = 26, 50, 52
 _TCP_ULP = 31
+_SOL_UDP, _UDP_ENCAP = 17, 100
 
 _MSG_OOB = 1
 # Urgent data on unix sockets gave a browser's sandbox away (CVE-2025-38236). EOPNOTSUPP is what a
@@ -306,7 +310,96 @@ _NO_URGENT_DATA = fail(EOPNOTSUPP)
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x4_0000, 0x4, 0o4000
 _NO_HUGE_PAGES = fail(ENOMEM)
 
-_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """ioctl requests of one outcome: ranges, first and last."""
+
+    name: str
+    reason: str
+    outcome: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+def _requests(name: str, reason: str, outcome: int, *ranges: int | tuple[int, int]) -> Requests:
+    pairs = tuple(each if isinstance(each, tuple) else (each, each) for each in ranges)
+    return Requests(name, reason, outcome, pairs)
+
+
+# What is not here is answered ENOTTY, as by a file that does not know the request: behind it lie
+# the file systems' own (subvolumes, encryption, defragmenting), and for a socket requests that load
+# modules into the host's kernel before anyone asks for a capability (SIOCGIFBR: bridge,
+# SIOCGIFVLAN: 8021q). The numbers are those of asm-generic, which both architectures use.
+IOCTLS = (
+    _requests(
+        "terminals",
+        "a terminal given as stdin is asked what it is, how large, and set to raw and back",
+        ALLOW,
+        (0x5401, 0x5411),  # TCGETS to TIOCOUTQ: attributes, flow, the foreground group
+        (0x5413, 0x5414),  # TIOCGWINSZ, TIOCSWINSZ
+        0x5422,  # TIOCNOTTY
+        0x5424,  # TIOCGETD
+        0x5429,  # TIOCGSID
+        0x802C_542A,  # TCGETS2, and its three ways of setting
+        (0x402C_542B, 0x402C_542D),
+        0x8004_5430,  # TIOCGPTN: ttyname
+    ),
+    _requests(
+        "descriptors",
+        "how much there is to read, and the flags that fcntl sets as well",
+        ALLOW,
+        0x541B,  # FIONREAD
+        0x5421,  # FIONBIO
+        (0x5450, 0x5452),  # FIONCLEX, FIOCLEX, FIOASYNC
+        0x5460,  # FIOQSIZE
+    ),
+    _requests(
+        "files",
+        "copies that share blocks, within what may be read and written anyway (cp, libuv); flags "
+        "are read (lsattr) and not set",
+        ALLOW,
+        0x4004_9409,  # FICLONE
+        0x4020_940D,  # FICLONERANGE
+        0x8008_6601,  # FS_IOC_GETFLAGS
+    ),
+    _requests(
+        "sockets",
+        "their owner, their marks and times; names and addresses of interfaces are read (Java)",
+        ALLOW,
+        (0x8901, 0x8907),  # FIOSETOWN to SIOCGSTAMPNS
+        0x8910,  # SIOCGIFNAME
+        (0x8912, 0x8913),  # SIOCGIFCONF, SIOCGIFFLAGS
+        0x8915,  # SIOCGIFADDR
+        0x8917,  # SIOCGIFDSTADDR
+        0x8919,  # SIOCGIFBRDADDR
+        0x891B,  # SIOCGIFNETMASK
+        0x891D,  # SIOCGIFMETRIC
+        0x8921,  # SIOCGIFMTU
+        0x8927,  # SIOCGIFHWADDR
+        0x8933,  # SIOCGIFINDEX
+        0x8942,  # SIOCGIFTXQLEN
+        0x894B,  # SIOCOUTQNSD
+        (0x8010_8906, 0x8010_8907),  # SIOCGSTAMP and SIOCGSTAMPNS of 64 bits
+    ),
+    _requests("randomness", "how much there is, which is always enough", ALLOW, 0x8004_5200),
+    _requests(
+        "network cards",
+        "drivers of the host; psutil takes this answer for a card that has nothing to say",
+        fail(EOPNOTSUPP),
+        0x8946,  # SIOCETHTOOL
+    ),
+    _requests(
+        "the terminal behind stdin",
+        "must not be typed into (TIOCSTI, TIOCLINUX), taken over (TIOCCONS), given another line "
+        "discipline (TIOCSETD, which loads modules), or driven as a console (KD*, VT*)",
+        fail(EPERM),
+        (0x4B00, 0x4BFF),
+        0x5412,
+        (0x541C, 0x541D),
+        0x5423,
+        (0x5600, 0x56FF),
+    ),
+)
 
 _F_SETLEASE, _F_SETDELEG = 1024, 1040
 
@@ -376,7 +469,8 @@ CHECKED: dict[str, Outcome] = {
         fail(EAFNOSUPPORT),
     ),
     "socketpair": _among(0, (_AF_UNIX,), ALLOW, fail(EAFNOSUPPORT)),
-    # No BPF through the side door, and no protocol modules loaded by name (kTLS, SMC).
+    # No BPF through the side door, no protocol modules loaded by name (kTLS, SMC), and none put
+    # behind a socket (IPsec, L2TP).
     "setsockopt": Switch(
         1,
         (
@@ -393,6 +487,7 @@ CHECKED: dict[str, Outcome] = {
                 ),
             ),
             (_SOL_TCP, _SOL_TCP, _among(2, (_TCP_ULP,), fail(ENOPROTOOPT), ALLOW)),
+            (_SOL_UDP, _SOL_UDP, _among(2, (_UDP_ENCAP,), fail(ENOPROTOOPT), ALLOW)),
         ),
         ALLOW,
     ),
@@ -402,18 +497,14 @@ CHECKED: dict[str, Outcome] = {
     "mmap": Flags(3, _MAP_HUGETLB, _NO_HUGE_PAGES, ALLOW),
     "memfd_create": Flags(1, _MFD_HUGETLB, _NO_HUGE_PAGES, ALLOW),
     "shmget": Flags(2, _SHM_HUGETLB, _NO_HUGE_PAGES, ALLOW),
-    # A terminal given as stdin must not be typed into (TIOCSTI, TIOCLINUX), taken over (TIOCCONS),
-    # given another line discipline, or driven as a console (KD* and VT*).
     "ioctl": Switch(
         1,
-        (
-            (0x4B00, 0x4BFF, fail(EPERM)),
-            (_TIOCSTI, _TIOCSTI, fail(EPERM)),
-            (_TIOCLINUX, _TIOCCONS, fail(EPERM)),
-            (_TIOCSETD, _TIOCSETD, fail(EPERM)),
-            (0x5600, 0x56FF, fail(EPERM)),
+        tuple(
+            (first, last, requests.outcome)
+            for requests in IOCTLS
+            for first, last in requests.ranges
         ),
-        ALLOW,
+        fail(ENOTTY),
     ),
     # A lease on a file of the workspace would stall the user's own editor for 45 seconds.
     "fcntl": _among(1, (_F_SETLEASE, _F_SETDELEG), fail(EPERM), ALLOW),
@@ -450,6 +541,28 @@ CHECKED: dict[str, Outcome] = {
         null=ALLOW,
         other=_among(0, (0,), _among(1, (_RLIMIT_CORE,), _KEEP_CORE_LIMIT, ALLOW), fail(EPERM)),
     ),
+}
+
+# Why each is let through at all, and what of it is not, for the table of all calls (SYSCALLS.md).
+WHY_CHECKED = {
+    "clone": "threads and processes; no flag of a new namespace",
+    "socket": "unix, and TCP and UDP over IPv4 and IPv6; no other family, protocol or raw socket",
+    "socketpair": "unix alone",
+    "setsockopt": "all but BPF programs, and protocols loaded by name or put behind a socket",
+    "sendto": "no urgent data: CVE-2025-38236",
+    "sendmsg": "no urgent data: CVE-2025-38236",
+    "sendmmsg": "no urgent data: CVE-2025-38236",
+    "mmap": "no huge pages: they are the whole host's",
+    "memfd_create": "no huge pages: they are the whole host's",
+    "shmget": "no huge pages: they are the whole host's",
+    "ioctl": "the requests listed below",
+    "fcntl": "no leases: they would stall who opens the file on the host",
+    "mknod": "FIFOs, sockets and files; no devices",
+    "mknodat": "FIFOs, sockets and files; no devices",
+    "prctl": "options that act on the caller and take no wall away",
+    "personality": "asking, and the ordinary one",
+    "setrlimit": "all but core dumps, which stay off whatever is asked",
+    "prlimit64": "reading; setting one's own, but core dumps stay off",
 }
 
 _O_CREAT, _TMPFILE = 0o100, 0o20000000

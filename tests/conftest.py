@@ -27,6 +27,7 @@ settings.load_profile("casemate")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write what tests compare with anew")
+    parser.addoption("--every-call", action="store_true", help="let each call of a spawn fail")
 
 
 @pytest.fixture(scope="session", autouse=True)

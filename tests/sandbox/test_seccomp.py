@@ -244,6 +244,13 @@ def test_x32_calls_are_killed() -> None:
         ("ioctl", (0, 0x5421), "allow"),  # FIONBIO
         ("ioctl", (0, 0x5451), "allow"),  # FIOCLEX
         ("ioctl", (0, 0x4004_9409), "allow"),  # FICLONE
+        ("ioctl", (0, 0x8912), "allow"),  # SIOCGIFCONF
+        ("ioctl", (0, 0x8940), "ENOTTY"),  # SIOCGIFBR
+        ("ioctl", (0, 0x8982), "ENOTTY"),  # SIOCGIFVLAN
+        ("ioctl", (0, 0x8946), "EOPNOTSUPP"),  # SIOCETHTOOL
+        ("ioctl", (0, 0x4008_6602), "ENOTTY"),  # FS_IOC_SETFLAGS
+        ("ioctl", (0, 0xC018_9436), "ENOTTY"),  # FIDEDUPERANGE
+        ("ioctl", (0, 0x4004_6685), "ENOTTY"),  # FS_IOC_ENABLE_VERITY, without its size
         ("ioctl", (0, 0x5412), "EPERM"),  # TIOCSTI
         ("ioctl", (0, 0x541C), "EPERM"),  # TIOCLINUX
         ("ioctl", (0, 0x541D), "EPERM"),  # TIOCCONS
