@@ -20,7 +20,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
-from errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP
+from errno import EACCES, EINVAL, EIO
 
 from . import syscalls
 
@@ -29,6 +29,7 @@ __all__ = [
     "Rights",
     "Wall",
     "abi",
+    "lacking",
     "prepare",
     "rights",
     "try_what_is_refused",
@@ -121,14 +122,28 @@ def rights(version: int) -> Rights:
     return Rights(fs, tcp, scopes, flags, _READ & fs, _WRITE & fs, _DEVICES & fs)
 
 
-def abi() -> int:
-    """The host's ABI; 0 where Landlock is not built in or not switched on."""
+# What each ABI brought: before it Landlock cannot refuse it, and other walls stand alone. (TCP is
+# asked of it only where there is no network namespace. REFER before ABI 2 is refused always.)
+_BROUGHT = {
+    3: "truncating what may not be written",
+    5: "requests to devices",
+    6: "signals and abstract sockets to the outside",
+}
+
+
+def lacking(version: int) -> tuple[str, ...]:
+    """What the ABI does not cover, in words."""
+    return tuple(what for since, what in _BROUGHT.items() if version < since)
+
+
+def abi() -> tuple[int, int]:
+    """The host's, or 0 and why: ENOSYS where Landlock is not built in, EOPNOTSUPP where it is not
+    switched on, and another errno where somebody around us refuses the question."""
+    version = syscalls.LANDLOCK_CREATE_RULESET_VERSION
     try:
-        return syscalls.landlock_create_ruleset(None, 0, syscalls.LANDLOCK_CREATE_RULESET_VERSION)
+        return syscalls.landlock_create_ruleset(None, 0, version), 0
     except OSError as error:
-        if error.errno in (ENOSYS, EOPNOTSUPP):
-            return 0
-        raise
+        return 0, error.errno or EIO
 
 
 _PATH_BENEATH = struct.Struct("=Qi")  # struct landlock_path_beneath_attr, packed

@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from ..protocol.errors import SetupRefused, UsageError
 from ..protocol.pipeline import Network
-from . import rlimits, syscalls
+from . import landlock, rlimits, syscalls
 from .cgroup import Backing
 from .mounts import is_below
 from .overlay import UPPER, WORK
@@ -178,7 +178,9 @@ def make_plan(
         walls.in_force["user"] = f"reserved uid {host_id}"
     has_landlock = walls.has("landlock")
     if has_landlock:
-        walls.in_force["landlock"] = f"ABI {probe.landlock_abi}"
+        lacking = landlock.lacking(probe.landlock_abi)
+        without = f", without: {'; '.join(lacking)}" if lacking else ""
+        walls.in_force["landlock"] = f"ABI {probe.landlock_abi}{without}"
     has_seccomp = walls.has("seccomp")
     special_modes = not any(bind.writable for bind in spec.binds)
     if has_seccomp:

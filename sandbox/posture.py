@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Protocol
 
-from . import caps, seccomp, syscalls
+from . import caps, landlock, seccomp, syscalls
 from .cgroup import CONTROLLERS, parse_membership
 from .spec import INSIDE_ID, Mode, Plan, Posture
 
@@ -219,7 +219,7 @@ def landlock_rights(plan: Plan, found: Posture) -> dict[str, Any] | None:
         return None
     fs, tcp, scopes = struct.unpack("=QQQ", found.landlock[:24].ljust(24, b"\0"))
     return {
-        "abi": plan.landlock_abi,
+        "abi": min(plan.landlock_abi, landlock.ABI),
         "fs": fs,
         "tcp": tcp,
         "scopes": scopes,

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -73,16 +74,31 @@ class Host(Struct, frozen=True, kw_only=True):
     tried: dict[str, Tried]
     sysctls: dict[str, str]
     landlock_abi: int
-    seccomp: bool
-    unreadable: str | None  # a path of the interpreter that a stranger cannot read
-    container: bool
+    landlock_errno: int = 0  # why there is none
+    seccomp_errno: int = (
+        errno.EFAULT
+    )  # what a filter at no address is answered; EFAULT: it is there
+    unreadable: str | None = None  # a path of the interpreter that a stranger cannot read
+    container: Container | None = None
+    over_proc: tuple[str, ...] = ()  # what is mounted below /proc
+
+
+class Container(StrEnum):
+    """Who started us, as far as it shows: each has its own words for what it must leave open."""
+
+    DOCKER = "docker"
+    PODMAN = "podman"
+    KUBERNETES = "kubernetes"
+    ANOTHER = "another"
 
 
 def probe(*, alone: bool = False) -> Probe:
     """Look at this host. Takes an interpreter's start (about 70 ms), or a fork (5 ms) where the
     caller knows to be `alone`: one thread, and no ZeroMQ context."""
+    check_proc()
     prefix = sys.prefix
     prefixes = interpreter_folders()
+    landlock_abi, landlock_errno = landlock.abi()
     reserved = hands_out_ids()
     host = Host(
         kernel=kernel_version(platform.release()),
@@ -90,10 +106,12 @@ def probe(*, alone: bool = False) -> Probe:
         reserved_ids=reserved,
         tried=(fork_trial if alone else run_trial)(unprivileged=not reserved),
         sysctls=read_sysctls(),
-        landlock_abi=landlock.abi(),
-        seccomp=has_seccomp(),
+        landlock_abi=landlock_abi,
+        landlock_errno=landlock_errno,
+        seccomp_errno=seccomp_answer(),
         unreadable=first_unreadable() if reserved else None,
-        container=Path("/.dockerenv").exists() or Path("/run/.containerenv").exists(),
+        container=find_container(),
+        over_proc=mounted_over_proc(Path("/proc/self/mountinfo").read_text(errors="replace")),
     )
     return judge(host, prefix=prefix, prefixes=prefixes, cgroups=cgroup.probe())
 
@@ -163,13 +181,46 @@ def read_sysctls() -> dict[str, str]:
     return values
 
 
-def has_seccomp() -> bool:
+def check_proc(proc: Path = Path("/proc")) -> None:
+    """Without the whole of it nothing here can be found out, nor be built."""
+    if not (proc / "self/status").exists():
+        raise SetupRefused("/proc is not mounted. Remedy: mount -t proc proc /proc")
+    if not (proc / "sys/kernel").exists():
+        raise SetupRefused(
+            "/proc shows processes and nothing of the kernel, as inside another sandbox "
+            "(subset=pid, or /proc/sys is covered). Remedy: start casemate outside of it, or let "
+            "it have the whole of /proc"
+        )
+
+
+def seccomp_answer() -> int:
     """A filter at no address reaches the kernel's filter code, if there is one: EFAULT."""
     try:
         syscalls.seccomp(syscalls.SECCOMP_SET_MODE_FILTER, 0, None)
     except OSError as error:
-        return error.errno == errno.EFAULT
-    return True
+        return error.errno or errno.EIO
+    return 0
+
+
+def find_container(root: Path = Path("/")) -> Container | None:
+    """By the marks that each leaves; by systemd's where it is init inside."""
+    if (root / "run/.containerenv").exists():
+        return Container.PODMAN
+    if (root / "run/secrets/kubernetes.io").exists():
+        return Container.KUBERNETES
+    if (root / ".dockerenv").exists():
+        return Container.DOCKER
+    try:
+        name = (root / "run/systemd/container").read_text().strip()
+    except OSError:
+        return None
+    return Container(name) if name in set(Container) else Container.ANOTHER
+
+
+def mounted_over_proc(mountinfo: str) -> tuple[str, ...]:
+    """What hides parts of /proc, of which no user namespace is then given a whole one."""
+    points = (line.split(" ")[4] for line in mountinfo.splitlines() if line.count(" ") > 4)
+    return tuple(sorted({point for point in points if point.startswith("/proc/")}))
 
 
 def first_unreadable() -> str | None:
@@ -337,7 +388,15 @@ def try_walls(*, unprivileged: bool) -> dict[str, Tried]:
             results[name] = Tried()
         return not results[name].errno
 
+    def clone() -> None:
+        pid, _ = syscalls.clone3(0, signal.SIGCHLD)
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
     def child() -> dict[str, Tried]:
+        # A filter around us may leave unshare and not this, by which sandboxes are made.
+        attempt("pid", clone)
         for name, flag in FLAGS.items():
             attempt(name, partial(syscalls.unshare, flag))
         attempt("proc", lambda: os.close(mounts.fresh_proc(only_pids=True)))
@@ -425,12 +484,8 @@ def remedy(name: str, host: Host) -> str:
             f"Linux {'5.19' if host.reserved_ids else '5.13'} or newer, and a state directory on "
             "ext4, xfs or btrfs (in a container: on a volume)."
         )
-    if host.container:
-        return (
-            "In a container: start it with --security-opt seccomp=unconfined "
-            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined, "
-            "or as root with --cap-add SYS_ADMIN as well."
-        )
+    if host.container is not None:
+        return CONTAINER_REMEDIES[host.container]
     if sysctl.get("user/max_user_namespaces") == "0":
         return "sysctl -w user.max_user_namespaces=10000"
     if host.euid != 0:
@@ -443,30 +498,77 @@ def remedy(name: str, host: Host) -> str:
                 "kernel.apparmor_restrict_unprivileged_userns=0, or run as root."
             )
         if name == "proc":
-            return "Something is mounted over parts of /proc: unmount it, or run as root."
+            what = f" ({', '.join(host.over_proc)})" if host.over_proc else ""
+            return f"Something is mounted over parts of /proc{what}: unmount it, or run as root."
     if name == "user":
         return "A kernel with CONFIG_USER_NS is needed."
     return f"A kernel with namespaces ({name}) and the right to make them are needed."
 
 
+# Who is started so may do what a sandbox is made of; what the container keeps of its own walls is
+# then the operator's to weigh. Root, who makes no user namespace first, needs CAP_SYS_ADMIN.
+CONTAINER_REMEDIES = {
+    Container.DOCKER: "In Docker: start the container with --security-opt seccomp=unconfined "
+    "--security-opt apparmor=unconfined --security-opt systempaths=unconfined (as root with "
+    "--cap-add SYS_ADMIN as well).",
+    Container.PODMAN: "In Podman: start the container with --security-opt seccomp=unconfined "
+    "--security-opt unmask=ALL --security-opt label=disable (as root with --cap-add SYS_ADMIN as "
+    "well).",
+    Container.KUBERNETES: "In Kubernetes: give the container securityContext seccompProfile: "
+    "{type: Unconfined}, appArmorProfile: {type: Unconfined}, procMount: Unmasked (as root "
+    "capabilities: {add: [SYS_ADMIN]} as well).",
+    Container.ANOTHER: "In a container: start it without its filter of system calls, without its "
+    "security module's profile, and with the whole of /proc.",
+}
+
+
 def seccomp_fact(host: Host) -> Fact:
-    return Fact(
-        name="seccomp",
-        present=host.seccomp,
-        detail="filters can be installed" if host.seccomp else "no seccomp filters here",
-        remedy="" if host.seccomp else "A kernel with CONFIG_SECCOMP_FILTER is needed.",
-    )
+    answer = host.seccomp_errno
+    if answer == errno.EFAULT:
+        return Fact(name="seccomp", present=True, detail="filters can be installed")
+    if answer in (errno.ENOSYS, errno.EINVAL):
+        return Fact(
+            name="seccomp",
+            present=False,
+            detail="this kernel has no seccomp filters",
+            remedy="A kernel with CONFIG_SECCOMP_FILTER is needed.",
+        )
+    return refused_around_us("seccomp", answer, host)
 
 
 def landlock_fact(host: Host) -> Fact:
     if host.landlock_abi:
-        return Fact(name="landlock", present=True, detail=f"ABI {host.landlock_abi}")
+        lacking = landlock.lacking(host.landlock_abi)
+        without = f", which cannot refuse {'; '.join(lacking)}" if lacking else ""
+        return Fact(name="landlock", present=True, detail=f"ABI {host.landlock_abi}{without}")
+    if host.landlock_errno == errno.ENOSYS:
+        return Fact(
+            name="landlock",
+            present=False,
+            detail="this kernel has no Landlock",
+            remedy="Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK is needed (in a container: "
+            "or a filter of system calls that knows it).",
+        )
+    if host.landlock_errno == errno.EOPNOTSUPP:
+        return Fact(
+            name="landlock",
+            present=False,
+            detail="built in, and not switched on",
+            remedy="Boot with lsm=landlock,... before the list in /sys/kernel/security/lsm.",
+        )
+    return refused_around_us("landlock", host.landlock_errno, host)
+
+
+def refused_around_us(name: str, answer: int, host: Host) -> Fact:
+    """Neither the kernel nor its configuration answers so."""
+    word = errno.errorcode.get(answer, str(answer))
     return Fact(
-        name="landlock",
+        name=name,
         present=False,
-        detail="not built in, or not switched on",
-        remedy="Boot with lsm=landlock,... before the list in /sys/kernel/security/lsm, on a "
-        "kernel with CONFIG_SECURITY_LANDLOCK.",
+        detail=f"its system call is refused ({word}), by a filter that casemate was started behind",
+        remedy=CONTAINER_REMEDIES[host.container]
+        if host.container is not None
+        else "Start casemate outside of that sandbox.",
     )
 
 

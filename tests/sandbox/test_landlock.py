@@ -14,7 +14,7 @@ import pytest
 from casemate.sandbox import landlock, syscalls
 from forked import enter_user_namespace, forked, wait_status
 
-HOST = landlock.abi()
+HOST = landlock.abi()[0]
 
 # From the kernel's documentation (userspace-api/landlock.rst), by hand.
 HANDLED = {

@@ -5,13 +5,24 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from casemate.protocol.errors import SetupRefused
 from casemate.sandbox import probe as probing
+from casemate.sandbox import syscalls
 from casemate.sandbox.cgroup import CgroupFacts, Hierarchy
-from casemate.sandbox.probe import TRIAL, Host, Probe, Tried, has_reserved_ids, judge
+from casemate.sandbox.probe import (
+    TRIAL,
+    Container,
+    Host,
+    Probe,
+    Tried,
+    has_reserved_ids,
+    judge,
+)
 from casemate.sandbox.spec import FIRST_RESERVED_ID
 from sealed import this_host
 
@@ -28,9 +39,6 @@ def judged(cgroups: CgroupFacts = NO_CGROUPS, **fields: Any) -> Probe:
         "tried": WORKED,
         "sysctls": {},
         "landlock_abi": 4,
-        "seccomp": True,
-        "unreadable": None,
-        "container": False,
         **fields,
     }
     return judge(Host(**host), prefix="/usr", prefixes=("/usr",), cgroups=cgroups)
@@ -86,7 +94,8 @@ def test_every_absence_has_a_reason_and_a_remedy() -> None:
         kernel=(5, 4),
         tried=failed(*TRIAL),
         landlock_abi=0,
-        seccomp=False,
+        landlock_errno=errno.ENOSYS,
+        seccomp_errno=errno.EINVAL,
         unreadable="/root/python/lib",
     )
     for fact in nothing.facts.values():
@@ -102,7 +111,7 @@ def test_every_absence_has_a_reason_and_a_remedy() -> None:
         ({"sysctls": {"kernel/apparmor_restrict_unprivileged_userns": "1"}}, "AppArmor"),
         ({"sysctls": {"kernel/unprivileged_userns_clone": "0"}}, "unprivileged_userns_clone=1"),
         ({"sysctls": {"user/max_user_namespaces": "0"}}, "max_user_namespaces=10000"),
-        ({"container": True}, "--security-opt"),
+        ({"container": Container.DOCKER}, "--security-opt"),
         ({}, "CONFIG_USER_NS"),
     ],
 )
@@ -125,14 +134,14 @@ def test_ubuntus_apparmor_lets_the_namespace_be_made_and_takes_the_power_away() 
 
 
 def test_masked_proc_of_a_container_is_explained() -> None:
-    fact = judged(tried=failed("proc"), container=True).facts["proc"]
+    fact = judged(tried=failed("proc"), container=Container.DOCKER).facts["proc"]
     assert "systempaths=unconfined" in fact.remedy
     bare = judged(tried=failed("proc")).facts["proc"]
     assert "/proc" in bare.remedy
 
 
 def test_layers_that_cannot_be_had_are_said_to_be_copied_instead() -> None:
-    fact = judged(tried=failed("overlay"), container=True).facts["overlay"]
+    fact = judged(tried=failed("overlay"), container=Container.DOCKER).facts["overlay"]
     assert not fact.present
     assert "copied" in fact.remedy
     assert "volume" in fact.remedy
@@ -174,3 +183,126 @@ def test_a_trial_that_breaks_off_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(probing, "TRIAL_PROGRAM", "raise SystemExit('no luck')")
     with pytest.raises(SetupRefused, match="no luck"):
         probing.run_trial(unprivileged=True)
+
+
+# --- what can be told apart ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail", "remedy"),
+    [
+        (errno.ENOSYS, "this kernel has no Landlock", "CONFIG_SECURITY_LANDLOCK"),
+        (errno.EOPNOTSUPP, "not switched on", "lsm=landlock"),
+        (errno.EPERM, r"refused \(EPERM\), by a filter", "outside of that sandbox"),
+    ],
+)
+def test_landlock_is_not_built_in_not_switched_on_or_refused(
+    answer: int, detail: str, remedy: str
+) -> None:
+    fact = judged(landlock_abi=0, landlock_errno=answer).facts["landlock"]
+    assert not fact.present
+    assert re.search(detail, fact.detail)
+    assert remedy in fact.remedy
+
+
+@pytest.mark.parametrize("version", range(1, 9))
+def test_what_an_old_abi_cannot_refuse_is_said(version: int) -> None:
+    fact = judged(landlock_abi=version).facts["landlock"]
+    assert fact.present
+    assert fact.detail.startswith(f"ABI {version}")
+    assert ("truncating" in fact.detail) == (version < 3)
+    assert ("requests to devices" in fact.detail) == (version < 5)
+    assert ("abstract sockets" in fact.detail) == (version < 6)
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (errno.ENOSYS, "no seccomp filters"),
+        (errno.EINVAL, "no seccomp filters"),
+        (errno.EPERM, r"refused \(EPERM\)"),
+        (errno.EACCES, r"refused \(EACCES\)"),
+    ],
+)
+def test_seccomp_is_not_built_in_or_refused(answer: int, detail: str) -> None:
+    fact = judged(seccomp_errno=answer).facts["seccomp"]
+    assert not fact.present
+    assert re.search(detail, fact.detail)
+    assert fact.remedy
+
+
+@pytest.mark.parametrize(
+    ("container", "word"),
+    [
+        (Container.DOCKER, "systempaths=unconfined"),
+        (Container.PODMAN, "unmask=ALL"),
+        (Container.KUBERNETES, "procMount: Unmasked"),
+        (Container.ANOTHER, "the whole of /proc"),
+    ],
+)
+def test_each_container_has_words_of_its_own(container: Container, word: str) -> None:
+    for name in ("user", "pid", "proc"):
+        assert word in judged(tried=failed(name), container=container).facts[name].remedy
+    refused = judged(landlock_abi=0, landlock_errno=errno.EPERM, container=container)
+    assert word in refused.facts["landlock"].remedy
+
+
+@pytest.mark.parametrize(
+    ("mark", "text", "container"),
+    [
+        (".dockerenv", "", Container.DOCKER),
+        ("run/.containerenv", "", Container.PODMAN),
+        ("run/secrets/kubernetes.io/x", "", Container.KUBERNETES),
+        ("run/systemd/container", "podman\n", Container.PODMAN),
+        ("run/systemd/container", "lxc\n", Container.ANOTHER),
+        ("etc/hostname", "plain\n", None),
+    ],
+)
+def test_a_container_is_known_by_its_marks(
+    tmp_path: Path, mark: str, text: str, container: Container | None
+) -> None:
+    (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mark).write_text(text)
+    assert probing.find_container(tmp_path) is container
+
+
+MASKED = """\
+25 1 0:5 / /proc rw,nosuid - proc proc rw
+31 25 0:6 /null /proc/kcore rw - devtmpfs devtmpfs rw
+32 25 0:7 / /proc/acpi ro - tmpfs tmpfs ro
+33 25 0:5 /sys /proc/sys ro - proc proc rw
+"""
+
+
+def test_what_covers_parts_of_proc_is_named() -> None:
+    over = probing.mounted_over_proc(MASKED)
+    assert over == ("/proc/acpi", "/proc/kcore", "/proc/sys")
+    fact = judged(tried=failed("proc"), over_proc=over).facts["proc"]
+    assert "/proc/acpi, /proc/kcore, /proc/sys" in fact.remedy
+
+
+def test_without_proc_or_with_half_of_it_the_refusal_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SetupRefused, match=r"not mounted.*Remedy: mount -t proc"):
+        probing.check_proc(tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").touch()
+    with pytest.raises(SetupRefused, match=r"subset=pid.*Remedy"):
+        probing.check_proc(tmp_path)
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    probing.check_proc(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "machine", "bits", "words"),
+    [
+        ("linux", "riscv64", 64, "riscv64"),
+        ("linux", "i686", 32, "i686"),
+        ("linux", "x86_64", 32, "64-bit Python"),
+        ("darwin", "arm64", 64, "Linux"),
+    ],
+)
+def test_another_architecture_is_refused_by_name(
+    platform: str, machine: str, bits: int, words: str
+) -> None:
+    with pytest.raises(SetupRefused, match=words):
+        syscalls.detect(platform, machine, bits)
