@@ -51,7 +51,15 @@ from .spec import (
     base_environment,
 )
 
-__all__ = ["RESOLVER", "PathFact", "binds_of", "look_at", "make_plan", "reserved_place"]
+__all__ = [
+    "RESOLVER",
+    "PathFact",
+    "binds_of",
+    "check_host",
+    "look_at",
+    "make_plan",
+    "reserved_place",
+]
 
 RESOLVER = "/etc/resolv.conf"
 
@@ -142,8 +150,7 @@ def make_plan(
     walls = Walls(spec, probe)
     clone_flags = syscalls.CLONE_NEWPID
     unshare_flags = syscalls.CLONE_NEWNS
-    for name in ("kernel", "pid", "mount", "proc", "python"):
-        walls.need(name)
+    check_host(probe)
     walls.in_force["pid"] = "own namespace"
     walls.in_force["mount"] = "own namespace, read-only root"
     walls.in_force["proc"] = (
@@ -170,7 +177,7 @@ def make_plan(
 
     host_id = FIRST_RESERVED_ID + spec.slot if probe.privileged else None
     # Without a reserved id, the user namespace is also what the others are made from.
-    has_user = walls.has("user") if probe.privileged else walls.need("user")
+    has_user = not probe.privileged or walls.has("user")
     if has_user:
         outside = "our own uid" if host_id is None else f"reserved uid {host_id}"
         walls.in_force["user"] = f"own namespace, {outside} outside"
@@ -264,6 +271,22 @@ ORDER = (
 )
 
 
+ESSENTIAL = ("kernel", "pid", "mount", "proc", "python")
+
+
+def check_host(probe: Probe) -> None:
+    """Without these there is nothing left to call a sandbox, nor a zygote to make one. Raises
+    SetupRefused, which names the missing one and the remedy."""
+    for name in ESSENTIAL if probe.privileged else ("kernel", "user", *ESSENTIAL[1:]):
+        require(probe, name)
+
+
+def require(probe: Probe, name: str) -> None:
+    fact = probe.facts[name]
+    if not fact.present:
+        raise SetupRefused(f"the {name} wall cannot be built: {fact.detail}. {fact.remedy}")
+
+
 class Walls:
     """Which walls the host gives, against which the operator is ready to go without."""
 
@@ -272,12 +295,6 @@ class Walls:
         self.probe = probe
         self.in_force: dict[str, Any] = {}  # plain strings, for msgpack
         self.missing: set[str] = set()
-
-    def need(self, name: str) -> bool:
-        fact = self.probe.facts[name]
-        if not fact.present:
-            raise SetupRefused(f"the {name} wall cannot be built: {fact.detail}. {fact.remedy}")
-        return True
 
     def has(self, name: str) -> bool:
         fact = self.probe.facts[name]

@@ -484,10 +484,13 @@ def remedy(name: str, host: Host) -> str:
             f"Linux {'5.19' if host.reserved_ids else '5.13'} or newer, and a state directory on "
             "ext4, xfs or btrfs (in a container: on a volume)."
         )
+    number = host.tried[name].errno
+    if number == errno.ENOSPC or sysctl.get("user/max_user_namespaces") == "0":
+        return f"sysctl -w user.max_{COUNTED.get(name, name)}_namespaces=10000"
+    if number == errno.EINVAL and name in CONFIGURED:
+        return f"A kernel with {CONFIGURED[name]} is needed."
     if host.container is not None:
         return CONTAINER_REMEDIES[host.container]
-    if sysctl.get("user/max_user_namespaces") == "0":
-        return "sysctl -w user.max_user_namespaces=10000"
     if host.euid != 0:
         if sysctl.get("kernel/unprivileged_userns_clone") == "0":
             return "sysctl -w kernel.unprivileged_userns_clone=1, or run as root."
@@ -502,7 +505,25 @@ def remedy(name: str, host: Host) -> str:
             return f"Something is mounted over parts of /proc{what}: unmount it, or run as root."
     if name == "user":
         return "A kernel with CONFIG_USER_NS is needed."
-    return f"A kernel with namespaces ({name}) and the right to make them are needed."
+    if number == errno.ENOSYS:
+        return "Linux 5.13 or newer is needed, and no filter of system calls that is older."
+    return (
+        f"A kernel with namespaces ({name}) and the right to make them are needed: something "
+        "around casemate may refuse it (a filter of system calls, a security module)."
+    )
+
+
+# A kernel without answers EINVAL.
+CONFIGURED = {
+    "user": "CONFIG_USER_NS",
+    "pid": "CONFIG_PID_NS",
+    "net": "CONFIG_NET_NS",
+    "ipc": "CONFIG_IPC_NS",
+    "uts": "CONFIG_UTS_NS",
+    "cgroup": "CONFIG_CGROUPS",
+}
+# As user.max_*_namespaces calls them.
+COUNTED = {"mount": "mnt", "proc": "user", "overlay": "user"}
 
 
 # Who is started so may do what a sandbox is made of; what the container keeps of its own walls is

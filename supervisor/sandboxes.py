@@ -19,7 +19,7 @@ from ..protocol.errors import SetupRefused
 from ..protocol.events import ErrorKind, Usage
 from ..sandbox import cgroup as cgroups
 from ..sandbox.cgroup import Backing, Cgroup, CgroupManager, Measured
-from ..sandbox.plan import look_at, make_plan
+from ..sandbox.plan import check_host, look_at, make_plan
 from ..sandbox.probe import Probe, probe
 from ..sandbox.process import Sandbox, Stdio, Zygote
 from ..sandbox.spec import SandboxSpec
@@ -101,6 +101,7 @@ class Sandboxes:
         self._strict = strict
         try:
             self.probe: Probe = probe(alone=alone)
+            check_host(self.probe)
             self._slots = Slots(shared=self.probe.privileged)
             cgroups.sweep(self.probe.cgroup)
             self._cgroups = CgroupManager(self.probe.cgroup)

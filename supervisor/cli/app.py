@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from ...protocol.errors import SetupRefused
+
 app = typer.Typer(
     name="casemate",
     help="Run untrusted agent code: each attempt of each task in its own sealed process.",
@@ -130,8 +132,11 @@ def exec(
     as shells do, 137 killed for memory, 128+n by signal n. Where no cgroup holds the memory limit,
     a program that is refused memory may end by itself, with a code of its own (Python: 1).
     """
-    from .exec import exec_command
-
+    try:
+        from .exec import exec_command
+    except SetupRefused as error:  # of an architecture that no sandbox is known for
+        print(f"casemate: {error}", file=sys.stderr)
+        sys.exit(125)
     sys.exit(
         exec_command(
             command,

@@ -306,3 +306,29 @@ def test_another_architecture_is_refused_by_name(
 ) -> None:
     with pytest.raises(SetupRefused, match=words):
         syscalls.detect(platform, machine, bits)
+
+
+@pytest.mark.parametrize("container", [None, Container.DOCKER])
+@pytest.mark.parametrize(
+    ("name", "number", "word"),
+    [
+        ("net", errno.EINVAL, "CONFIG_NET_NS"),
+        ("cgroup", errno.EINVAL, "CONFIG_CGROUPS"),
+        ("user", errno.EINVAL, "CONFIG_USER_NS"),
+        ("net", errno.ENOSPC, "user.max_net_namespaces"),
+        ("user", errno.ENOSPC, "user.max_user_namespaces"),
+        ("mount", errno.ENOSPC, "user.max_mnt_namespaces"),
+    ],
+)
+def test_a_kernel_without_or_with_too_few_is_no_matter_of_the_container(
+    container: Container | None, name: str, number: int, word: str
+) -> None:
+    tried = failed(**{name: Tried(number, "unshare: no")})
+    assert word in judged(tried=tried, container=container).facts[name].remedy
+
+
+def test_a_filter_that_refuses_clone3_is_told_from_an_old_kernel() -> None:
+    tried = failed(pid=Tried(errno.ENOSYS, "clone3: Function not implemented"))
+    assert "filter of system calls" in judged(tried=tried).facts["pid"].remedy
+    docker = judged(tried=tried, container=Container.DOCKER).facts["pid"]
+    assert "seccomp=unconfined" in docker.remedy

@@ -44,6 +44,7 @@ PATTERNS = (
     (0xFFFF_FFFF,) * 6,
     (0x8000_0000,) * 6,
     (syscalls.CLONE_NEWUSER,) * 6,
+    (0x5401,) * 6,  # TCGETS: of ioctl's requests those of a list alone are let through
 )
 
 
@@ -247,7 +248,7 @@ def test_x32_calls_are_killed() -> None:
         ("ioctl", (0, 0x8912), "allow"),  # SIOCGIFCONF
         ("ioctl", (0, 0x8940), "ENOTTY"),  # SIOCGIFBR
         ("ioctl", (0, 0x8982), "ENOTTY"),  # SIOCGIFVLAN
-        ("ioctl", (0, 0x8946), "EOPNOTSUPP"),  # SIOCETHTOOL
+        ("ioctl", (0, 0x8946), "ENOTSUP"),  # SIOCETHTOOL
         ("ioctl", (0, 0x4008_6602), "ENOTTY"),  # FS_IOC_SETFLAGS
         ("ioctl", (0, 0xC018_9436), "ENOTTY"),  # FIDEDUPERANGE
         ("ioctl", (0, 0x4004_6685), "ENOTTY"),  # FS_IOC_ENABLE_VERITY, without its size

@@ -73,7 +73,7 @@ def test_this_host_can_build_sandboxes(on_this_host: subprocess.CompletedProcess
     assert on_this_host.returncode == 0, on_this_host
     found = json.loads(on_this_host.stdout)
     assert found["ok"] and found["meaning"].startswith("Every wall stands")
-    assert found["trial"]["walls"]["posture"] == POSTURE
+    assert found["trial"]["walls"]["posture"].items() >= POSTURE.items()
     assert 0 < found["trial"]["startup"] < PATIENCE
     walls = {fact["name"] for fact in found["facts"] if fact["present"]}
     assert {"kernel", "python", "user", "pid", "mount", "net", "proc", "seccomp"} <= walls
