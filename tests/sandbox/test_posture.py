@@ -224,6 +224,24 @@ def test_without_cgroups_it_says_so() -> None:
         assert told_of(house)["limits"] == {}
 
 
+@pytest.mark.parametrize("version", range(1, landlock.ABI + 1))
+def test_an_old_abi_is_used_as_far_as_it_goes(house: House, version: int) -> None:
+    """As on an older kernel; what that cannot refuse is said among the walls."""
+    assert this_host().landlock_abi >= landlock.ABI, "the tests of Landlock need all of it"
+    probe = msgspec.structs.replace(house.probe, landlock_abi=version)
+    plan = make_plan(house.spec(argv=("/bin/sleep", "1000")), probe, {}, {})
+    rights = landlock.rights(version)
+    told = told_of(house, plan=plan)["landlock"]
+    assert told == {
+        "abi": version,
+        "fs": rights.fs,
+        "tcp": 0,
+        "scopes": rights.scopes,
+        "refused": True,
+    }
+    assert ("without" in plan.walls["landlock"]) == (version < 6)
+
+
 def test_it_can_be_sent_as_data(house: House) -> None:
     told = told_of(house)
     assert json.loads(msgspec.json.encode(told))["uid"] == [1000, 1000, 1000]
