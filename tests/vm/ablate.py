@@ -181,8 +181,7 @@ WALLS = (
     with_init(
         "capabilities dropped",
         SKIP.format(step="capabilities"),
-        "those of a namespace that owns nothing reach nothing; what they open in the kernel, seccomp"
-        " refuses too",
+        "those of a namespace that owns nothing reach nothing; seccomp refuses what is theirs",
     ),
     with_init(
         "no_new_privs",
