@@ -17,5 +17,5 @@ def attack(stage: Stage) -> str:
     done = stage.lying({"unshare": errno.EPERM}, "echo", "it ran")
     require(done.stdout == "", "it ran")
     require(done.returncode == 125, f"exit code {done.returncode}")
-    require("namespace" in done.stderr, done.stderr)
+    require("unshare" in done.stderr, done.stderr)
     return "setup"

@@ -10,6 +10,7 @@ from typing import Any
 
 KIND = "memory"
 WALLS = ("limits", "rlimits")
+SAMPLED = "error"  # RLIMIT_DATA refuses it first
 LIMITS = {"memory": "64MiB"}
 
 _MADV_PAGEOUT = 21
