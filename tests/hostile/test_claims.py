@@ -26,8 +26,8 @@ CLAIMS: dict[str, str] = {
     "what runs by itself on the host is marked by diff and refused by apply": "planted_hooks",
     "folders that are bound, and those above them, stay where they are":
         "rename_workspace replace_parent",
-    "a link in the workspace's or the state's place is not followed":
-        "swapped_workspace swapped_state",
+    "a link in the place of what is the supervisor's to open is not followed":
+        "swapped_workspace swapped_state planted_mount_point",
     "setuid bits, devices, FIFOs and sockets come to nothing":
         "setuid_file leave_special_files file_capabilities make_device",
     "checkpoints are out of reach": "tamper_with_state list_state",
@@ -84,6 +84,7 @@ CLAIMS: dict[str, str] = {
         "see_processes hold_supervisor pin_supervisor renice_supervisor starve_supervisor "
         "read_supervisor_environment"
     ),
+    "attempts that run at the same time are strangers": "sibling",
     "whatever dies by itself is judged by how":
         "abort segfault kill_itself exit_quietly sys_exit stop_itself",
     "a supervisor that is killed takes everything along": "kill_engine",
