@@ -7,6 +7,7 @@ failed for another reason too: it proved nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +37,9 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 # The engine at rest has 30 MiB; what waits for the journal (32 MiB, in two forms) and what the
 # allocator keeps come on top: 65 MiB were seen. One flood alone says 192 MiB.
 ENGINE_MEMORY = 160 << 20
+
+# Beside the tasks of the arena, most of which wait for something.
+STORIES_AT_A_TIME = 2
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -100,14 +105,19 @@ def _run(
         outcomes[outcome.name] = outcome
         report(outcome)
 
+    def tell(attack: Attack) -> None:
+        reach(_tell(attack, folder / attack.name))
+
     tasks = [attack for attack in attacks if attack.kind is not Kind.STORY]
-    if tasks:
-        with Arena(folder, target, **settings) as arena:
+    stories = [attack for attack in attacks if attack.kind is Kind.STORY]
+    with ThreadPoolExecutor(STORIES_AT_A_TIME) as pool, contextlib.ExitStack() as entered:
+        # Before the first story, which starts children too: the arena knows its own by that.
+        arena = entered.enter_context(Arena(folder, target, **settings)) if tasks else None
+        told = pool.map(tell, stories)
+        if arena is not None:
             walls = _run_tasks(tasks, arena, reach)
             host += _complaints(arena, target)
-    for attack in attacks:
-        if attack.kind is Kind.STORY:
-            reach(_tell(attack, folder / attack.name))
+        list(told)  # what went wrong in them is raised here
     host += [f"{attack.name}: no verdict" for attack in attacks if attack.name not in outcomes]
     contained = sum(outcome.contained for outcome in outcomes.values())
     return Findings(
