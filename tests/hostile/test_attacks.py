@@ -12,6 +12,9 @@ from casemate.hostile.runner import Findings, run_suite
 
 ATTACKS = attacks_in(Kind.REACH)
 
+# The whole of it runs before the first test: half a minute on an idle machine of two cores.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def findings() -> Findings:

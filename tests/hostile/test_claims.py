@@ -31,8 +31,8 @@ CLAIMS: dict[str, str] = {
     "setuid bits, devices, FIFOs and sockets come to nothing":
         "setuid_file leave_special_files file_capabilities make_device",
     "checkpoints are out of reach": "tamper_with_state list_state",
-    "/tmp, /dev/shm and the layer end at their size, and /tmp at its count":
-        "fill_tmp fill_inodes fill_shared_memory fill_layer file_past_limit",
+    "/tmp, /dev/shm and the layer end at their size and their count":
+        "fill_tmp fill_inodes fill_shared_memory fill_layer fill_layer_inodes file_past_limit",
     "what is written is the layer's, and the base is as it was":
         "write_workspace chmod_workspace delete_in_workspace link_workspace_file",
     "a layer says nothing to overlayfs by hand": "forge_whiteout redirect_layer",
@@ -92,6 +92,9 @@ CLAIMS: dict[str, str] = {
     # --- resources
     "memory ends at its limit, in one process and spread over many":
         "balloon balloons shared_memory swallow_memory_error",
+    "memory that no process owns counts":
+        "shared_memory memfd detached_segment full_sockets dirty_pages",
+    "a share of the processor is the tree's": "cpu_share",
     "what is swapped out counts": "page_out swap_to_file",
     "descriptors end at their limit, and inside": "exhaust_descriptors",
     "time of the processor counts for the group":
