@@ -15,7 +15,6 @@ are made up here, and from Python 3.11 on the builder's are ours, which needs no
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import datetime
@@ -231,6 +230,8 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[Any] = loop.create_future()
 
@@ -495,6 +496,9 @@ async def drive_async(generator: Any, context: Context) -> None:
 
 
 def run_async(work: Any, termination: Termination) -> Any:
+    # Here and not above: half of a start (CPU, Python 3.11), needed by some.
+    import asyncio
+
     async def supervised() -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
