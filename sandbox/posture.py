@@ -116,6 +116,11 @@ def missing(plan: Plan, found: Posture, *, signature: str, outer: list[str]) -> 
     outside = plan.host_id
     if (_INSIDE if has_user or outside is None else identity(outside)) not in status:
         wrong += "uid and gid are not its own; "
+    if has_user and outside is not None:
+        # Inside it calls itself what the map says, whoever it is to the host.
+        maps = (found.uid_map, found.gid_map)
+        if any(each.split()[1:2] != [b"%d" % outside] for each in maps):
+            wrong += "it is another to the host than its reserved id; "
     if outside is not None and b"\nGroups:\t \n" not in status:
         wrong += "it is in groups; "
     if _BARE not in status:

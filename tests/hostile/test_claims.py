@@ -144,6 +144,7 @@ CLAIMS: dict[str, str] = {
     "where a wall cannot be had, nothing runs": "missing_landlock missing_namespaces",
     "without its filter nothing runs": "refused_filter",
     "with a capability left nothing runs": "kept_capabilities",
+    "as somebody else to the host nothing runs": "kept_identity",
 }  # fmt: skip
 
 
