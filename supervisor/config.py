@@ -189,12 +189,18 @@ def _find_file(named: str | os.PathLike[str] | None) -> tuple[Path | None, tuple
     own = _xdg("XDG_CONFIG_HOME", ".config") / "casemate" / _FILE_NAME
     here = Path(_FILE_NAME).absolute()
     notes: tuple[str, ...] = ()
-    if here.is_file() and here != own:
+    if os.path.isfile(here) and here != own:
         notes = (
             f"{here} was not read: whoever wrote this folder would decide what it may do to this "
             f"host. If that is you, set CASEMATE_CONFIG={_FILE_NAME}, or move it to {own}",
         )
-    return (own if own.is_file() else None), notes
+    try:
+        return (own if own.is_file() else None), notes
+    except PermissionError as error:  # `su` that left HOME as it was: whose settings were meant?
+        raise UsageError(
+            f"{own}: cannot be read: {error.strerror}; set HOME or XDG_CONFIG_HOME to a folder of "
+            "this user's"
+        ) from error
 
 
 def _read_file(path: Path) -> dict[str, Any]:

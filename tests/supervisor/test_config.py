@@ -143,3 +143,16 @@ def test_a_wrong_variable_and_a_wrong_flag_are_called_by_their_names(
 def test_a_file_that_was_named_but_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.toml: cannot be read: No such file"):
         load_config(config=tmp_path / "nowhere.toml")
+
+
+def test_settings_of_somebody_else_are_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """HOME as `su` left it: root, who may look anywhere, cannot be refused, so this is pretended."""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(UsageError, match="Permission denied; set HOME or XDG_CONFIG_HOME"):
+        load_config()
