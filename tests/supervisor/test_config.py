@@ -148,7 +148,7 @@ def test_a_file_that_was_named_but_is_not_there_is_an_error(tmp_path: Path) -> N
 def test_settings_of_somebody_else_are_an_error_that_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """HOME as `su` left it: root, who may look anywhere, cannot be refused, so this is pretended."""
+    """HOME as `su` left it. Root may look anywhere, so the refusal is pretended."""
 
     def refuse(path: Path) -> bool:
         raise PermissionError(13, "Permission denied", str(path))
