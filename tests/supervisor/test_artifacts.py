@@ -61,7 +61,7 @@ def odd(input, ctx):
     os.chmod("closed", 0)
     top = os.getcwd()
     os.chdir("/tmp")  # which goes with the sandbox: nobody has to remove it
-    for _ in range(10_000):
+    for _ in range(2500):  # a path longer than any call takes; Landlock walks it up each time
         os.mkdir("d")
         os.chdir("d")
     open("bottom", "w").close()
@@ -75,7 +75,7 @@ def odd(input, ctx):
         **{f"as {name[:10]!a}": said(lambda: ctx.artifact("first", name=name)) for name in names},
         "hard link": said(lambda: ctx.artifact("second")),
         "again": said(lambda: ctx.artifact("second")),
-        "10 000 deep": deep,
+        "deep": deep,
     }
 
 def many(input, ctx):
@@ -184,8 +184,8 @@ def test_a_command_that_says_nonsense_is_told_which_line(ran: Ran, task: str) ->
 def test_what_is_no_plain_file_or_no_name_is_refused_to_the_task(ran: Ran) -> None:
     said = ran.history.output("odd")
     assert said["hard link"] == "second"  # its content is as good as any
-    assert said["10 000 deep"] == "bottom"
-    del said["hard link"], said["10 000 deep"]
+    assert said["deep"] == "bottom"
+    del said["hard link"], said["deep"]
     expected = {
         "link": "a symbolic link",
         "fifo": "a FIFO",
