@@ -98,7 +98,7 @@ _ENDINGS: dict[type[EventData], RunStanding] = {
 _AGAIN: dict[type[EventData], RunStanding] = {RunRolledBack: RunStanding.RUNNING}
 
 # What was left to drain may end a run while it is paused. A copy's history ends with a checkpoint:
-# no run that had ended is ever forked, and nothing that had completed undone by it.
+# no run that had ended is ever forked.
 TRANSITIONS: dict[RunStanding, dict[type[EventData], RunStanding]] = {
     RunStanding.NEW: {RunStarted: RunStanding.RUNNING},
     RunStanding.RUNNING: {

@@ -83,7 +83,7 @@ TRANSITIONS: dict[Standing, dict[type[EventData], Standing]] = {
         TaskRestarted: Standing.WAITING,
         **_UNDONE,
     },
-    Standing.COMPLETED: {RunRolledBack: Standing.WAITING},
+    Standing.COMPLETED: _UNDONE,
     Standing.FAILED: _UNDONE,
     Standing.CANCELLED: _UNDONE,
 }

@@ -32,7 +32,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 import msgspec
-from casemate.protocol.errors import LocalViolation, UsageError
+from casemate.protocol.errors import UsageError
 from casemate.protocol.events import (
     DATA,
     KIND_OF,
@@ -391,11 +391,11 @@ class World:
     # What happens.
 
     def do(self, now: float, move: Move) -> list[Command]:
-        """LocalViolation and UsageError as of the core: nothing has changed then."""
+        """UsageError as of the core: nothing has changed then."""
         self.did.append((now, move))
         try:
             return self._happens.get(type(move), self.step)(now, move)
-        except (LocalViolation, UsageError):
+        except UsageError:
             self.did.pop()
             raise
 
