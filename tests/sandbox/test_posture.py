@@ -209,7 +209,10 @@ def test_it_is_in_the_cgroups_that_were_made_for_it(house: House) -> None:
     assert sandbox.cgroup is not None
     folders = [str(folder) for folder in sandbox.cgroup.folders]
     house.bury(sandbox)
-    assert folders, "this host has no cgroups to be had"
+    if not folders:  # an ordinary user without delegation has none, and it is said that none hold
+        assert told["limits"] == {}
+        assert set(sandbox.plan.walls["limits"].values()) == {"sampled"}
+        return
     joined = {place for place in told["cgroup"].values() if place.endswith(folders[0][-20:])}
     assert len(joined) >= 1
     for folder in folders:
