@@ -168,6 +168,7 @@ _LIMITS = {
 # Of a mount's options those that are walls; of our own file systems their sizes and views too.
 _OPTIONS = frozenset({"ro", "rw", "nosuid", "nodev", "noexec"})
 _OWN_KINDS = frozenset({"proc", "tmpfs"})
+_OWN_OPTIONS = ("size=", "nr_inodes=", "mode=", "hidepid=", "subset=")
 
 
 def told(plan: Plan, found: Posture) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def mount(line: str) -> tuple[str, str]:
     kept = [
         option
         for option in options.split(",")
-        if option in _OPTIONS or (kind in _OWN_KINDS and "=" in option)
+        if option in _OPTIONS or (kind in _OWN_KINDS and option.startswith(_OWN_OPTIONS))
     ]
     return where, f"{kind} {','.join(kept)}"
 
