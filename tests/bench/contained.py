@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,8 @@ import msgspec
 from casemate.hostile.attack import Attack, Kind, attacks_in
 from casemate.hostile.target import Target, files_in
 
-PATIENCE = 60.0
+# No attack takes longer than a second; one that waits for ever came to nothing.
+PATIENCE = 20.0
 
 # What of casemate a plain program has not got.
 NEEDS_CASEMATE = re.compile(r'"/workspace/|/sources|find_listener|__file__|msgspec')
@@ -83,16 +85,22 @@ class Ground:
         return sorted(prefix for prefix in prefixes if not prefix.startswith("/usr"))
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """One that hangs is killed with its group, and raised nothing that mattered."""
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-        check=False,
-        env={**os.environ, **environment},
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return subprocess.CompletedProcess(command, RAISED, "hangs", "")
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def bubblewrap(ground: Ground) -> Run:
