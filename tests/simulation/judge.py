@@ -316,7 +316,9 @@ class _Told:
             sinks = {t: self.outputs[t, n] for t, n in self.completed.items() if t not in given}
             assert data.outputs == sinks, f"{record}: {sinks} were told"
         else:
-            is_unreadable = self.is_fetching and isinstance(data, RunFailed)
+            # Whether it was is not in the journal: who reads it anew has seen it happen.
+            is_unread = self.is_fetching or now == -math.inf
+            is_unreadable = is_unread and isinstance(data, RunFailed)
             assert self.completed.keys() != self.tasks.keys() or is_unreadable, f"{record}: all did"
         self.is_over = True
         self.is_fetching = False
