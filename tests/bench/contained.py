@@ -174,6 +174,15 @@ def plain_attacks() -> list[Attack]:
     ]
 
 
+def restore(target: Target) -> None:
+    """The workspace as it was, so that one attack's success is not the next one's."""
+    for name in files_in(target.workspace).keys() - target.files.keys():
+        (target.workspace / name).unlink()
+    for name, (mode, text) in target.files.items():
+        (target.workspace / name).write_text(text)
+        (target.workspace / name).chmod(mode)
+
+
 def try_all(
     attacks: list[Attack], sandboxes: dict[str, Run], ground: Ground, target: Target
 ) -> dict[str, dict[str, str | None]]:
@@ -185,6 +194,8 @@ def try_all(
         for name, start in sandboxes.items():
             done = start([sys.executable, "-I", "-c", PROGRAM, *given])
             changed = files_in(target.workspace) != target.files
+            if changed:
+                restore(target)
             if done.returncode not in (0, RAISED):
                 raise SystemExit(f"{attack.name} in {name}: {done.returncode}: {done.stderr}")
             got_through = changed or (done.returncode == 0 and attack.module.EXPECTED is not None)
