@@ -174,13 +174,23 @@ def plain_attacks() -> list[Attack]:
     ]
 
 
-def restore(target: Target) -> None:
-    """The workspace as it was, so that one attack's success is not the next one's."""
-    for name in files_in(target.workspace).keys() - target.files.keys():
-        (target.workspace / name).unlink()
-    for name, (mode, text) in target.files.items():
-        (target.workspace / name).write_text(text)
-        (target.workspace / name).chmod(mode)
+def somebody() -> subprocess.Popen[bytes]:
+    """A process of this host to be reached, with a number that no sandbox comes to by itself."""
+    while True:
+        found = subprocess.Popen(["sleep", "infinity"], start_new_session=True)
+        if found.pid > 500:
+            return found
+        found.kill()
+        found.wait()
+
+
+def restore(workspace: Path, files: dict[str, tuple[int, str]]) -> None:
+    """As it was, so that one attack's success is not the next one's."""
+    for name in files_in(workspace).keys() - files.keys():
+        (workspace / name).unlink()
+    for name, (mode, text) in files.items():
+        (workspace / name).write_text(text)
+        (workspace / name).chmod(mode)
 
 
 def try_all(
@@ -193,9 +203,9 @@ def try_all(
         found[attack.name] = {}
         for name, start in sandboxes.items():
             done = start([sys.executable, "-I", "-c", PROGRAM, *given])
-            changed = files_in(target.workspace) != target.files
+            changed = files_in(ground.workspace) != target.files
             if changed:
-                restore(target)
+                restore(ground.workspace, target.files)
             if done.returncode not in (0, RAISED):
                 raise SystemExit(f"{attack.name} in {name}: {done.returncode}: {done.stderr}")
             got_through = changed or (done.returncode == 0 and attack.module.EXPECTED is not None)
@@ -231,15 +241,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="casemate-contained-") as name:
         folder = Path(name)
         target = Target(folder / "target")
-        ground = Ground(folder / "site", folder / "scratch", target.workspace)
+        # Apart from what is to be reached: a path that leads to a bind exists inside, too.
+        ground = Ground(folder / "site", folder / "scratch", folder / "work" / "workspace")
         ground.scratch.mkdir()
+        shutil.copytree(target.workspace, ground.workspace, ignore=shutil.ignore_patterns("socket"))
+        (folder / "work" / "secret").write_text("the supervisor's")
         copy_site(ground.site)
         folder.chmod(0o755)
         os.environ.update(target.environment)
+        supervisor = somebody()
         target.input |= {
-            "pid": os.getpid(),
-            "group": os.getpgid(0),
-            "state": str(folder),
+            "workspace": str(ground.workspace),
+            "pid": supervisor.pid,
+            "group": supervisor.pid,
+            "state": str(folder / "target" / "home"),
             "events": target.input["socket"],
             "control": target.input["socket"],
         }
@@ -251,6 +266,8 @@ def main() -> None:
         try:
             found = try_all(plain_attacks(), sandboxes, ground, target)
         finally:
+            supervisor.kill()
+            supervisor.wait()
             target.close()
     if asked.json:
         print(json.dumps(found, indent=2))
