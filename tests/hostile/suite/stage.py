@@ -21,7 +21,7 @@ from casemate.sandbox import syscalls
 
 from .require import require
 
-__all__ = ["PATIENCE", "Stage", "main", "processes_with"]
+__all__ = ["PATIENCE", "Stage", "main", "processes_of"]
 
 # Only turns a hang into a failure.
 PATIENCE = 60.0
@@ -96,13 +96,13 @@ class Stage:
         return done.stdout
 
 
-def processes_with(mark: str) -> list[psutil.Process]:
-    """The host's living processes whose command line holds `mark`."""
+def processes_of(*command: str) -> list[psutil.Process]:
+    """The host's living processes of this command line."""
     found = []
     for process in psutil.process_iter():
         try:
-            is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and any(mark in word for word in process.cmdline()):
+            # That of a zombie is empty.
+            if process.cmdline() == list(command):
                 found.append(process)
         except psutil.Error:
             continue  # it ended, or is not ours to look at

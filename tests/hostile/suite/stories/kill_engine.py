@@ -11,7 +11,7 @@ import psutil
 
 from ..arena import cgroups_of, wait_until
 from ..require import require
-from ..stage import Stage, processes_with
+from ..stage import Stage, processes_of
 
 WALLS = ("kill", "pid")
 
@@ -21,22 +21,12 @@ def attack(stage: Stage) -> str:
     script = f"setsid sh -c 'sleep {seconds} & sleep {seconds}' & sleep {seconds}"
     with stage.start("run", stage.pipeline(stay=script)) as command:
         try:
-            wait_until(lambda: len(processes_with(f"sleep {seconds}")) >= 1 or is_over(command.pid))
-            wait_until(lambda: len(asleep(seconds)) == 3 or is_over(command.pid))
-            require(len(asleep(seconds)) == 3, "it never ran: nothing is proved")
+            wait_until(lambda: len(processes_of("sleep", seconds)) == 3)
             [engine, *_] = psutil.Process(command.pid).children()
             engine.kill()
-            wait_until(lambda: not asleep(seconds))
+            wait_until(lambda: not processes_of("sleep", seconds))
         finally:
             command.kill()
     stage.succeed("run", stage.pipeline(good="true"))
     require(cgroups_of(engine.pid) == [], "its cgroups are left")
     return "killed with it"
-
-
-def asleep(seconds: str) -> list[psutil.Process]:
-    return [each for each in processes_with(seconds) if each.name() == "sleep"]
-
-
-def is_over(pid: int) -> bool:
-    return not psutil.pid_exists(pid)
