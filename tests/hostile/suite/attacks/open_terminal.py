@@ -1,6 +1,6 @@
 """Open a terminal of its own, and through it the drivers behind.
 
-Source: CVE-2020-8835's road and most tty exploits begin with /dev/ptmx.
+Source: exploits of terminals begin with /dev/ptmx (CVE-2014-0196).
 """
 
 from pathlib import Path

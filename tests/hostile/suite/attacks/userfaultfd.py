@@ -1,6 +1,6 @@
 """Hold the kernel in the middle of a copy.
 
-Source: CVE-2021-22555 and most races exploited before FUSE replaced it.
+Source: the exploit of CVE-2019-18683, and most of races before FUSE replaced it.
 """
 
 from typing import Any

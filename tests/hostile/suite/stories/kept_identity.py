@@ -1,6 +1,6 @@
 """Stay who it was to the host: the kernel says its ids were changed, and they were not.
 
-Source: CVE-2017-16995's payloads; setuid calls whose answer nobody looked at (CERT POS37-C).
+Source: setuid calls whose answer nobody looked at (CERT POS37-C).
 """
 
 from __future__ import annotations

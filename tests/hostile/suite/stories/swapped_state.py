@@ -1,6 +1,6 @@
 """Put a link in the place of the supervisor's own folder before the next run.
 
-Source: CWE-59 under a privileged writer; CVE-2020-15257's neighbours.
+Source: CWE-59 under a privileged writer.
 """
 
 from __future__ import annotations
