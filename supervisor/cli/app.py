@@ -24,6 +24,15 @@ State = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation
     typer.Option("--state", metavar="DIR", help="Where runs are kept."),
 ]
+PipelineFile = Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")]
+Input = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--input", metavar="JSON|@FILE", help="The run's input."),
+]
+Workspace = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--workspace", metavar="DIR", help="Use this folder as the workspace."),
+]
 Allow = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -38,15 +47,9 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 @app.command(epilog='Example: casemate run review.yaml --input \'{"path": "src"}\'')
 def run(
-    file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],
-    input: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--input", metavar="JSON|@FILE", help="The run's input."),
-    ] = None,
-    workspace: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--workspace", metavar="DIR", help="Use this folder as the workspace."),
-    ] = None,
+    file: PipelineFile,
+    input: Input = None,
+    workspace: Workspace = None,
     json: Annotated[
         bool, typer.Option("--json", help="One event a line on stdout, and nothing else.")
     ] = False,
@@ -175,15 +178,9 @@ def serve(json: Json = False, allow: Allow = None, state: State = None) -> None:
 
 @app.command(epilog='Example: casemate submit review.yaml --input \'{"path": "src"}\' --json')
 def submit(
-    file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],
-    input: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--input", metavar="JSON|@FILE", help="The run's input."),
-    ] = None,
-    workspace: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--workspace", metavar="DIR", help="Use this folder as the workspace."),
-    ] = None,
+    file: PipelineFile,
+    input: Input = None,
+    workspace: Workspace = None,
     json: Json = False,
     allow: Allow = None,
     state: State = None,
@@ -202,7 +199,7 @@ def submit(
 
 @app.command(epilog="Example: casemate validate review.yaml")
 def validate(
-    file: Annotated[Path, typer.Argument(help="A pipeline: .yaml, .toml, .json or .py")],
+    file: PipelineFile,
     json: Json = False,
     allow: Allow = None,
     state: State = None,
