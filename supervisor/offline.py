@@ -6,6 +6,7 @@ started. Its records are appended under the run's lock, and are durable on retur
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from .core.scheduler import Scheduler
 from .core.state import RunState
 from .files import check_base
 from .journal import Entry, Journal
-from .recovery import fork, read_run
+from .recovery import fork, read_outputs, read_run
 from .state import OwnedRun, StateDirectory
 
 __all__ = ["cancel_run", "checkpoint_run", "fork_run", "pause_run", "rollback_run"]
@@ -80,6 +81,8 @@ def _record(state: StateDirectory, run: str, wish: Callable[[RunState], Input]) 
     try:
         found = read_run(owned.directory)
         asked = wish(found.state)
+        if not found.state.unfinished:
+            _give_outputs(owned, found.state)
         core = Scheduler(1, sys.maxsize)
         commands = core.step(0.0, Adopt(run, found.state, held=True))
         commands += core.step(0.0, asked)
@@ -87,6 +90,13 @@ def _record(state: StateDirectory, run: str, wish: Callable[[RunState], Input]) 
     finally:
         owned.ownership.release()
     return found.state
+
+
+def _give_outputs(owned: OwnedRun, state: RunState) -> None:
+    """All that is left of the run is its end, which may tell outputs that a rollback gave back."""
+    # One that cannot be read is no reason to refuse: the run then ends as was wished.
+    with contextlib.suppress(OSError, CasemateError):
+        state.give(read_outputs(owned.directory, tuple(state.missing_outputs())))
 
 
 def _append(owned: OwnedRun, last_seq: int, commands: list[Command]) -> None:

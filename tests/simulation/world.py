@@ -563,6 +563,8 @@ class World:
         core, wish = Scheduler(1, sys.maxsize), offline.wish
         run = wish.run
         state = self.journals[run].state()
+        outputs = {} if state.unfinished else self.outputs(run)
+        state.give(outputs)
         commands = core.step(0.0, Adopt(run, state, held=True))
         commands += core.step(0.0, wish)
         for command in commands:
@@ -571,5 +573,7 @@ class World:
             if isinstance(command, Record):
                 self.journals[run].append(command, self.wall + now)
         self._reread(run)
-        assert state == self.folded[run]
+        told = _copied(self.folded[run])
+        told.give(outputs)
+        assert state == told
         return commands

@@ -215,3 +215,19 @@ def test_what_is_wished_of_a_run_that_nobody_owns_is_kept_for_whoever_resumes_it
     assert describe(directory.run(run))[0].state == "cancelled"
     with pytest.raises(UsageError, match="has ended"):
         offline.cancel_run(directory, run, "more")
+
+
+def test_a_cancel_that_comes_when_all_is_done_again_comes_too_late(
+    tmp_path: Path, place: Place
+) -> None:
+    state = StateDirectory(tmp_path / "state")
+    with Embedded(state.path) as house:
+        history = house.run(place.spec(tasks=CHAIN))
+        latest = history.of("checkpoint.created")[-1].data["checkpoint"]
+        house.call(house.supervisor.rollback(history.run, "c0"))
+        wait_for(state.path, history.run, "run.completed", 2)
+    # To outputs of an earlier life, which whoever opens the journal does not have at hand.
+    offline.rollback_run(state, history.run, latest, None)
+    offline.cancel_run(state, history.run, "too late")
+    last = events(state.path, history.run)[-1]
+    assert (last.kind, last.data) == ("run.completed", history.one("run.completed").data)
