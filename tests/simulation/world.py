@@ -563,8 +563,10 @@ class World:
         core, wish = Scheduler(1, sys.maxsize), offline.wish
         run = wish.run
         state = self.journals[run].state()
-        outputs = {} if state.unfinished else self.outputs(run)
-        state.give(outputs)
+        outputs = self.outputs(run)
+        missing = [] if state.unfinished else state.missing_outputs()
+        given = {each: outputs[each] for each in missing if each in outputs}
+        state.give(given)
         commands = core.step(0.0, Adopt(run, state, held=True))
         commands += core.step(0.0, wish)
         for command in commands:
@@ -574,6 +576,6 @@ class World:
                 self.journals[run].append(command, self.wall + now)
         self._reread(run)
         told = _copied(self.folded[run])
-        told.give(outputs)
+        told.give(given)
         assert state == told
         return commands
