@@ -31,7 +31,7 @@ from ..protocol.limits import KIB, MIB
 from ..protocol.pipeline import FileEntry, ModuleEntry, PipelineSpec
 from .reading import shown
 
-__all__ = ["Snapshot", "snapshot"]
+__all__ = ["FILES", "LEFT_OUT", "Snapshot", "snapshot"]
 
 # Copied, hashed and synced for every run. All of CPython's standard library with its tests is 5 000
 # files and 90 MB; what is larger than that is data, which belongs into the workspace or the input.
@@ -42,7 +42,7 @@ SIZE = 128 * MIB
 DEPTH = 64
 
 _CHUNK = 256 * KIB
-_LEFT_OUT = {"__pycache__", ".git", ".hg", ".svn"}
+LEFT_OUT = {"__pycache__", ".git", ".hg", ".svn"}
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -145,7 +145,7 @@ class _Copier:
         if "pyvenv.cfg" in names and depth:
             return
         for name in names:
-            if name in _LEFT_OUT:
+            if name in LEFT_OUT:
                 continue
             below = f"{place}/{name}" if place else name
             mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
