@@ -208,6 +208,20 @@ def test_what_a_reader_had_dealt_with_does_not_count_against_the_backlog() -> No
     assert of(credit.said(A, items(26, 1)), Unheard) == [Unheard(A, "b", 11 * EVENT_SIZE)]
 
 
+def test_what_was_dealt_with_once_stays_so_where_the_next_reader_gets_less_far() -> None:
+    credit = Credit(ONE, 10 * EVENT_SIZE)
+    credit.begins(B, [A])
+    credit.said(A, items(1, 20))
+    credit.durable(20)
+    credit.credited(B, "a", 15)
+    credit.ended(B)
+    again = ("b", 2)
+    credit.begins(again, [A])
+    credit.ended(again)
+    assert not of(credit.said(A, items(21, 5)), Unheard)
+    assert of(credit.said(A, items(26, 1)), Unheard) == [Unheard(A, "b", 11 * EVENT_SIZE)]
+
+
 def test_credit_for_what_was_not_sent_is_the_readers_fault() -> None:
     credit = Credit(ONE, MIB)
     credit.begins(B, [A])

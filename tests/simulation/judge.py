@@ -30,6 +30,7 @@ from casemate.protocol.events import (
     CheckpointCreated,
     ErrorKind,
     EventData,
+    Layer,
     RunCancelled,
     RunCompleted,
     RunFailed,
@@ -119,6 +120,7 @@ class _Told:
         self.ended: set[tuple[str, int]] = set()
         self.completed: dict[str, int] = {}  # and by which attempt
         self.outputs: dict[tuple[str, int], Raw] = {}
+        self.layers: dict[tuple[str, int], Layer] = {}
         self.held: dict[str, dict[str, int]] = {}  # what had completed, by checkpoint
         self.closed: set[str] = set()  # tasks that have ended
         self.failed: set[str] = set()
@@ -212,6 +214,8 @@ class _Told:
             assert not self.reads_on(name), f"{record}: what it reads may begin again"
             self.completed[name] = number
             self.outputs[name, number] = data.output
+            if isinstance(data, TaskCompleted) and data.layer is not None:
+                self.layers[name, number] = data.layer
         elif isinstance(data, TaskFailed):
             self.failed.add(name)
             if data.error.kind is ErrorKind.UPSTREAM_FAILED:
@@ -276,6 +280,9 @@ class _Told:
         before = self.held[data.parent] if data.parent is not None else {}
         added = {name for name in held if held[name] != before.get(name)}
         assert set(data.tasks) == added, f"{record}: adds {sorted(added)}"
+        layers = [self.layers[each] for each in held.items() if each in self.layers]
+        size = (sum(each.files for each in layers), sum(each.bytes for each in layers))
+        assert (data.files, data.bytes) == size, f"{record}: {size} in all its layers"
         self.held[data.checkpoint] = held
 
     def _is_whole(self, task: str) -> bool:
