@@ -309,11 +309,9 @@ class Credit:
             del speaker.edges[name[0]]
             heard = speaker.heard.get(name[0], 0)
             speaker.heard[name[0]] = max(heard, edge.credited_size)
-            self._touched.add(speaker)
         known = self._speakers.get(name[0])
         if known is not None and known.name == name:
             known.is_alive = False
-            self._touched.add(known)
         self._waiting.discard(name)
         return self._settled()
 
@@ -342,7 +340,7 @@ class Credit:
 
     def _settled(self) -> list[Action]:
         """What has been decided, and who is held and who waits in consequence."""
-        # A speaker that was let go on is looked at again whatever happens: what let it may be over.
+        # Who has a full edge is looked at again whatever happens: what held or let it may be over.
         for speaker in sorted(self._touched | self._full, key=lambda each: each.name):
             full = speaker.full_edges()
             (self._full.add if full else self._full.discard)(speaker)

@@ -25,7 +25,7 @@ from .shrink import explain
 
 BATCH = 500
 COLLECTED = 50  # histories at a time: 20 MB
-# The rarest edge (a fork of a run that has cancelled tasks) is taken about once in 5 000 histories.
+# The rarest edge (a fork of a run that has completed tasks) is taken once in some 15 000.
 ENOUGH = 100_000
 
 
