@@ -115,8 +115,32 @@ OBSERVER_QUEUE_EVENTS = 1000
 # A peer that connects and says nothing holds a file descriptor of the front no longer than this.
 HANDSHAKE_SECONDS = 3.0
 
-# A control request: the largest is a piece of an upload.
+# A control request: the largest is a piece of an upload. What is beyond it libzmq does not take in.
 CONTROL_REQUEST_SIZE = 4 * MIB
+
+# What an observer subscribes to: a topic, of ids and kinds.
+SUBSCRIPTION_SIZE = 4096
+
+# Whom a supervisor lets in from elsewhere: a list that people keep by hand; and any file of keys,
+# which has forty characters for each of them, a name and a word.
+CLIENT_KEYS = 1000
+KEY_FILE_SIZE = 256 * KIB
+
+# From elsewhere: a piece of an upload, and the words around it. Between this and what libzmq takes
+# in, a request is answered and logged.
+REMOTE_REQUEST_SIZE = MIB + 4 * KIB
+
+# Requests on their way from the gate to the front: more than its engine has under way at once, and
+# 64 MiB of the largest.
+GATE_QUEUE = 64
+
+# What the gate writes before a request, to know the reply by: whose it is, in a few words.
+ENVELOPE_SIZE = 1 * KIB
+
+# Lines that refusals make us log: enough to see what is going on, then one a second, which makes
+# some megabytes of a day of floods.
+GATE_LOG_BURST = 50
+GATE_LOG_RATE = 1.0
 
 # What is submitted travels in pieces, each held in memory once. The whole: sources (128 MiB at
 # most), a run's input and a pipeline; of those that wait to be started, or were left halfway, so

@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from msgspec import Raw
@@ -41,6 +41,9 @@ from .pipeline import compile_document
 from .state import StateDirectory
 from .submissions import Submissions
 
+if TYPE_CHECKING:
+    from .offhost import Gate
+
 # A pipeline built here, one that was compiled before, or the path of a pipeline file.
 Runnable = Pipeline | PipelineSpec | str | os.PathLike[str]
 
@@ -52,7 +55,8 @@ class Supervisor:
 
     Settings that are not given come from `casemate.toml` and the environment (see README).
     `on_submitted`: runs are also taken from clients (`casemate submit`); called with the id of
-    each. Their pipelines may do what this configuration allows.
+    each. Their pipelines may do what this configuration allows. `listen`: HOST:PORT at which
+    clients of other hosts may reach it, those whose keys are in the `keys` of the configuration.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class Supervisor:
         max_parallel: int | None = None,
         config: Config | None = None,
         on_submitted: Callable[[str], None] | None = None,
+        listen: str | None = None,
     ) -> None:
         self._config = config or load_config(state=state, max_parallel=max_parallel)
+        self._gate = None if listen is None else _gate(listen, self._config)
         self._state = StateDirectory(self._config.state)
         self._on_submitted = on_submitted
         self._submissions = Submissions(self._state)
@@ -80,6 +86,8 @@ class Supervisor:
         self._gone: str | None = None
 
     async def __aenter__(self) -> Self:
+        if self._gate is not None:
+            await self._gate.prepare()
         ours, theirs = socket.socketpair()
         code = (
             f"import sys; sys.path[:] = {[os.path.abspath(path) for path in sys.path]!r};"
@@ -109,6 +117,12 @@ class Supervisor:
             raise _refused(ready, SetupRefused)
         self.events_endpoint = ready.events or ""
         self._listening = asyncio.create_task(self._listen(reader))
+        if self._gate is not None:
+            try:
+                await self._gate.start(ready.control or "", self.events_endpoint)
+            except BaseException:
+                await self.__aexit__()
+                raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -120,6 +134,8 @@ class Supervisor:
             await asyncio.to_thread(self._process.wait)
         if self._listening is not None:
             await self._listening
+        if self._gate is not None:  # after the engine, for what that says last
+            await self._gate.close()
 
     def _passed(self) -> frozenset[str]:
         return _ENGINE_ENVIRONMENT | self._config.allow.env
@@ -353,6 +369,14 @@ class Supervisor:
         for waiting in self._answers.values():
             if not waiting.done():
                 waiting.set_exception(CasemateError(self._gone))
+
+
+def _gate(listen: str, config: Config) -> Gate:
+    # Only here: most supervisors have none.
+    from .offhost import Gate
+    from .remote import Address
+
+    return Gate(Address.parse(listen, "listen"), config.keys)
 
 
 def _refused(answer: hostpipe.Answer, otherwise: type[CasemateError]) -> CasemateError:

@@ -7,7 +7,8 @@
 
 Both speak to the control socket of whoever owns the run (`control.py`), and read events as any
 observer does (`observing.py`). The second waits in threads, so that its loop is left to others; one
-who stops waiting does not take back what he asked for.
+who stops waiting does not take back what he asked for. With `at="HOST:PORT"` they drive the
+supervisor at that address and no other (`remote.py`).
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from .observing import Observation, observe
 from .overview import list_runs
 from .pipeline import compile_document
 from .reading import Document
+from .remote import Remote
 from .state import StateDirectory
 
 __all__ = ["AsyncClient", "Client"]
 
 
 class Client:
-    """Of the supervisors of a state directory. Use it as a context manager; it may be used from
-    several threads. RUN is an id, a unique prefix, or `last`.
+    """Of the supervisors of a state directory, or (`at`) of one on another host. Use it as a
+    context manager; it may be used from several threads. RUN is an id, a unique prefix, or `last`.
 
     Every verb raises UsageError for what cannot be done as things stand, and CasemateError where
     the supervisor cannot be reached or fails.
@@ -53,11 +55,22 @@ class Client:
         state: str | os.PathLike[str] | None = None,
         config: Config | None = None,
         patience: float = 600.0,
+        at: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
     ) -> None:
-        """`patience`: seconds to wait for an answer; a rollback of a large workspace takes some."""
-        self._config = config or load_config(state=state)
-        self._state = StateDirectory.open_existing(self._config.state)
-        self._control = control.Client(self._state, patience)
+        """`patience`: seconds to wait for an answer; a rollback of a large workspace takes some.
+        `at`: HOST:PORT of a supervisor that listens there. `keys`: the folder with `client.key` and
+        `server.pub`, else the configuration's."""
+        if at is not None and state is not None:
+            raise UsageError("Client: a state directory or the address of a supervisor, not both")
+        self._config = config or load_config(state=state, keys=keys)
+        self._at = at
+        if at is None:
+            where: StateDirectory | Remote = StateDirectory.open_existing(self._config.state)
+        else:
+            where = Remote.of(at, self._config.keys)
+        self._where = where
+        self._control = control.Client(where, patience)
 
     def __enter__(self) -> Self:
         return self
@@ -91,13 +104,17 @@ class Client:
 
     def runs(self) -> list[RunSummary]:
         """The newest runs of the state directory, whoever owns them."""
-        return list_runs(self._state)
+        if isinstance(self._where, Remote):
+            return self._control.list_remote()
+        return list_runs(self._where)
 
     def events(
         self, run: str = "last", since: int | None = 0, *, whole: bool = True
     ) -> Observation:
         """As `observe`."""
-        return observe(run, since=since, whole=whole, state=self._state.path)
+        if isinstance(self._where, Remote):
+            return observe(run, since=since, whole=whole, at=self._at, keys=self._config.keys)
+        return observe(run, since=since, whole=whole, state=self._where.path)
 
     def cancel(self, run: str, reason: str = "") -> None:
         """Kill what the run has going and end it."""
@@ -132,7 +149,9 @@ class Client:
 
     def breakers(self) -> list[BreakerSummary]:
         """How the breakers of the state directory stand that have seen a failure."""
-        return read_breakers(self._state.path)
+        if isinstance(self._where, Remote):
+            return self._control.breakers_remote()
+        return read_breakers(self._where.path)
 
     def open_breaker(self, key: str, open_for: float | str = "30s") -> BreakerSummary:
         """Open a breaker by hand, for all runs of the state directory."""
@@ -140,11 +159,16 @@ class Client:
             happening = Forced(parse_duration(open_for))
         except ValueError as error:
             raise UsageError(f"open_for: {error}") from error
-        return step_breaker(self._state.path, key, happening)
+        return self._step_breaker(key, happening)
 
     def reset_breaker(self, key: str) -> BreakerSummary:
         """Close a breaker and forget its failures."""
-        return step_breaker(self._state.path, key, Reset())
+        return self._step_breaker(key, Reset())
+
+    def _step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary:
+        if isinstance(self._where, Remote):
+            return self._control.step_breaker_remote(key, happening)
+        return step_breaker(self._where.path, key, happening)
 
 
 class AsyncClient:
@@ -156,8 +180,10 @@ class AsyncClient:
         state: str | os.PathLike[str] | None = None,
         config: Config | None = None,
         patience: float = 600.0,
+        at: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._client = Client(state=state, config=config, patience=patience)
+        self._client = Client(state=state, config=config, patience=patience, at=at, keys=keys)
 
     async def __aenter__(self) -> Self:
         return self

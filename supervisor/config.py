@@ -10,6 +10,8 @@ same things in the same words:
     allow = ["env:API_KEY"]          CASEMATE_ALLOW=env:API_KEY,path:/srv/data     --allow …
     degrade = ["landlock"]           CASEMATE_DEGRADE=landlock
     strict = ["cgroup"]              CASEMATE_STRICT=cgroup
+    listen = "10.0.0.5:7601"         CASEMATE_LISTEN=…         serve --listen …
+    keys = "/etc/casemate/keys"      CASEMATE_KEYS=…           --keys …
 
 The file is the one that `$CASEMATE_CONFIG` names, else `casemate/casemate.toml` below
 `$XDG_CONFIG_HOME` (`~/.config`). Never one in the current folder: `allow` and `degrade` hand out
@@ -44,7 +46,7 @@ from .pipeline import Allow
 from .reading import shown
 from .usage import cpu_budget, memory_budget
 
-__all__ = ["Config", "default_state", "load_config"]
+__all__ = ["Config", "default_keys", "default_state", "load_config"]
 
 # Agents mostly wait for somebody else, so more of them than processors is right; their memory is
 # what is bounded. Below four a single slow task would make a wide graph look serial.
@@ -81,19 +83,24 @@ class _Operator(BaseSettings):
     allow: _Words = ()
     degrade: _Words = ()
     strict: _Words = ()
+    listen: str | None = None
+    keys: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What holds after all of it: every value decided. `notes`: what a person should be told."""
+    """What holds after all of it: every value decided. `listen`: where `serve` can be reached from
+    other hosts. `notes`: what a person should be told."""
 
     state: Path
     max_parallel: int
     memory_budget: int
     cpu_budget: float
     allow: Allow
+    keys: Path
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
+    listen: str | None = None
     notes: tuple[str, ...] = ()
 
     def settings(self) -> Settings:
@@ -118,6 +125,8 @@ def load_config(
     allow: Sequence[str] | None = None,
     degrade: Sequence[str] | None = None,
     strict: Sequence[str] | None = None,
+    listen: str | None = None,
+    keys: str | os.PathLike[str] | None = None,
 ) -> Config:
     """The arguments are the flags: None where one was not given. Raises UsageError."""
     flags = {
@@ -128,6 +137,8 @@ def load_config(
         "allow": allow,
         "degrade": degrade,
         "strict": strict,
+        "listen": listen,
+        "keys": None if keys is None else os.fspath(keys),
     }
     flags = {name: value for name, value in flags.items() if value is not None}
     path, notes = _find_file(config)
@@ -143,6 +154,8 @@ def load_config(
         allow=Allow.parse(said.allow, state=decided, degrade=said.degrade),
         degrade=said.degrade,
         strict=said.strict,
+        listen=said.listen,
+        keys=_absolute(said.keys) if said.keys is not None else default_keys(),
         notes=notes,
     )
 
@@ -150,6 +163,11 @@ def load_config(
 def default_state() -> Path:
     """`$XDG_STATE_HOME/casemate`, else `~/.local/state/casemate`."""
     return _xdg("XDG_STATE_HOME", ".local/state") / "casemate"
+
+
+def default_keys() -> Path:
+    """Beside the usual casemate.toml."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "casemate" / "keys"
 
 
 def _merged(flags: Mapping[str, Any], written: Mapping[str, Any], path: Path | None) -> _Operator:
@@ -210,12 +228,13 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, not TOML
         raise UsageError(f"{path}: is not TOML: {error}") from error
-    state = written.get("state")
-    if isinstance(state, str) and not Path(state).expanduser().is_absolute():
-        raise UsageError(
-            f"{path}: state: {shown(state)} would be another folder wherever casemate is started; "
-            "write a path that begins with / or ~"
-        )
+    for key in ("state", "keys"):
+        folder = written.get(key)
+        if isinstance(folder, str) and not Path(folder).expanduser().is_absolute():
+            raise UsageError(
+                f"{path}: {key}: {shown(folder)} would be another folder wherever casemate is "
+                "started; write a path that begins with / or ~"
+            )
     return written
 
 

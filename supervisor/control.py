@@ -4,22 +4,26 @@
 into an answer. `Client` is for other processes: it finds the living supervisor that owns the run,
 asks its front, and waits.
 
-The owner is found by the run's lock, in which its pid stands, and the records of those who live. A
+The owner is found by the run's lock, in which its pid stands, and the records of those who live.
+One on another host (`remote.py`) is whoever listens at its address, and finds the run itself. A
 request carries an id of its own, so that it can be sent again when no answer comes (the front was
 restarted): it is carried out once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from contextlib import closing
 from hashlib import sha256
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
 from ..protocol.control import (
     Because,
+    Breakers,
     BreakersShown,
     BreakerSummary,
     BreakerVerb,
@@ -31,13 +35,20 @@ from ..protocol.control import (
     Done,
     Error,
     Fork,
+    List,
+    Listed,
+    OpenBreaker,
     Pause,
     Problem,
     Reply,
+    Request,
     ResetBreaker,
     Resume,
     Rollback,
+    RunSummary,
     RunVerb,
+    Show,
+    Shown,
     Submit,
     Upload,
     Uploaded,
@@ -46,7 +57,11 @@ from ..protocol.control import (
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
 from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION, UPLOAD_PIECE_SIZE
 from .core.breaker import Forced, Reset
+from .remote import Reach, Remote
 from .state import RunDirectory, StateDirectory, SupervisorRecord
+
+if TYPE_CHECKING:
+    import zmq
 
 __all__ = ["Client", "Steerable", "carry_out"]
 
@@ -128,12 +143,13 @@ async def _done(engine: Steerable, verb: RunVerb) -> Done:
 
 
 class Client:
-    """The verbs of a supervisor, for the runs of any that lives. Use it as a context manager."""
+    """The verbs of a supervisor, for the runs of any that lives, here or at one address elsewhere.
+    Use it as a context manager."""
 
-    def __init__(self, state: StateDirectory, patience: float = _PATIENCE) -> None:
+    def __init__(self, where: StateDirectory | Remote, patience: float = _PATIENCE) -> None:
         import zmq
 
-        self._state = state
+        self._where = where
         self._patience = patience
         self._context: zmq.Context[Any] = zmq.Context()
 
@@ -187,13 +203,7 @@ class Client:
         32 hex digits, under which to ask again is to ask for the same run."""
         submission = submission or _new_id()
         give_up = time.monotonic() + self._patience
-        accepting = [each for each in self._state.living_supervisors() if each.accepts]
-        if not accepting:
-            raise UsageError(
-                f"no supervisor of {self._state.path} takes submissions: start one with "
-                "`casemate serve`"
-            )
-        owner = accepting[0]
+        owner = self._accepting()
         offset = 0
         while offset < len(bundle):
             uploaded = self._ask_one(
@@ -221,6 +231,51 @@ class Client:
             raise _refusal("submit", done)
         return done.run
 
+    # ---- what of a supervisor on this host is read from its files
+
+    def list_remote(self) -> list[RunSummary]:
+        answer = self._ask_remote(List(version=CONTROL_VERSION, id=_new_id()))
+        return list(answer.runs) if isinstance(answer, Listed) else []
+
+    def show_remote(self, run: str) -> Shown:
+        answer = self._ask_remote(Show(version=CONTROL_VERSION, id=_new_id(), run=run))
+        if not isinstance(answer, Shown):
+            raise _refusal("show", answer)
+        return answer
+
+    def breakers_remote(self) -> list[BreakerSummary]:
+        answer = self._ask_remote(Breakers(version=CONTROL_VERSION, id=_new_id()))
+        return list(answer.breakers) if isinstance(answer, BreakersShown) else []
+
+    def step_breaker_remote(self, key: str, happening: Forced | Reset) -> BreakerSummary:
+        verb: BreakerVerb = ResetBreaker(version=CONTROL_VERSION, id=_new_id(), key=key)
+        if isinstance(happening, Forced):
+            verb = OpenBreaker(
+                version=CONTROL_VERSION, id=_new_id(), key=key, open_for=happening.open_for
+            )
+        answer = self._ask_remote(verb)
+        if not isinstance(answer, BreakersShown):
+            raise _refusal("breaker", answer)
+        return answer.breakers[0]
+
+    def _ask_remote(self, verb: List | Show | Breakers | BreakerVerb) -> Reply:
+        assert isinstance(self._where, Remote)
+        answer = self._ask_one(self._where, verb, time.monotonic() + self._patience)
+        if isinstance(answer, Error):
+            raise _refusal("asked", answer)
+        return answer
+
+    def _accepting(self) -> SupervisorRecord | Remote:
+        if isinstance(self._where, Remote):
+            return self._where
+        for each in self._where.living_supervisors():
+            if each.accepts:
+                return each
+        raise UsageError(
+            f"no supervisor of {self._where.path} takes submissions: start one with "
+            "`casemate serve`"
+        )
+
     def _steer(self, verb: RunVerb) -> Done:
         answer = self._ask(verb)
         if not isinstance(answer, Done):
@@ -228,10 +283,15 @@ class Client:
         return answer
 
     def _ask(self, verb: RunVerb) -> Done | Because:
-        run = self._state.find_run(verb.run)
-        verb = msgspec.structs.replace(verb, run=run.id)
         give_up = time.monotonic() + self._patience
-        for owner in self._owners(run):
+        if isinstance(self._where, Remote):
+            answer = self._ask_one(self._where, verb, give_up)
+            if isinstance(answer, Done | Because):
+                return answer
+            raise _refusal(f"run {verb.run}", answer)
+        run = self._where.find_run(verb.run)
+        verb = msgspec.structs.replace(verb, run=run.id)
+        for owner in self._owners(self._where, run):
             answer = self._ask_one(owner, verb, give_up)
             match answer:
                 case Done() | Because():
@@ -242,7 +302,7 @@ class Client:
                     raise _refusal(f"run {run.id}", answer)
         raise CasemateError(f"run {run.id}: its supervisor has just let go of it; ask again")
 
-    def _owners(self, run: RunDirectory) -> list[SupervisorRecord]:
+    def _owners(self, state: StateDirectory, run: RunDirectory) -> list[SupervisorRecord]:
         give_up = time.monotonic() + min(_ANNOUNCED, self._patience)
         while True:
             if not run.is_owned():
@@ -250,7 +310,7 @@ class Client:
                     f"run {run.id}: no living supervisor owns it; `casemate resume` goes on with it"
                 )
             owner = run.owner()
-            found = [each for each in self._state.living_supervisors() if each.pid == owner]
+            found = [each for each in state.living_supervisors() if each.pid == owner]
             if found:
                 return found
             if time.monotonic() > give_up:
@@ -260,31 +320,71 @@ class Client:
                 )
             time.sleep(0.05)
 
-    def _ask_one(
-        self, owner: SupervisorRecord, verb: RunVerb | Submit | Upload, give_up: float
-    ) -> Reply:
+    def _ask_one(self, owner: SupervisorRecord | Remote, verb: Request, give_up: float) -> Reply:
         import zmq
 
         body, wait = msgspec.msgpack.encode(verb), _FIRST_WAIT
         with self._context.socket(zmq.DEALER) as dealer:
             dealer.linger = 0
+            with closing(_Line(owner, dealer)) as line:
+                while line.is_alive() and (left := give_up - time.monotonic()) > 0:
+                    with contextlib.suppress(zmq.Again):  # nobody is there yet, and enough waits
+                        dealer.send(body, zmq.NOBLOCK)
+                    until = time.monotonic() + min(wait, left)
+                    while line.wait(until):
+                        reply: Reply = msgspec.msgpack.decode(dealer.recv(), type=Reply)
+                        if reply.id == verb.id:
+                            return reply
+                    wait *= 2
+        what = "does not answer" if line.is_alive() else "died before it answered"
+        whose = f"run {verb.run}" if isinstance(verb, RunVerb) else verb.__struct_config__.tag
+        raise CasemateError(f"{whose}: the supervisor ({line.name}) {what}")
+
+
+class _Line:
+    """A socket's connection to the supervisor that is asked."""
+
+    def __init__(self, owner: SupervisorRecord | Remote, dealer: zmq.Socket[Any]) -> None:
+        import zmq
+
+        self._owner = owner
+        self._dealer = dealer
+        self._reach: Reach | None = None
+        self._poller = zmq.Poller()
+        self._poller.register(dealer, zmq.POLLIN)
+        if isinstance(owner, Remote):
+            self.name = f"at {owner.address}"
+            self._reach = Reach(owner, dealer)
+            self._poller.register(self._reach.news, zmq.POLLIN)
+            owner.connect(dealer, owner.control)
+        else:
+            self.name = f"pid {owner.pid}"
             dealer.connect(owner.control)
-            while owner.is_alive() and (left := give_up - time.monotonic()) > 0:
-                dealer.send(body, zmq.NOBLOCK)
-                until = time.monotonic() + min(wait, left)
-                while dealer.poll(max(0, int((until - time.monotonic()) * 1000))):
-                    reply: Reply = msgspec.msgpack.decode(dealer.recv(), type=Reply)
-                    if reply.id == verb.id:
-                        return reply
-                wait *= 2
-        what = "does not answer" if owner.is_alive() else "died before it answered"
-        whose = f"run {verb.run}" if isinstance(verb, RunVerb) else "submit"
-        raise CasemateError(f"{whose}: the supervisor (pid {owner.pid}) {what}")
+
+    def close(self) -> None:
+        if self._reach is not None:
+            self._reach.close()
+
+    def is_alive(self) -> bool:
+        """As far as can be told from here."""
+        return isinstance(self._owner, Remote) or bool(self._owner.is_alive())
+
+    def wait(self, until: float) -> bool:
+        """For a reply. Raises CasemateError where none can come."""
+        while True:
+            left = max(0, int((until - time.monotonic()) * 1000))
+            ready = dict(self._poller.poll(left))
+            if self._dealer in ready:
+                return True
+            if self._reach is not None:
+                self._reach.check()
+            if not ready:
+                return False
 
 
 def _refusal(what: str, reply: Reply) -> CasemateError:
     match reply:
-        case Error(error=Problem(kind=ControlError.REFUSED, message=message)):
+        case Error(error=Problem(ControlError.REFUSED | ControlError.NOT_FOUND, message)):
             return UsageError(message)
         case Error(error=Problem(message=message)):
             return CasemateError(f"{what}: {message}")

@@ -63,7 +63,9 @@ async def _serve(fd: int) -> None:
         submitted = _Submitted(writer)
         accept = submitted.accept if settings.accepts else None
         async with Engine(settings, accept) as engine:
-            hostpipe.write(writer, hostpipe.Answer(0, events=engine.front.events_endpoint))
+            front = engine.front
+            ready = hostpipe.Answer(0, events=front.events_endpoint, control=front.control_endpoint)
+            hostpipe.write(writer, ready)
             submitted.is_open.set()
             notes = _Notes(engine, writer)
             try:

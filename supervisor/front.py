@@ -35,7 +35,6 @@ import contextlib
 import itertools
 import os
 import queue
-import resource
 import secrets
 import shutil
 import signal
@@ -96,10 +95,9 @@ from ..protocol.limits import (
     CONTROL_REQUEST_SIZE,
     CONTROL_VERB_SIZE,
     CONTROL_VERSION,
+    ENVELOPE_SIZE,
     EVENT_VERSION,
     FRONT_BUFFER_SIZE,
-    FRONT_FILES,
-    FRONT_MEMORY,
     FRONT_QUEUE_EVENTS,
     HANDSHAKE_SECONDS,
     HEARTBEAT_RUNS,
@@ -110,8 +108,10 @@ from ..protocol.limits import (
     PUBLISHED_EVENT_SIZE,
     REPLAY_PAGE_EVENTS,
     REPLAY_PAGE_SIZE,
+    SUBSCRIPTION_SIZE,
 )
 from .breakers import read_breakers
+from .exposed import clean_environment, command_of, limit_self
 from .journal import Commit, JournalReader, NotBegunError, Outline
 from .overview import describe, list_runs
 from .state import RUNTIME_FILES, StateDirectory, make_runtime_directory
@@ -397,8 +397,8 @@ class FrontProcess:
             try:
                 self._pid = os.posix_spawn(
                     sys.executable,
-                    [sys.executable, "-I", "-S", "-c", _launcher()],
-                    _environment(),
+                    command_of(__name__),
+                    clean_environment(),
                     file_actions=[
                         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                         (
@@ -680,19 +680,6 @@ class FrontProcess:
             self._is_writing = False
 
 
-def _launcher() -> str:
-    paths = [entry for entry in sys.path if entry]
-    return f"import sys; sys.path[:] = {paths!r}; from {__name__} import main; main()"
-
-
-def _environment() -> dict[str, str]:
-    kept = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-    # An interpreter with a shared library outside the linker's cache does not start without.
-    if path := os.environ.get("LD_LIBRARY_PATH"):
-        kept["LD_LIBRARY_PATH"] = path
-    return kept
-
-
 # ------------------------------------------------------------------------------ the front process
 
 
@@ -704,7 +691,7 @@ def main() -> None:
     status = 1
     try:
         _end_with(hello.engine)
-        _limit_self()
+        limit_self()
         _Front(channel, hello).serve()
         # EOF: the engine closed or died. If it lives it removes what others keep there as well.
         for name in RUNTIME_FILES:
@@ -745,17 +732,6 @@ def _end_for_certain(signum: int = 0, frame: FrameType | None = None) -> None:
     and EOF is what ends us well. SIGALRM has no handler, so that the kernel does it if we cannot.
     """
     signal.setitimer(signal.ITIMER_REAL, 2 * _PARTING_SECONDS + 1)
-
-
-def _limit_self() -> None:
-    for kind, most in (
-        (resource.RLIMIT_NOFILE, FRONT_FILES),
-        (resource.RLIMIT_DATA, FRONT_MEMORY),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
 
 
 class _Front:
@@ -894,7 +870,10 @@ def _listen(context: zmq.Context[Any], kind: int, path: str, queue: int) -> zmq.
     listener.sndhwm = queue
     listener.rcvhwm = 100
     # Subscriptions are names; requests are what control.py describes.
-    listener.maxmsgsize = CONTROL_REQUEST_SIZE if kind == zmq.ROUTER else 4096
+    listener.maxmsgsize = CONTROL_REQUEST_SIZE if kind == zmq.ROUTER else SUBSCRIPTION_SIZE
+    if kind == zmq.XPUB:
+        # Who subscribes to what another has is told of nobody otherwise, and answered by nobody.
+        listener.setsockopt(zmq.XPUB_VERBOSE, 1)
     listener.handshake_ivl = int(HANDSHAKE_SECONDS * 1000)
     listener.bind("ipc://" + path)
     return listener
@@ -1031,13 +1010,15 @@ def _answer_requests(router: zmq.Socket[Any], desk: _Desk, engine: _Engine) -> N
                 reply(client, answer)
         if router not in ready:
             continue
-        # Part by part: of a message with a million parts two are kept.
+        # Part by part: of a message with a million parts three are kept. A REQ socket's delimiter
+        # goes back as it came, with what the gate put before it.
         client = [router.recv()]
         body = b""
         while router.getsockopt(zmq.RCVMORE):
             part = router.recv()
             if len(client) == 1 and not part:
-                client.append(part)  # a REQ socket's delimiter goes back as it came
+                client += [body, part] if 0 < len(body) <= ENVELOPE_SIZE else [part]
+                body = b""
             else:
                 body = part
         said = desk.answer(body)

@@ -106,7 +106,7 @@ class Ask(Struct, frozen=True):
 
 class Answer(Struct, frozen=True, tag="answer"):
     """`refused` is set where the ask could not be granted: a message for a person, who can mend
-    it (`is_usage`) or not. The first answer, to the settings, has the event socket's address."""
+    it (`is_usage`) or not. The first answer, to the settings, has the addresses of the front."""
 
     id: int
     run: str | None = None
@@ -114,6 +114,7 @@ class Answer(Struct, frozen=True, tag="answer"):
     refused: str | None = None
     is_usage: bool = False
     events: str | None = None
+    control: str | None = None
 
 
 class Submitted(Struct, frozen=True, tag="submitted"):

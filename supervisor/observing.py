@@ -35,6 +35,7 @@ from .config import load_config
 from .cursor import PipelineEvent, public
 from .journal import JournalReader, NotBegunError
 from .overview import describe
+from .remote import Reach, Remote
 from .state import RunDirectory, StateDirectory, is_run_id
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def observe(
     whole: bool = True,
     state: str | os.PathLike[str] | None = None,
     endpoints: tuple[str, str] | None = None,
+    at: str | None = None,
+    keys: str | os.PathLike[str] | None = None,
     patience: float = 10.0,
 ) -> Observation:
     """The events of a run, in order and without holes, until it ends. Iterate over the result, with
@@ -85,16 +88,22 @@ def observe(
     on (`snapshot` says how the run stands then). `lossy`: from now on, and what this reader is too
     slow for is skipped. Not `whole`: without large values, which `event.omitted` names. `state`:
     the state directory, else the usual one. `endpoints`: those of a supervisor's event and control
-    socket, where its state directory is not at hand. `patience`: seconds to wait for a supervisor
-    that is not there.
+    socket, where its state directory is not at hand. `at`: HOST:PORT of a supervisor on another
+    host; `keys`: the folder with `client.key` and `server.pub`, else the configuration's.
+    `patience`: seconds to wait for a supervisor that is not there.
 
-    Iterating raises ObservationLost where the supervisor is gone before the run has ended, and
-    UsageError where there is no such run.
+    Iterating raises ObservationLost where the supervisor is gone before the run has ended,
+    UsageError where there is no such run, and CasemateError where what is at that address does not
+    let us in.
     """
-    if endpoints is not None and state is not None:
-        raise UsageError("observe: a state directory or the endpoints of a supervisor, not both")
+    if sum(each is not None for each in (endpoints, state, at)) > 1:
+        raise UsageError(
+            "observe: a state directory, or the endpoints or the address of a supervisor, not both"
+        )
     source: _Local | _Named
-    if endpoints is None:
+    if at is not None:
+        source = _Distant(run, Remote.of(at, load_config(keys=keys).keys))
+    elif endpoints is None:
         directory = StateDirectory.open_existing(load_config(state=state).state)
         source = _Local(directory, directory.find_run(run))
     else:
@@ -114,6 +123,14 @@ class _Named:
 
     def read(self, since: int, whole: bool) -> tuple[Shown, list[Published]] | None:
         return None
+
+
+class _Distant(_Named):
+    """A supervisor on another host."""
+
+    def __init__(self, run: str, remote: Remote) -> None:
+        super().__init__(run, Endpoints(remote.events, remote.control))
+        self.remote = remote
 
 
 class _Local:
@@ -228,8 +245,10 @@ class _Line:
         self._whole = whole
         self._patience = patience
         self._context: zmq.Context[Any] = zmq.Context()
+        self._remote = source.remote if isinstance(source, _Distant) else None
         self._events: zmq.Socket[bytes] | None = None
         self._control: zmq.Socket[bytes] | None = None
+        self._reach: Reach | None = None
         self._heard = self._connected = time.monotonic()
         self._asked: float | None = None
         self._is_wide = False  # subscribed to all runs, as this one's id is not known yet
@@ -283,14 +302,22 @@ class _Line:
         self._is_wide = not is_run_id(self._follower.run)
         self._events.subscribe(_EVERYTHING if self._is_wide else self._topic())
         self._events.subscribe(HEARTBEAT_TOPIC)
-        self._events.connect(endpoints.events)
         self._control = self._context.socket(zmq.DEALER)
         self._control.linger = 0
-        self._control.connect(endpoints.control)
+        if self._remote is not None:
+            self._reach = Reach(self._remote, self._control)
+            self._remote.connect(self._events, endpoints.events)
+            self._remote.connect(self._control, endpoints.control)
+        else:
+            self._events.connect(endpoints.events)
+            self._control.connect(endpoints.control)
         self._connected = time.monotonic()
         self._asked = None
 
     def _disconnect(self) -> None:
+        if self._reach is not None:
+            self._reach.close()
+            self._reach = None
         for each in (self._events, self._control):
             if each is not None:
                 each.close(linger=0)
@@ -370,19 +397,18 @@ class _Line:
         import zmq
 
         poller = zmq.Poller()
-        for each in (self._events, self._control):
-            assert each is not None
+        patience = self._check_silence()
+        for each in self._sockets():
             poller.register(each, zmq.POLLIN)
-        poller.poll(int(self._check_silence() * 1000) + 1)
+        poller.poll(int(patience * 1000) + 1)
 
     async def wait_in_loop(self) -> None:
         """The same, leaving the loop to others. libzmq's descriptors tell of changes, not of what
         is there: they are looked at again once somebody watches them."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        assert self._events is not None and self._control is not None
-        sockets = (self._events, self._control)
-        watched = [each.fileno() for each in sockets]
         patience = self._check_silence()
+        sockets = self._sockets()
+        watched = [each.fileno() for each in sockets]
         for descriptor in watched:
             loop.add_reader(descriptor, news.set)
         try:
@@ -393,8 +419,16 @@ class _Line:
             for descriptor in watched:
                 loop.remove_reader(descriptor)
 
+    def _sockets(self) -> list[zmq.Socket[bytes]]:
+        """None once it is disconnected."""
+        news = None if self._reach is None else self._reach.news
+        return [each for each in (self._events, self._control, news) if each is not None]
+
     def _check_silence(self) -> float:
-        """Seconds to wait at most before this has to be looked at again."""
+        """Seconds to wait at most before this has to be looked at again. Raises CasemateError where
+        whoever is at the address does not let us in."""
+        if self._reach is not None:
+            self._reach.check()
         now = time.monotonic()
         wake = max(self._heard, self._connected) + _SILENCE
         if now > wake:

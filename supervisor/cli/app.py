@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -164,8 +165,27 @@ def exec(
     )
 
 
-@app.command(epilog="Example: casemate serve")
-def serve(json: Json = False, allow: Allow = None, state: State = None) -> None:
+Keys = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--keys", metavar="DIR", help="Where keys are kept."),
+]
+
+
+@app.command(epilog="Example: casemate serve --listen 10.0.0.5:7601")
+def serve(
+    json: Json = False,
+    allow: Allow = None,
+    listen: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Let clients of other hosts in, here and at the next port: those whose keys "
+            "clients.toml in --keys names.",
+        ),
+    ] = None,
+    keys: Keys = None,
+    state: State = None,
+) -> None:
     """Run what is submitted, go on with every run that a dead supervisor left, and stay.
 
     Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM or ^C ends
@@ -173,7 +193,31 @@ def serve(json: Json = False, allow: Allow = None, state: State = None) -> None:
     """
     from .serve import serve_runs
 
-    sys.exit(serve_runs(as_json=json, allow=allow, state=state))
+    sys.exit(serve_runs(as_json=json, allow=allow, listen=listen, keys=keys, state=state))
+
+
+class KeyRole(StrEnum):
+    server = "server"
+    client = "client"
+
+
+@app.command(epilog="Example: casemate keys client")
+def keys(
+    role: Annotated[KeyRole, typer.Argument(help="Whose pair it is.")],
+    keys: Keys = None,
+    json: Json = False,
+    state: State = None,
+) -> None:
+    """Make a pair of keys, for supervisors that are reached from other hosts, and print the public
+    one.
+
+    The supervisor's folder then has server.key, server.pub and clients.toml, into which the public
+    keys of clients go; a client's has client.key, and needs a copy of the supervisor's server.pub.
+    Nothing is written over: exits 2 where there is a pair already.
+    """
+    from .keys import print_new_keys
+
+    sys.exit(print_new_keys(role.value, keys=keys, as_json=json))
 
 
 @app.command(epilog='Example: casemate submit review.yaml --input \'{"path": "src"}\' --json')

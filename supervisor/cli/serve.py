@@ -30,8 +30,15 @@ from .view import run_line
 __all__ = ["serve_runs"]
 
 
-def serve_runs(*, as_json: bool, allow: list[str] | None, state: Path | None) -> int:
-    config = load_config(state=state, allow=allow or None)
+def serve_runs(
+    *,
+    as_json: bool,
+    allow: list[str] | None,
+    listen: str | None,
+    keys: Path | None,
+    state: Path | None,
+) -> int:
+    config = load_config(state=state, allow=allow or None, listen=listen, keys=keys)
     settle()  # before the first child
     for note in config.notes:
         print(f"casemate: {note}", file=sys.stderr)
@@ -50,9 +57,11 @@ async def _serve(config: Config, as_json: bool) -> None:
         following.add(task)
         task.add_done_callback(following.discard)
 
-    async with Supervisor(config=config, on_submitted=follow) as supervisor:
+    server = Supervisor(config=config, on_submitted=follow, listen=config.listen)
+    async with server as supervisor:
         if not as_json:
-            print(f"serving {config.state} · {supervisor.events_endpoint}", flush=True)
+            where = f"serving {config.state} · {supervisor.events_endpoint}"
+            print(where + (f" · {config.listen}" if config.listen else ""), flush=True)
         for run, since in await _take_up_all(supervisor, config):
             follow(run, since)
         try:

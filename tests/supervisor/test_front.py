@@ -501,7 +501,8 @@ def test_a_front_that_cannot_begin_is_tried_again_and_tells_why(
     async def story() -> None:
         front = FrontProcess(state)
         with monkeypatch.context() as patch:
-            patch.setattr("casemate.supervisor.front._launcher", lambda: "raise OSError('broken')")
+            broken = [sys.executable, "-c", "raise OSError('broken')"]
+            patch.setattr("casemate.supervisor.front.command_of", lambda module: broken)
             await front.start()
             await until(lambda: front.restarts >= 2)
             assert front.problem is not None and "broken" in front.problem
