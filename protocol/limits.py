@@ -168,6 +168,14 @@ CONTROL_OUTSTANDING = 64
 CONTROL_RATE = 100
 CONTROL_REPLIES_KEPT = 256
 
+# A run's journal, as far as one supervisor has written it: a thousand attempts that each say all
+# that limits.output allows by default. Looked at once a second.
+RUN_JOURNAL_SIZE = 16 * 1024 * MIB
+
+# What layers leave free on their file system (of a small one, a twentieth): the journals of all
+# runs and the outputs of tasks that complete must still find room there. Looked at once a second.
+DISK_RESERVE = 256 * MIB
+
 # What a task may keep by ctx.save: progress of a job, not its data. It travels in RUN, beside the
 # input and a pickled function, in one message.
 SAVED_SIZE = 256 * KIB

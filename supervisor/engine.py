@@ -54,9 +54,17 @@ from ..protocol.events import (
     TaskUsage,
     WorkspaceChanged,
 )
-from ..protocol.limits import JOURNAL_BACKLOG_SIZE, KIB, MESSAGE_SIZE, VALUE_SIZE
+from ..protocol.limits import (
+    JOURNAL_BACKLOG_SIZE,
+    KIB,
+    MESSAGE_SIZE,
+    MIB,
+    RUN_JOURNAL_SIZE,
+    VALUE_SIZE,
+)
 from ..protocol.messages import Part, Run
 from ..protocol.pipeline import Bind, Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
+from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, SYSTEM_PATH, WORKSPACE, Mode, SandboxSpec
 from .breakers import BreakerDesk, step_breaker
@@ -174,6 +182,7 @@ class _Run:
     wants_look: bool = False  # once more: another checkpoint was made meanwhile
     told_changes: WorkspaceChanged | None = None
     problem: str | None = None  # why its journal ended early
+    is_full: bool = False  # its journal took what it may
     # Attempts that may be told RUN once the journal is durable up to a number, and such whose saved
     # state is; in order. Not by key: a check goes by that of its attempt.
     gated: deque[tuple[int, Attempt]] = field(default_factory=deque)
@@ -1145,6 +1154,7 @@ class Engine:
             )
             self._record(key.run, key.task, key.attempt, [usage])
             self._weigh(attempt)
+            self._weigh_journal(key.run)
         interval = SAMPLE_INTERVAL if attempt.lease.is_sampled else USAGE_INTERVAL
         limit = attempt.task.timeouts.cpu
         if limit is not None and measured.cpu is not None:
@@ -1169,6 +1179,10 @@ class Engine:
             name = layer_name(attempt.key.task, attempt.key.attempt)
             with contextlib.suppress(OSError):
                 attempt.disk, excess = await asyncio.to_thread(files.weigh, name, limit)
+                # The largest goes first, and a small one beside it is not what fills the disk.
+                largest = max(each.disk or 0 for each in self._attempts.values())
+                if excess is None and (attempt.disk or 0) >= max(largest, MIB):
+                    excess = await asyncio.to_thread(files.crowded)
             now = self._loop.time()
             attempt.weigh_due = now + WEIGH_REST * (now - began)
             if excess is not None and not attempt.is_dead:
@@ -1176,6 +1190,16 @@ class Engine:
                 attempt.kill()
 
         self._in_background(weigh())
+
+    def _weigh_journal(self, run: str) -> None:
+        size, known = self._journal.size(run), self._runs.get(run)
+        if size > RUN_JOURNAL_SIZE and known is not None and not known.is_full:
+            known.is_full = True
+            message = (
+                f"its tasks said {format_size(size // MIB * MIB)} in all, and the journal of a run "
+                f"may take {format_size(RUN_JOURNAL_SIZE)}"
+            )
+            self._feed(FailRun(run, TaskError(kind=ErrorKind.OUTPUT_LIMIT, message=message)))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -11,6 +11,7 @@ the same time.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ..protocol.errors import CasemateError, UsageError
 from ..protocol.events import ErrorKind, Layer, TaskError, WorkspaceChanged
+from ..protocol.limits import DISK_RESERVE
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import format_size
 from ..sandbox.probe import hands_out_ids, overlay_works
@@ -208,6 +210,18 @@ class Files:
         else:
             return taken, None
         return taken, f"{found}, and limits.disk is {format_size(limit)}"
+
+    def crowded(self) -> str | None:
+        """Why no layer may grow any more: what their file system has to keep free."""
+        found = os.statvfs(self.workspace.store.root)
+        free = found.f_bavail * found.f_frsize
+        reserve = min(DISK_RESERVE, found.f_blocks * found.f_frsize // 20)
+        if free >= reserve:
+            return None
+        return (
+            f"the file system of the state directory has {format_size(free)} left, and "
+            f"{format_size(reserve)} are kept for journals and outputs"
+        )
 
     # --- the base ------------------------------------------------------------------------------
 

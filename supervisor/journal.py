@@ -245,6 +245,7 @@ class _Book:
     """One run as the loop thread sees it."""
 
     next_seq: int
+    size: int = 0  # bytes appended since it was opened, about
 
 
 @dataclass(slots=True)
@@ -332,9 +333,15 @@ class Journal:
             weight = 0
             for entry in entries:
                 weight += _weight(entry[3])
+            book.size += weight
             self._appended += weight
             self._queue.put(_Append(run, first, entries, weight))
         return range(first, book.next_seq)
+
+    def size(self, run: str) -> int:
+        """About how many bytes were appended to a run since it was opened; 0 where it is not."""
+        book = self._books.get(run)
+        return book.size if book is not None else 0
 
     def close_run(self, run: str, on_closed: Callable[[], None] | None = None) -> None:
         """Close a run's journal once what was appended is written; then `on_closed`, in the writer
