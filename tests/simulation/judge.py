@@ -753,7 +753,7 @@ class Judge:
                 continue
             if run.is_paused or run.is_rolling:
                 # What cleans up stands in line for all that, if the run was cancelled since.
-                ahead += [run.tasks[task] for task in run.line if run.tasks[task].always]
+                ahead += [run.tasks[task] for task in waiting if run.tasks[task].always]
                 waiting = run.checking if run.is_drained and not run.is_rolling else set()
             most = run.spec.max_parallel
             if not run.is_fetching and (most is None or self._alive_of(name) < most):
