@@ -208,6 +208,10 @@ RETRY_AFTER = 24 * 3600.0
 # Paths named in one event or message (conflicts, changes of the workspace); the rest is counted.
 PATHS_NAMED = 20
 
+# A patch that a program gets whole, in memory: what a person could review a thousand times over.
+# `casemate diff` streams larger ones.
+PATCH_SIZE = 64 * MIB
+
 # Who holds the probe of a breaker says so every second. After five without a word the supervisor is
 # dead, or stands still: the next may probe. A loaded machine delays a word by tenths of a second.
 BREAKER_RENEWAL = 1.0

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,15 +28,19 @@ from msgspec import Raw
 from ..protocol import codec
 from ..protocol.control import BreakerSummary
 from ..protocol.errors import CasemateError, SetupRefused, UsageError
+from ..protocol.events import CheckpointCreated
 from ..protocol.limits import VALUE_SIZE
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import parse_duration
 from . import hostpipe
+from .apply import Applied
 from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
+from .changes import Diff, apply_run, diff_run
 from .config import Config, load_config
 from .core.breaker import Forced, Reset
 from .cursor import PipelineEvent, RunResult, collect, follow
+from .overview import list_checkpoints
 from .pipeline import compile_document
 from .state import StateDirectory
 from .submissions import Submissions
@@ -230,6 +234,45 @@ class Supervisor:
         assert answer.run is not None
         self._known.add(answer.run)
         return answer.run
+
+    async def checkpoints(self, run: str) -> list[CheckpointCreated]:
+        """Those that were made, oldest first: where `rollback` and `fork` may go."""
+        return await asyncio.to_thread(list_checkpoints, self._state.find_run(run))
+
+    async def diff(
+        self, run: str, *, checkpoint: str | None = None, attempt: str | None = None
+    ) -> Diff:
+        """What a run changed in its workspace, as a patch: now, at a checkpoint, or by one attempt
+        (`"task/2"`)."""
+        found = self._state.find_run(run)
+        return await asyncio.to_thread(
+            diff_run, self._state, found, checkpoint=checkpoint, attempt=attempt
+        )
+
+    async def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None = None,
+        allow: Iterable[str] = (),
+        accept_base: bool = False,
+        last: bool = False,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Write what a run that has ended changed into its workspace, or raise ApplyRefused and
+        write nothing: where others changed it (`accept_base`), a change is risky (`allow` names
+        those that are welcome) or branches clash (`last`)."""
+        _, applied = await asyncio.to_thread(
+            apply_run,
+            self._state,
+            self._state.find_run(run),
+            checkpoint=checkpoint,
+            allow=allow,
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
+        )
+        return applied
 
     async def breakers(self) -> list[BreakerSummary]:
         """How the breakers of the state directory stand that have seen a failure."""

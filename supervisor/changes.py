@@ -19,29 +19,40 @@ folder as the run made it is the run's; one that was opened up to write into it 
 
 from __future__ import annotations
 
+import io
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
+from ..protocol.control import RunState as Shown
 from ..protocol.errors import CasemateError, UsageError
 from ..protocol.events import CheckpointCreated, TaskCompleted
+from ..protocol.limits import MIB, PATCH_SIZE
 from ..protocol.pipeline import Base, Conflict
 from .apply import Applied, apply_changes
 from .core.state import RunStanding, RunState
 from .files import layer_name, layer_owner, present_layers
 from .journal import JournalReader
 from .layers import COPY, UPPER, DamagedLayerError, Kind, Resolved, View
+from .overview import summarise
 from .patch import Summary, write_patch
 from .recovery import fold
 from .state import Ownership, RunDirectory, StateDirectory
 from .workspace import Clash, Workspace
 
-__all__ = ["RunFiles", "apply_run", "find_files"]
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+__all__ = ["Diff", "RunFiles", "apply_run", "diff_run", "find_files"]
+
+# A supervisor closes the journal of a run that has ended, and lets go: a fsync or two.
+_LET_GO = 5.0
 
 _ATTEMPT = re.compile(r"([A-Za-z0-9_-]{1,64})(?:/([0-9]{1,18}))?")
 
@@ -69,6 +80,54 @@ class RunFiles:
         would undo that."""
         told = {entry.path for entry in summary.entries}
         return [path for path in self.workspace.changes_of_base() if path in told]
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What a run changed, for a program. `patch`: for `git apply`. `paths`: all that differs, also
+    what the patch cannot say (`left_out`: why). `risky`: what wants a look before it is applied.
+    `clash`: paths of which branches that never met made different things; taken are those that come
+    last in the order of the graph. `changed_by_others`: since the run began."""
+
+    run: str
+    patch: bytes
+    paths: tuple[str, ...]
+    left_out: Mapping[str, str]
+    risky: Mapping[str, str]
+    clash: tuple[str, ...]
+    changed_by_others: tuple[str, ...]
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        if self.tell() + memoryview(data).nbytes > PATCH_SIZE:
+            raise UsageError(
+                f"the patch has more than {PATCH_SIZE // MIB} MiB; `casemate diff` prints it"
+            )
+        return super().write(data)
+
+
+def diff_run(
+    state: StateDirectory,
+    run: RunDirectory,
+    *,
+    checkpoint: str | None = None,
+    attempt: str | None = None,
+) -> Diff:
+    """The patch whole. Blocks on the disk. UsageError as `find_files`, and where it is too large to
+    be held."""
+    files = find_files(state, run, checkpoint=checkpoint, attempt=attempt)
+    out = _Bounded()
+    summary = files.write_patch(out)
+    return Diff(
+        run=run.id,
+        patch=out.getvalue(),
+        paths=tuple(entry.path for entry in summary.entries),
+        left_out=summary.left_out,
+        risky=summary.risky,
+        clash=() if files.clash is None else tuple(files.clash.paths),
+        changed_by_others=tuple(files.changed_by_others(summary)),
+    )
 
 
 def find_files(
@@ -108,7 +167,7 @@ def apply_run(
     """Write a run's files into its workspace. Only of a run that has ended, under its lock: a task
     of a living one would see them in its base. `last`: although branches clash. How the run ended,
     and what was done."""
-    ownership = Ownership.take(run)
+    ownership = _take_ended(run)
     try:
         with JournalReader(run) as reader:
             now = fold(reader, run.id, reader.last_seq())
@@ -143,6 +202,23 @@ def apply_run(
         return now.standing, applied
     finally:
         ownership.release()
+
+
+def _take_ended(run: RunDirectory) -> Ownership:
+    """Who has just seen a run's last event may come before its supervisor has let go of it."""
+    give_up = time.monotonic() + _LET_GO
+    while True:
+        try:
+            return Ownership.take(run)
+        except UsageError:
+            standing = summarise(run).state
+            if standing in (Shown.RUNNING, Shown.PAUSED):
+                raise UsageError(
+                    f"run {run.id} is {standing}: its files are applied when it has ended"
+                ) from None
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.02)
 
 
 def _cut_off(files: RunFiles, changed: Mapping[str, int | None]) -> list[Resolved]:

@@ -15,24 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 from msgspec import Raw
 
 from ..protocol import codec
-from ..protocol.control import BreakerSummary, RunSummary
+from ..protocol.control import BreakerSummary, RunSummary, TaskSummary
 from ..protocol.errors import UsageError
+from ..protocol.events import CheckpointCreated
 from ..protocol.units import parse_duration
 from . import control
+from .apply import Applied
 from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
 from .bundle import pack
+from .changes import Diff, apply_run, diff_run
 from .config import Config, load_config
 from .core.breaker import Forced, Reset
 from .describe import read_document
 from .observing import Observation, observe
-from .overview import list_runs
+from .overview import describe, list_checkpoints, list_runs
 from .pipeline import compile_document
 from .reading import Document
 from .remote import Remote
@@ -108,13 +113,31 @@ class Client:
             return self._control.list_remote()
         return list_runs(self._where)
 
+    def show(self, run: str = "last") -> tuple[RunSummary, tuple[TaskSummary, ...]]:
+        """How a run stands, and each of its tasks, by its journal."""
+        if isinstance(self._where, Remote):
+            shown = self._control.show_remote(run)
+            return shown.run, shown.tasks
+        return describe(self._where.find_run(run))
+
     def events(
-        self, run: str = "last", since: int | None = 0, *, whole: bool = True
+        self,
+        run: str = "last",
+        since: int | None = 0,
+        *,
+        whole: bool = True,
+        lossy: bool = False,
+        patience: float = 10.0,
     ) -> Observation:
         """As `observe`."""
         if isinstance(self._where, Remote):
-            return observe(run, since=since, whole=whole, at=self._at, keys=self._config.keys)
-        return observe(run, since=since, whole=whole, state=self._where.path)
+            state, at, keys = None, self._at, self._config.keys
+        else:
+            state, at, keys = self._where.path, None, None
+        return observe(
+            run, since=since, whole=whole, lossy=lossy, patience=patience,
+            state=state, at=at, keys=keys,
+        )  # fmt: skip
 
     def cancel(self, run: str, reason: str = "") -> None:
         """Kill what the run has going and end it."""
@@ -146,6 +169,54 @@ class Client:
     def fork(self, run: str, checkpoint: str) -> str:
         """A new run that goes on from a checkpoint of this one; its id."""
         return self._control.fork(run, checkpoint)
+
+    def checkpoints(self, run: str) -> list[CheckpointCreated]:
+        """Those that were made, oldest first: where `rollback` and `fork` may go."""
+        if not isinstance(self._where, Remote):
+            return list_checkpoints(self._where.find_run(run))
+        last = self._control.show_remote(run).as_of
+        found = []
+        for event in self.events(run, whole=False) if last else ():
+            if event.kind == "checkpoint.created":
+                found.append(msgspec.convert(event.data, CheckpointCreated))
+            if event.seq >= last:
+                break
+        return found
+
+    def diff(self, run: str, *, checkpoint: str | None = None, attempt: str | None = None) -> Diff:
+        """What the run changed in its workspace, as a patch: now, at a checkpoint, or by one
+        attempt (`"task/2"`)."""
+        state = self._at_hand("diff")
+        return diff_run(state, state.find_run(run), checkpoint=checkpoint, attempt=attempt)
+
+    def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None = None,
+        allow: Iterable[str] = (),
+        accept_base: bool = False,
+        last: bool = False,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Write what a run that has ended changed into its workspace, or raise ApplyRefused and
+        write nothing: where others changed it (`accept_base`), a change is risky (`allow` names
+        those that are welcome) or branches clash (`last`)."""
+        state = self._at_hand("apply")
+        return apply_run(
+            state,
+            state.find_run(run),
+            checkpoint=checkpoint,
+            allow=allow,
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
+        )[1]
+
+    def _at_hand(self, verb: str) -> StateDirectory:
+        if isinstance(self._where, Remote):
+            raise UsageError(f"{verb}: a run's files do not leave their host; do it at {self._at}")
+        return self._where
 
     def breakers(self) -> list[BreakerSummary]:
         """How the breakers of the state directory stand that have seen a failure."""
@@ -192,9 +263,18 @@ class AsyncClient:
         await asyncio.to_thread(self._client.__exit__, *reason)
 
     def events(
-        self, run: str = "last", since: int | None = 0, *, whole: bool = True
+        self,
+        run: str = "last",
+        since: int | None = 0,
+        *,
+        whole: bool = True,
+        lossy: bool = False,
+        patience: float = 10.0,
     ) -> Observation:
-        return self._client.events(run, since, whole=whole)
+        return self._client.events(run, since, whole=whole, lossy=lossy, patience=patience)
+
+    async def show(self, run: str = "last") -> tuple[RunSummary, tuple[TaskSummary, ...]]:
+        return await asyncio.to_thread(self._client.show, run)
 
     async def submit(
         self,
@@ -234,6 +314,36 @@ class AsyncClient:
 
     async def fork(self, run: str, checkpoint: str) -> str:
         return await asyncio.to_thread(self._client.fork, run, checkpoint)
+
+    async def checkpoints(self, run: str) -> list[CheckpointCreated]:
+        return await asyncio.to_thread(self._client.checkpoints, run)
+
+    async def diff(
+        self, run: str, *, checkpoint: str | None = None, attempt: str | None = None
+    ) -> Diff:
+        return await asyncio.to_thread(
+            self._client.diff, run, checkpoint=checkpoint, attempt=attempt
+        )
+
+    async def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None = None,
+        allow: Iterable[str] = (),
+        accept_base: bool = False,
+        last: bool = False,
+        dry_run: bool = False,
+    ) -> Applied:
+        return await asyncio.to_thread(
+            self._client.apply,
+            run,
+            checkpoint=checkpoint,
+            allow=allow,
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
+        )
 
     async def breakers(self) -> list[BreakerSummary]:
         return await asyncio.to_thread(self._client.breakers)

@@ -20,7 +20,14 @@ from msgspec import Struct
 from ..protocol.control import RunState as Shown
 from ..protocol.control import RunSummary, TaskSummary
 from ..protocol.errors import CasemateError, UsageError
-from ..protocol.events import DATA, EventData, RunPaused, RunStarted, TaskError
+from ..protocol.events import (
+    DATA,
+    CheckpointCreated,
+    EventData,
+    RunPaused,
+    RunStarted,
+    TaskError,
+)
 from .core.commands import Record
 from .core.state import ENDED, LIFECYCLE, RunStanding, RunState
 from .core.task import Standing
@@ -29,7 +36,15 @@ from .journal import JournalError, JournalReader, NotBegunError, Outline
 from .recovery import fold
 from .state import RunDirectory, StateDirectory
 
-__all__ = ["Told", "describe", "explain_task", "list_runs", "read_story", "summarise"]
+__all__ = [
+    "Told",
+    "describe",
+    "explain_task",
+    "list_checkpoints",
+    "list_runs",
+    "read_story",
+    "summarise",
+]
 
 # Of a run that somebody owns; without an owner, what has not ended was interrupted.
 _SHOWN = {
@@ -183,6 +198,19 @@ def describe(run: RunDirectory) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
         keys = {task.breaker.key for task in state.spec.tasks if task.breaker is not None}
         summary = msgspec.structs.replace(summary, breakers=tuple(sorted(keys)))
     return summary, tasks
+
+
+def list_checkpoints(run: RunDirectory) -> list[CheckpointCreated]:
+    """All that were made, oldest first: a rollback takes none away."""
+    try:
+        with JournalReader(run) as reader:
+            return [
+                msgspec.msgpack.decode(event.data, type=CheckpointCreated)
+                for event, _ in reader.decisions()
+                if event.kind == "checkpoint.created"
+            ]
+    except NotBegunError:
+        return []
 
 
 def explain_task(

@@ -18,7 +18,7 @@ def main() -> None:
 
     try:
         try:
-            app()
+            app(prog_name="casemate")
         finally:
             if sys.stdout is not None:  # closed by our caller
                 sys.stdout.flush()  # not left to the interpreter, which makes 120 of a failure

@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from ...protocol.errors import SetupRefused
+from . import completion
 
 app = typer.Typer(
     name="casemate",
@@ -293,7 +294,14 @@ def doctor(
     sys.exit(examine(as_json=json, state=state))
 
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix, or `last`.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id, a unique prefix, or `last`.",
+        autocompletion=completion.runs,
+    ),
+]
 
 
 @app.command(epilog="Example: casemate ps --json | jq '.[0].state'")
@@ -317,7 +325,11 @@ def show(
     ] = False,
     why: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="TASK", help="Why this task waits, is tried again, failed, ..."),
+        typer.Option(
+            metavar="TASK",
+            help="Why this task waits, is tried again, failed, ...",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     json: Json = False,
     state: State = None,
@@ -351,7 +363,11 @@ def output(
     run: Run,
     task: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[TASK]", help="This task's; else those of the run."),
+        typer.Argument(
+            metavar="[TASK]",
+            help="This task's; else those of the run.",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="On one line.")] = False,
     artifact: Annotated[
@@ -426,11 +442,19 @@ def rollback(
     run: Run,
     checkpoint: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[CHECKPOINT]", help="As `casemate checkpoints` lists them."),
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="As `casemate checkpoints` lists them.",
+            autocompletion=completion.checkpoints,
+        ),
     ] = None,
     before: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="TASK", help="Undo this task and what depends on it instead."),
+        typer.Option(
+            metavar="TASK",
+            help="Undo this task and what depends on it instead.",
+            autocompletion=completion.tasks,
+        ),
     ] = None,
     accept_base: Annotated[
         bool, typer.Option("--accept-base", help="Although others changed the workspace.")
@@ -451,7 +475,9 @@ def rollback(
 @app.command(epilog="Example: casemate fork last c3")
 def fork(
     run: Run,
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", autocompletion=completion.checkpoints)
+    ],
     json: Json = False,
     state: State = None,
 ) -> None:
@@ -463,7 +489,12 @@ def fork(
 
 Checkpoint = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--checkpoint", metavar="CHECKPOINT", help="As of then; else of now."),
+    typer.Option(
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="As of then; else of now.",
+        autocompletion=completion.checkpoints,
+    ),
 ]
 
 
@@ -473,7 +504,11 @@ def diff(
     checkpoint: Checkpoint = None,
     attempt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="TASK[/N]", help="What this attempt alone wrote; also a failed one."),
+        typer.Option(
+            metavar="TASK[/N]",
+            help="What this attempt alone wrote; also a failed one.",
+            autocompletion=completion.attempts,
+        ),
     ] = None,
     stat: Annotated[bool, typer.Option("--stat", help="Only a list of what differs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same list, machine-readable.")] = False,
@@ -546,7 +581,11 @@ def gc(
     ] = None,
     run: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="RUN", help="This run instead, also an interrupted one."),
+        typer.Option(
+            metavar="RUN",
+            help="This run instead, also an interrupted one.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json: Json = False,
@@ -573,7 +612,14 @@ breaker = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(breaker, name="breaker")
-Key = Annotated[str, typer.Argument(metavar="KEY", help="As `casemate breaker list` shows it.")]
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY",
+        help="As `casemate breaker list` shows it.",
+        autocompletion=completion.breakers,
+    ),
+]
 
 
 @breaker.command("list", epilog="Example: casemate breaker list --json | jq '.[].key'")

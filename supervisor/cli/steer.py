@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ...protocol.control import RunState
 from ...protocol.errors import UsageError
 from ...protocol.limits import PATHS_NAMED
 from ...protocol.pipeline import PipelineSpec
@@ -23,6 +25,7 @@ from ..control import Client
 from ..cursor import public
 from ..gc import Dropped, collect_garbage
 from ..journal import JournalReader, NotBegunError
+from ..overview import summarise
 from ..state import RunDirectory, StateDirectory
 from ..trimming import Trimmed
 from .show import open_state, print_json
@@ -37,6 +40,19 @@ __all__ = [
     "resume_run",
     "roll_back_run",
 ]
+
+# To kill what a run has going takes some 20 ms; what is asked first (`grace`), and what is marked
+# `always`, longer.
+_ENDING = 3.0
+
+_UNDER_WAY = {RunState.RUNNING, RunState.PAUSED}
+_GOES_ON = "is being cancelled: what cleans up has the time it needs"
+_CANCELLED = {
+    RunState.CANCELLED: "is cancelled",
+    RunState.RUNNING: _GOES_ON,
+    RunState.PAUSED: _GOES_ON,
+    RunState.INTERRUPTED: "is to be cancelled: `casemate resume {run}` does what cleans up",
+}
 
 
 def _steer(
@@ -82,7 +98,22 @@ def cancel_run(text: str, *, reason: str, as_json: bool, state: Path | None) -> 
         recorded.cancel_run(directory, run.id, reason)
 
     _steer(run, directory, lambda client: client.cancel(run.id, reason), offline)
-    return _say(as_json, run.id, f"run {run.id} is cancelled")
+    standing = _wait_ended(run)
+    words = _CANCELLED.get(standing, "has {standing}: the cancel came too late")
+    words = f"run {run.id} {words.format(run=run.id, standing=standing)}"
+    if standing not in _CANCELLED:
+        raise UsageError(words)
+    return _say(as_json, run.id, words, state=standing)
+
+
+def _wait_ended(run: RunDirectory) -> RunState:
+    """How the run stands once it has ended, or when it is clear that this takes longer."""
+    give_up = time.monotonic() + _ENDING
+    while True:
+        standing = summarise(run).state
+        if standing not in _UNDER_WAY or time.monotonic() > give_up:
+            return standing
+        time.sleep(0.02)
 
 
 def checkpoint_run(text: str, *, as_json: bool, state: Path | None) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .protocol.events import ErrorKind, TaskError
     from .sandbox.context import RuntimeContext
     from .supervisor.api import PipelineEvent, RunResult, Supervisor
+    from .supervisor.apply import Applied, ApplyRefused
     from .supervisor.builder import (
         AgentSpec,
         Breaker,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Task,
         Timeouts,
     )
+    from .supervisor.changes import Diff
     from .supervisor.client import AsyncClient, Client
     from .supervisor.observing import Observation, ObservationLost, observe
     from .supervisor.sandboxed import SandboxResult, run_sandboxed
@@ -33,11 +35,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentSpec",
+    "Applied",
+    "ApplyRefused",
     "AsyncClient",
     "Breaker",
     "Bulkhead",
     "CasemateError",
     "Client",
+    "Diff",
     "ErrorKind",
     "Limits",
     "Observation",
@@ -68,6 +73,7 @@ _HOME = {
     ".protocol.events": ("ErrorKind", "TaskError"),
     ".sandbox.context": ("RuntimeContext",),
     ".supervisor.api": ("PipelineEvent", "RunResult", "Supervisor"),
+    ".supervisor.apply": ("Applied", "ApplyRefused"),
     ".supervisor.builder": (
         "AgentSpec",
         "Breaker",
@@ -79,6 +85,7 @@ _HOME = {
         "Task",
         "Timeouts",
     ),
+    ".supervisor.changes": ("Diff",),
     ".supervisor.client": ("AsyncClient", "Client"),
     ".supervisor.observing": ("Observation", "ObservationLost", "observe"),
     ".supervisor.sandboxed": ("SandboxResult", "run_sandboxed"),

@@ -139,6 +139,56 @@ def test_a_unique_prefix_will_do(casemate: Desk) -> None:
     assert casemate.json("show", short)["run"]["id"] == run
 
 
+# --------------------------------------------------------------------------------------- completion
+
+
+def offered(casemate: Desk, line: str) -> dict[str, str]:
+    """What a tab at the end of the line offers, as typer's script for fish is told it."""
+    done = subprocess.run(
+        CASEMATE,
+        env={
+            **os.environ,
+            "CASEMATE_STATE": str(casemate.state),
+            "_CASEMATE_COMPLETE": "complete_fish",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "_TYPER_COMPLETE_ARGS": line,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    words = (each.partition("\t") for each in done.stdout.splitlines())
+    return {word: told.strip() for word, _, told in words}
+
+
+def test_a_tab_offers_runs_and_what_the_named_run_has(casemate: Desk) -> None:
+    good, bad, newest = casemate.runs
+    told = {newest: "chain completed", bad: "x failed", good: "chain completed"}
+    assert offered(casemate, "casemate show ") == {**told, "last": "the newest run"}
+    assert offered(casemate, f"casemate pause {bad[:-1]}").keys() == {
+        run for run in casemate.runs if run.startswith(bad[:-1])
+    }
+    for line in (
+        f"casemate show {good} --why ",
+        f"casemate output {good} ",
+        f"casemate rollback {good} --before ",
+    ):
+        assert offered(casemate, line) == {"a": "completed", "b": "completed"}, line
+    assert offered(casemate, f"casemate output {bad} ") == {"bad": "failed"}
+    assert offered(casemate, f"casemate diff {good} --attempt b") == {"b/1": "completed"}
+    for line in ("rollback last c", "fork last ", "diff last --checkpoint "):
+        assert offered(casemate, f"casemate {line}") == {
+            "c0": "0 tasks", "c1": "1 task", "c2": "2 tasks",
+        }, line  # fmt: skip
+
+
+def test_a_tab_offers_nothing_where_nothing_can_be_read(casemate: Desk, tmp_path: Path) -> None:
+    assert offered(casemate, f"casemate show --state {tmp_path / 'none'} ") == {}
+    assert offered(casemate, "casemate output zz ") == {}
+    assert offered(casemate, "casemate breaker reset ") == {}
+
+
 # ---------------------------------------------------------------------------------------------- gc
 
 

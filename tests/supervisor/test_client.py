@@ -35,7 +35,7 @@ def verbs(of: type) -> set[str]:
 
 def test_they_have_the_verbs_of_a_supervisor() -> None:
     assert verbs(Client) == verbs(AsyncClient)
-    assert verbs(Client) - {"runs"} == verbs(Supervisor) - NOT_FROM_OUTSIDE
+    assert verbs(Client) - {"runs", "show"} == verbs(Supervisor) - NOT_FROM_OUTSIDE
     for name in verbs(Client) - {"submit", "events"}:
         inside = getattr(Supervisor, name, None) or getattr(AsyncClient, name)
         for of in (Client, AsyncClient):
@@ -84,6 +84,29 @@ def test_a_run_is_driven_from_outside(tmp_path: Path, place: Place) -> None:
         assert client.open_breaker("service", "1m").state == "open"
         assert [each.key for each in client.breakers()] == ["service"]
         assert client.reset_breaker("service").state == "closed"
+
+
+def test_a_runs_files_are_compared_and_written_back(tmp_path: Path, place: Place) -> None:
+    state = tmp_path / "state"
+    StateDirectory.open(state)
+    place.write("repo/file", "before\n")
+    edit = {"command": ["sh", "-c", "echo after > file"]}
+    place.write("edit.json", json.dumps(
+        {"name": "edit", "workspace": "repo", "tasks": {"edit": edit}}
+    ))  # fmt: skip
+    with serving(state), Client(state=state) as client:
+        wait_until(lambda: any(r.accepts for r in StateDirectory(state).living_supervisors()))
+        run = client.submit(place.path / "edit.json")
+        assert [event.kind for event in client.events(run)][-1] == "run.completed"
+        summary, [task] = client.show(run)
+        assert (summary.state, task.id, task.state) == (RunState.COMPLETED, "edit", "completed")
+        assert [each.checkpoint for each in client.checkpoints(run)] == ["c0", "c1"]
+        found = client.diff(run)
+        assert found.paths == ("file",) and b"-before\n+after\n" in found.patch
+        assert client.diff(run, attempt="edit/1").patch == found.patch
+        assert client.diff(run, checkpoint="c0").patch == b""
+        assert client.apply(run, dry_run=True) == client.apply(run)
+    assert (place.path / "repo/file").read_text() == "after\n"
 
 
 def test_in_a_loop_a_pipeline_of_this_program(tmp_path: Path) -> None:

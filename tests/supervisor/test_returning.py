@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from casemate import UsageError
 from casemate.supervisor import offline
+from casemate.supervisor.cli.steer import cancel_run
 from casemate.supervisor.cursor import PipelineEvent, public
 from casemate.supervisor.journal import JournalReader
 from casemate.supervisor.overview import describe
@@ -228,6 +229,7 @@ def test_a_cancel_that_comes_when_all_is_done_again_comes_too_late(
         wait_for(state.path, history.run, "run.completed", 2)
     # To outputs of an earlier life, which whoever opens the journal does not have at hand.
     offline.rollback_run(state, history.run, latest, None)
-    offline.cancel_run(state, history.run, "too late")
+    with pytest.raises(UsageError, match="has completed: the cancel came too late"):
+        cancel_run(history.run, reason="too late", as_json=False, state=state.path)
     last = events(state.path, history.run)[-1]
     assert (last.kind, last.data) == ("run.completed", history.one("run.completed").data)
