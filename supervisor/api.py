@@ -32,7 +32,7 @@ from ..protocol.events import CheckpointCreated
 from ..protocol.limits import VALUE_SIZE
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import parse_duration
-from . import hostpipe
+from . import hostpipe, logs
 from .apply import Applied
 from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 Runnable = Pipeline | PipelineSpec | str | os.PathLike[str]
 
 __all__ = ["PipelineEvent", "RunResult", "Supervisor", "run_pipeline"]
+
+
+logs.keep_quiet()
 
 
 class Supervisor:

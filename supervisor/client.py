@@ -37,7 +37,7 @@ from .config import Config, load_config
 from .core.breaker import Forced, Reset
 from .describe import read_document
 from .observing import Observation, observe
-from .overview import describe, list_checkpoints, list_runs
+from .overview import describe, list_checkpoints, list_runs, summarise
 from .pipeline import compile_document
 from .reading import Document
 from .remote import Remote
@@ -112,6 +112,12 @@ class Client:
         if isinstance(self._where, Remote):
             return self._control.list_remote()
         return list_runs(self._where)
+
+    def summary(self, run: str = "last") -> RunSummary:
+        """How a run stands, of whatever length: without its tasks."""
+        if isinstance(self._where, Remote):
+            return self._control.show_remote(run).run
+        return summarise(self._where.find_run(run))
 
     def show(self, run: str = "last") -> tuple[RunSummary, tuple[TaskSummary, ...]]:
         """How a run stands, and each of its tasks, by its journal."""
@@ -272,6 +278,9 @@ class AsyncClient:
         patience: float = 10.0,
     ) -> Observation:
         return self._client.events(run, since, whole=whole, lossy=lossy, patience=patience)
+
+    async def summary(self, run: str = "last") -> RunSummary:
+        return await asyncio.to_thread(self._client.summary, run)
 
     async def show(self, run: str = "last") -> tuple[RunSummary, tuple[TaskSummary, ...]]:
         return await asyncio.to_thread(self._client.show, run)

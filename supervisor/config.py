@@ -12,6 +12,7 @@ same things in the same words:
     strict = ["cgroup"]              CASEMATE_STRICT=cgroup
     listen = "10.0.0.5:7601"         CASEMATE_LISTEN=…         serve --listen …
     keys = "/etc/casemate/keys"      CASEMATE_KEYS=…           --keys …
+    log = "json"                     CASEMATE_LOG=json         --log json
 
 The file is the one that `$CASEMATE_CONFIG` names, else `casemate/casemate.toml` below
 `$XDG_CONFIG_HOME` (`~/.config`). Never one in the current folder: `allow` and `degrade` hand out
@@ -27,7 +28,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
@@ -85,12 +86,13 @@ class _Operator(BaseSettings):
     strict: _Words = ()
     listen: str | None = None
     keys: Path | None = None
+    log: Literal["off", "warnings", "text", "json"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """What holds after all of it: every value decided. `listen`: where `serve` can be reached from
-    other hosts. `notes`: what a person should be told."""
+    other hosts. `log`: None where nobody said. `notes`: what a person should be told."""
 
     state: Path
     max_parallel: int
@@ -101,6 +103,7 @@ class Config:
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
     listen: str | None = None
+    log: str | None = None
     notes: tuple[str, ...] = ()
 
     def settings(self) -> Settings:
@@ -112,6 +115,7 @@ class Config:
             cpu_budget=self.cpu_budget,
             degrade=self.degrade,
             strict=self.strict,
+            log=self.log or "off",
         )
 
 
@@ -127,6 +131,7 @@ def load_config(
     strict: Sequence[str] | None = None,
     listen: str | None = None,
     keys: str | os.PathLike[str] | None = None,
+    log: str | None = None,
 ) -> Config:
     """The arguments are the flags: None where one was not given. Raises UsageError."""
     flags = {
@@ -139,6 +144,7 @@ def load_config(
         "strict": strict,
         "listen": listen,
         "keys": None if keys is None else os.fspath(keys),
+        "log": log,
     }
     flags = {name: value for name, value in flags.items() if value is not None}
     path, notes = _find_file(config)
@@ -156,6 +162,7 @@ def load_config(
         strict=said.strict,
         listen=said.listen,
         keys=_absolute(said.keys) if said.keys is not None else default_keys(),
+        log=said.log,
         notes=notes,
     )
 

@@ -13,6 +13,7 @@ restarted): it is carried out once.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from contextlib import closing
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Steerable", "carry_out"]
 
+log = logging.getLogger("casemate.control")
+
 # A rollback copies and flattens; an hour is a hang. Whoever waits can end it with ^C.
 _PATIENCE = 600.0
 
@@ -97,6 +100,22 @@ class Steerable(Protocol):
 
 async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
     """Never raises but for bugs: what one client asked must not end the runs of the others."""
+    answer = await _carry_out(engine, verb)
+    if not isinstance(verb, Why):  # it changes nothing
+        refused = answer.error.message if isinstance(answer, Error) else None
+        name, of = type(verb).__name__.lower(), _subject(verb)
+        extra = {"verb": name, "of": of} | ({} if refused is None else {"refused": refused})
+        log.info("%s %s: %s", name, of, refused or "done", extra=extra)
+    return answer
+
+
+def _subject(verb: ControlVerb) -> str:
+    if isinstance(verb, Submit):
+        return verb.submission
+    return verb.key if isinstance(verb, BreakerVerb) else verb.run
+
+
+async def _carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
     # An interrupted run is nobody's, and resuming it makes it this engine's.
     if not isinstance(verb, Resume | BreakerVerb | Submit) and not engine.owns(verb.run):
         return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")

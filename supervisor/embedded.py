@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import resource
 import socket
@@ -20,10 +21,12 @@ import msgspec
 
 from ..protocol.errors import CasemateError, LocalViolation, SetupRefused, UsageError
 from ..sandbox.scope import take_place
-from . import hostpipe
+from . import hostpipe, logs
 from .engine import Engine
 
 __all__ = ["main"]
+
+log = logging.getLogger("casemate.engine")
 
 
 def main() -> None:
@@ -47,6 +50,7 @@ def _crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         loop.default_exception_handler(context)
         return
     traceback.print_exception(error)
+    log.critical("a bug of casemate ends the engine: %r", error, exc_info=error)
     os._exit(70)  # EX_SOFTWARE
 
 
@@ -59,6 +63,7 @@ async def _serve(fd: int) -> None:
     if head is None:
         return
     settings = msgspec.msgpack.decode(head, type=hostpipe.Settings)
+    logs.set_up(settings.log)
     try:
         submitted = _Submitted(writer)
         accept = submitted.accept if settings.accepts else None

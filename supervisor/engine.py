@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import resource
@@ -123,6 +124,8 @@ from .values import ValueStore
 from .workspace import Prepared
 
 __all__ = ["Engine"]
+
+log = logging.getLogger("casemate.engine")
 
 # How often a live attempt is looked at. Once a second is what `task.usage` promises; where limits
 # are only sampled, a tenth of a second bounds the overshoot.
@@ -272,6 +275,7 @@ class Engine:
             begun.push_async_callback(asyncio.to_thread, self._desk.close)
             await self.front.wait_ready()
             self._begun = begun.pop_all()
+        log.info("the engine of %s is ready: %s", self.state.path, self.front.events_endpoint)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -332,6 +336,7 @@ class Engine:
                 self._journal.close_run(run)
             owned.ownership.release()
             raise
+        log.info("run %s: begun, of pipeline %s", run, spec.name, extra={"run": run})
         return run
 
     def owns(self, run: str) -> bool:
@@ -460,6 +465,7 @@ class Engine:
             raise
         self._journal.open(owned.directory, last_seq=found.last_seq)
         self._over.pop(run, None)
+        log.info("run %s: taken up at event %d", run, found.last_seq, extra={"run": run})
         self._runs[run] = _Run(
             owned,
             state.spec,
@@ -580,6 +586,7 @@ class Engine:
 
     def _breakers_failed(self, error: CasemateError) -> None:
         """Better an end than a breaker that does not open."""
+        log.error("%s; runs with breakers are failed", error)
         failure = TaskError(kind=ErrorKind.DISK, message=str(error))
         for run, known in list(self._runs.items()):
             if any(task.breaker is not None for task in known.spec.tasks):
@@ -682,6 +689,7 @@ class Engine:
         """What cannot be recorded may not go on: the run's tasks are killed, it is interrupted."""
         run = self._runs[run_id]
         run.problem = f"run {run_id}: its journal cannot be written: {error}"
+        log.error("%s; what it had running is killed", run.problem, extra={"run": run_id})
         self._end_run(run)
         self._ease()
         self._feed(CancelRun(run_id, run.problem, at_once=True))
@@ -709,6 +717,7 @@ class Engine:
         is_alive = run.busy or any(key.run == run_id for key in self._attempts)
         if run.is_closed and not is_alive:
             run.owned.ownership.release()
+            log.info("run %s: let go of at event %d", run_id, run.committed, extra={"run": run_id})
             del self._runs[run_id]
             self._over[run_id] = _Over(run.committed, run.problem)
             if len(self._over) > RUNS_REMEMBERED:
@@ -945,6 +954,7 @@ class Engine:
         if self._sandboxes.is_ready:
             self._zygote_delay = 0.0
         elif self._sandboxes.has_died:
+            log.warning("the zygote died, with all of its sandboxes; another is made")
             self._unwatch_zygote()
             self._loop.call_later(self._zygote_delay, self._restart_zygote)
             self._zygote_delay = min(2 * self._zygote_delay + 0.1, ZYGOTE_DELAY)
@@ -957,7 +967,8 @@ class Engine:
             return
         try:
             old = self._sandboxes.restart()
-        except OSError:  # no process, no descriptor: the end of some attempt may free one
+        except OSError as error:  # no process, no descriptor: the end of some attempt may free one
+            log.warning("no zygote can be made now: %s; it is tried again", error)
             self._loop.call_later(ZYGOTE_DELAY, self._restart_zygote)
         else:
             self._watch_zygote()

@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import queue
 import secrets
@@ -121,6 +122,8 @@ if TYPE_CHECKING:
     import zmq
 
 __all__ = ["Frames", "FrontProcess", "OnRequest", "encode_frames", "main"]
+
+log = logging.getLogger("casemate.front")
 
 _CHANNEL = 3
 _PREFIX = struct.Struct("<I")
@@ -628,6 +631,9 @@ class FrontProcess:
         self.restarts += 1
         with contextlib.suppress(OSError):
             self.problem = self._log.read_text("utf-8", "replace")[-2000:].strip() or self.problem
+        log.warning(
+            "the front died and is started again, under a new epoch: %s", self.problem or "killed"
+        )
         lived = self._loop.time() - self._started
         self._delay = _FIRST_DELAY if lived > _OLD_AGE else min(self._delay * 2, _LONGEST_DELAY)
         self._timer = self._loop.call_later(self._delay, self._respawn)
@@ -639,6 +645,7 @@ class FrontProcess:
         except OSError as error:
             # Out of descriptors or processes: the run goes on without observers until it passes.
             self.problem = f"front not started: {error}"
+            log.warning("%s; the runs go on unobserved", self.problem)
             self._timer = self._loop.call_later(_LONGEST_DELAY, self._respawn)
 
     # ---- writing

@@ -45,6 +45,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cpu_budget: float
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()
+    log: str = "off"  # what the engine says of itself on stderr: see logs.py
     accepts: bool = False  # the host takes what is submitted from elsewhere
 
 

@@ -44,6 +44,14 @@ Allow = Annotated[
         "degrade:WALL. In the place of what casemate.toml allows.",
     ),
 ]
+Log = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--log",
+        metavar="off|warnings|text|json",
+        help="What casemate says of itself on stderr; else warnings.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -59,6 +67,7 @@ def run(
         bool, typer.Option("--watch", help="Stay, and run again when a file beside it changes.")
     ] = False,
     allow: Allow = None,
+    log: Log = None,
     state: State = None,
 ) -> None:
     """Run a pipeline here and watch it.
@@ -76,6 +85,7 @@ def run(
             as_json=json,
             watch=watch,
             allow=allow,
+            log=log,
             state=state,
         )
     )
@@ -185,6 +195,7 @@ def serve(
         ),
     ] = None,
     keys: Keys = None,
+    log: Log = None,
     state: State = None,
 ) -> None:
     """Run what is submitted, go on with every run that a dead supervisor left, and stay.
@@ -194,7 +205,7 @@ def serve(
     """
     from .serve import serve_runs
 
-    sys.exit(serve_runs(as_json=json, allow=allow, listen=listen, keys=keys, state=state))
+    sys.exit(serve_runs(as_json=json, allow=allow, listen=listen, keys=keys, log=log, state=state))
 
 
 class KeyRole(StrEnum):
@@ -342,6 +353,27 @@ def show(
     sys.exit(print_run(run, everything=all, as_json=json, state=state))
 
 
+@app.command(epilog="Example: casemate watch last")
+def watch(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's id, a unique prefix, or `last`, the newest.",
+            autocompletion=completion.runs,
+        ),
+    ] = "last",
+    state: State = None,
+) -> None:
+    """Watch a run on the whole terminal, and steer it: `?` tells the keys.
+
+    Any number of terminals may watch; leaving changes nothing of the run.
+    """
+    from .watch import watch_run
+
+    sys.exit(watch_run(run, state=state))
+
+
 @app.command(epilog="Example: casemate events last --follow --json | jq .kind")
 def events(
     run: Run,
@@ -406,14 +438,14 @@ def pause(
 
 
 @app.command(epilog="Example: casemate resume last")
-def resume(run: Run, json: Json = False, state: State = None) -> None:
+def resume(run: Run, json: Json = False, log: Log = None, state: State = None) -> None:
     """Go on with a paused run, or here with one that was interrupted.
 
     Exits at once where a living supervisor goes on with it, else as `casemate run` does.
     """
     from .steer import resume_run
 
-    sys.exit(resume_run(run, as_json=json, state=state))
+    sys.exit(resume_run(run, as_json=json, log=log, state=state))
 
 
 @app.command(epilog="Example: casemate cancel last --reason 'wrong input'")

@@ -28,7 +28,7 @@ from ..api import Supervisor
 from ..config import Config, load_config
 from ..cursor import ENDINGS, PipelineEvent
 from .loading import interrupt, interruptible, load
-from .scope import settle
+from .scope import settle, speak
 from .view import LiveView, PlainView, View
 
 __all__ = ["input_value", "resume_here", "run_file"]
@@ -45,12 +45,11 @@ def run_file(
     as_json: bool,
     watch: bool,
     allow: list[str] | None,
+    log: str | None,
     state: Path | None,
 ) -> int:
-    config = load_config(state=state, allow=allow or None)
+    config = speak(load_config(state=state, allow=allow or None, log=log))
     settle()  # before the first child: a .py pipeline is loaded in one
-    for note in config.notes:
-        print(f"casemate: {note}", file=sys.stderr)
     value = input_value(input)
     read_again = (lambda: load(file, config, workspace)) if watch else None
     try:

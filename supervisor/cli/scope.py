@@ -1,13 +1,26 @@
-"""A cgroup of our own for a command: see sandbox/scope.py."""
+"""What a command with an engine does before the first child: a cgroup of its own
+(sandbox/scope.py), and logs (logs.py)."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from ...protocol.errors import SetupRefused
 from ...sandbox.scope import take_place
+from .. import logs
+from ..config import Config
 
-__all__ = ["settle"]
+__all__ = ["settle", "speak"]
+
+
+def speak(config: Config) -> Config:
+    """Where nobody said what to log, a person at a terminal is told what he has to know."""
+    config = replace(config, log=config.log or "warnings")
+    logs.set_up(config.log or "off")
+    for note in config.notes:
+        print(f"casemate: {note}", file=sys.stderr)
+    return config
 
 
 def settle() -> None:

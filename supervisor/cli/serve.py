@@ -24,7 +24,7 @@ from ..api import Supervisor
 from ..config import Config, load_config
 from ..overview import list_runs
 from ..state import StateDirectory
-from .scope import settle
+from .scope import settle, speak
 from .view import run_line
 
 __all__ = ["serve_runs"]
@@ -36,12 +36,12 @@ def serve_runs(
     allow: list[str] | None,
     listen: str | None,
     keys: Path | None,
+    log: str | None,
     state: Path | None,
 ) -> int:
-    config = load_config(state=state, allow=allow or None, listen=listen, keys=keys)
+    config = load_config(state=state, allow=allow or None, listen=listen, keys=keys, log=log)
+    config = speak(config)
     settle()  # before the first child
-    for note in config.notes:
-        print(f"casemate: {note}", file=sys.stderr)
     asyncio.run(_serve(config, as_json))
     return 0
 

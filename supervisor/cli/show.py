@@ -54,7 +54,7 @@ _LOOK_SECONDS = 0.1
 # For what a supervisor adds to an answer that stands without it.
 _LIVE_SECONDS = 2.0
 
-_RUN_STYLES = {
+RUN_STYLES = {
     RunState.RUNNING: ("▶", "bold blue"),
     RunState.PAUSED: ("‖", "cyan"),
     RunState.COMPLETED: ("✔", "green"),
@@ -100,7 +100,7 @@ def _clock(at: float) -> str:
 
 
 def _state(state: RunState) -> Text:
-    mark, style = _RUN_STYLES[state]
+    mark, style = RUN_STYLES[state]
     return Text(f"{mark} {state}", style=style)
 
 

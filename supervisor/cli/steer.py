@@ -178,8 +178,8 @@ def fork_run(text: str, checkpoint: str, *, as_json: bool, state: Path | None) -
 # ------------------------------------------------------------------------------------------ resume
 
 
-def resume_run(text: str, *, as_json: bool, state: Path | None) -> int:
-    config = load_config(state=state)
+def resume_run(text: str, *, as_json: bool, log: str | None, state: Path | None) -> int:
+    config = load_config(state=state, log=log)
     directory = StateDirectory.open_existing(config.state)
     run = directory.find_run(text)
     if run.is_owned():
@@ -187,8 +187,9 @@ def resume_run(text: str, *, as_json: bool, state: Path | None) -> int:
             client.resume(run.id)
         return _say(as_json, run.id, f"run {run.id} goes on")
     from .run import resume_here
-    from .scope import settle
+    from .scope import settle, speak
 
+    config = speak(config)
     settle()
     with JournalReader(run) as reader:
         first = reader.events(0, 1)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from ...protocol.errors import UsageError
 from ...protocol.pipeline import Edge, PipelineSpec
 
-__all__ = ["Flaw", "Graph", "Problem", "build", "check", "cycles", "downstream"]
+__all__ = ["Flaw", "Graph", "Problem", "arrange", "build", "check", "cycles", "downstream"]
 
 
 class Flaw(StrEnum):
@@ -118,13 +118,18 @@ def build(spec: PipelineSpec) -> Graph:
     if problems:
         reasons = "; ".join(problem.message for problem in problems)
         raise UsageError(f"pipeline {spec.name}: {reasons}")
+    return arrange(ids, spec.edges)
+
+
+def arrange(ids: Sequence[str], edges: Iterable[Edge]) -> Graph:
+    """The graph of what has passed `check`."""
     upstream: dict[str, list[str]] = {task: [] for task in ids}
     dependants: dict[str, list[str]] = {task: [] for task in ids}
     inputs: dict[str, list[str]] = {task: [] for task in ids}
     takers: dict[str, list[str]] = {task: [] for task in ids}
     streams: dict[str, list[str]] = {task: [] for task in ids}
     readers: dict[str, list[str]] = {task: [] for task in ids}
-    for edge in spec.edges:
+    for edge in edges:
         upstream[edge.to].append(edge.source)
         dependants[edge.source].append(edge.to)
         (streams if edge.stream else inputs)[edge.to].append(edge.source)

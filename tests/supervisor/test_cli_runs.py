@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from casemate.supervisor.cli.app import app
 from casemate.supervisor.gc import collect_garbage
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
 from runs import Place
+from typer.testing import CliRunner
 
 CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
 
@@ -142,51 +145,61 @@ def test_a_unique_prefix_will_do(casemate: Desk) -> None:
 # --------------------------------------------------------------------------------------- completion
 
 
-def offered(casemate: Desk, line: str) -> dict[str, str]:
-    """What a tab at the end of the line offers, as typer's script for fish is told it."""
-    done = subprocess.run(
-        CASEMATE,
-        env={
-            **os.environ,
-            "CASEMATE_STATE": str(casemate.state),
-            "_CASEMATE_COMPLETE": "complete_fish",
-            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
-            "_TYPER_COMPLETE_ARGS": line,
-        },
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.stderr == ""
-    words = (each.partition("\t") for each in done.stdout.splitlines())
-    return {word: told.strip() for word, _, told in words}
+def shell_asks(line: str) -> dict[str, str]:
+    """As typer's script for fish does."""
+    return {
+        "_CASEMATE_COMPLETE": "complete_fish",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": line,
+    }
 
 
-def test_a_tab_offers_runs_and_what_the_named_run_has(casemate: Desk) -> None:
+@pytest.fixture
+def tab(casemate: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, str]]:
+    """What a tab at the end of a line offers."""
+    monkeypatch.setenv("CASEMATE_STATE", str(casemate.state))
+
+    def offered(line: str) -> dict[str, str]:
+        asked = shell_asks(f"casemate {line}")
+        done = CliRunner().invoke(app, [], prog_name="casemate", env=asked)
+        words = (each.partition("\t") for each in done.output.splitlines())
+        return {word: told for word, _, told in words if word}
+
+    return offered
+
+
+def test_a_tab_offers_runs_and_what_the_named_run_has(
+    casemate: Desk, tab: Callable[[str], dict[str, str]]
+) -> None:
     good, bad, newest = casemate.runs
     told = {newest: "chain completed", bad: "x failed", good: "chain completed"}
-    assert offered(casemate, "casemate show ") == {**told, "last": "the newest run"}
-    assert offered(casemate, f"casemate pause {bad[:-1]}").keys() == {
+    assert tab("show ") == {**told, "last": "the newest run"}
+    assert tab(f"pause {bad[:-1]}").keys() == {
         run for run in casemate.runs if run.startswith(bad[:-1])
     }
-    for line in (
-        f"casemate show {good} --why ",
-        f"casemate output {good} ",
-        f"casemate rollback {good} --before ",
-    ):
-        assert offered(casemate, line) == {"a": "completed", "b": "completed"}, line
-    assert offered(casemate, f"casemate output {bad} ") == {"bad": "failed"}
-    assert offered(casemate, f"casemate diff {good} --attempt b") == {"b/1": "completed"}
+    for line in ("show RUN --why ", "output RUN ", "rollback RUN --before "):
+        line = line.replace("RUN", good)
+        assert tab(line) == {"a": "completed", "b": "completed"}, line
+    assert tab(f"output {bad} ") == {"bad": "failed"}
+    assert tab(f"diff {good} --attempt b") == {"b/1": "completed"}
     for line in ("rollback last c", "fork last ", "diff last --checkpoint "):
-        assert offered(casemate, f"casemate {line}") == {
-            "c0": "0 tasks", "c1": "1 task", "c2": "2 tasks",
-        }, line  # fmt: skip
+        assert tab(line) == {"c0": "0 tasks", "c1": "1 task", "c2": "2 tasks"}, line
 
 
-def test_a_tab_offers_nothing_where_nothing_can_be_read(casemate: Desk, tmp_path: Path) -> None:
-    assert offered(casemate, f"casemate show --state {tmp_path / 'none'} ") == {}
-    assert offered(casemate, "casemate output zz ") == {}
-    assert offered(casemate, "casemate breaker reset ") == {}
+def test_a_tab_offers_nothing_where_nothing_can_be_read(
+    tab: Callable[[str], dict[str, str]], tmp_path: Path
+) -> None:
+    assert tab(f"show --state {tmp_path / 'none'} ") == {}
+    assert tab("output zz ") == {}
+    assert tab("breaker reset ") == {}
+
+
+def test_a_shell_is_told_by_the_command_itself(casemate: Desk) -> None:
+    asked = {"CASEMATE_STATE": str(casemate.state), **shell_asks("casemate show la")}
+    done = subprocess.run(
+        CASEMATE, env=os.environ | asked, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stdout.split(), done.stderr) == (["last", "the", "newest", "run"], "")
 
 
 # ---------------------------------------------------------------------------------------------- gc

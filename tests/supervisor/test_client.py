@@ -35,7 +35,7 @@ def verbs(of: type) -> set[str]:
 
 def test_they_have_the_verbs_of_a_supervisor() -> None:
     assert verbs(Client) == verbs(AsyncClient)
-    assert verbs(Client) - {"runs", "show"} == verbs(Supervisor) - NOT_FROM_OUTSIDE
+    assert verbs(Client) - {"runs", "show", "summary"} == verbs(Supervisor) - NOT_FROM_OUTSIDE
     for name in verbs(Client) - {"submit", "events"}:
         inside = getattr(Supervisor, name, None) or getattr(AsyncClient, name)
         for of in (Client, AsyncClient):

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from casemate import ObservationLost, PipelineEvent, UsageError, observe
 from casemate.protocol.control import RunState
+from casemate.protocol.limits import HEARTBEAT_SECONDS
+from casemate.supervisor import observing
 from casemate.supervisor.overview import summarise
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
@@ -173,6 +175,33 @@ def test_a_front_that_dies_costs_an_observer_nothing(house: Embedded, place: Pla
     live.wait("task.completed", "flood")
     live.cancel()
     assert compared(reader.finish()) == compared(live.finish().events)
+
+
+def test_a_supervisor_that_is_silent_is_looked_for_again_and_nothing_is_lost(
+    house: Embedded, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observing, "_SILENCE", HEARTBEAT_SECONDS / 2)
+    begun_again: set[str] = set()
+    disconnect = observing._Line._disconnect
+
+    def told(line: observing._Line) -> None:
+        begun_again.add(threading.current_thread().name)
+        disconnect(line)
+
+    monkeypatch.setattr(observing._Line, "_disconnect", told)
+    live = house.start(place.spec(tasks={"wait": {}}))
+    live.wait("task.emitted", "wait")
+    reader, found = Reader(live.run, house.state), []
+    looping = threading.Thread(
+        target=lambda: found.extend(asyncio.run(read_all(live.run, house.state)))
+    )
+    looping.start()
+    wait_until(lambda: len(begun_again) == 2)
+    live.cancel()
+    expected = compared(live.finish().events)
+    assert compared(reader.finish()) == expected
+    looping.join(PATIENCE)
+    assert compared(found) == expected
 
 
 def cmdline(pid: int) -> bytes:

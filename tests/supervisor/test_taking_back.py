@@ -168,7 +168,7 @@ def test_apply_says_what_stands_in_its_way_and_writes_nothing(house: Embedded, d
     live.wait("task.emitted", "waits")
     assert b"+more\n" in desk("diff", live.run).stdout
     busy = desk("apply", live.run)
-    assert busy.returncode == 2 and b"is running: its files are applied when it has ended" in busy.stderr
+    assert busy.returncode == 2 and b"files are applied when it has ended" in busy.stderr
     busy = desk("diff", live.run, "--attempt", "waits")
     assert busy.returncode == 2 and b"waits/1 is still at work" in busy.stderr
     live.cancel()

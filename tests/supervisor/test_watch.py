@@ -1,0 +1,187 @@
+"""`casemate watch` as a person has it: on a terminal, beside a run that others steer too."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from casemate import Client
+from casemate.protocol.control import RunState
+from casemate.supervisor.state import StateDirectory
+from fakes import PATIENCE, wait_until
+from runs import Place, serving
+
+CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
+
+TASKS = """
+import time
+def first(input):
+    return 1
+def second(input, ctx):
+    ctx.emit("here")
+    while not ctx.cancelled:
+        time.sleep(0.01)
+"""
+
+
+class Screen:
+    """A terminal of 80×24 and the program on it. `lines`: what a person sees; of what casemate
+    sends to a terminal this understands all, and so little more that nothing else gets by."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.lines = [""] * 24
+        self.resize(80, 24)
+        self.before = termios.tcgetattr(theirs)
+        self._theirs = theirs
+        self._rest = ""
+        self.process = subprocess.Popen(
+            [*CASEMATE, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+
+    def resize(self, columns: int, rows: int) -> None:
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
+        self.lines = [""] * rows
+
+    def press(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def _take(self) -> None:
+        while select.select([self._ours], [], [], 0)[0]:
+            self._rest += os.read(self._ours, 65536).decode("utf-8", "replace")
+        # The last line may not be whole yet: it is looked at again.
+        *whole, self._rest = re.split(r"(?=\x1b\[\d+;1H)", self._rest)
+        for part in (*whole, self._rest):
+            if place := re.match(r"\x1b\[(\d+);1H\x1b\[2K", part):
+                text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]?|\x1b", "", part[place.end() :])
+                assert text.isprintable(), repr(text)
+                self.lines[int(place[1]) - 1] = text
+
+    def shows(self, *wanted: str) -> bool:
+        self._take()
+        screen = "\n".join(self.lines)
+        return all(words in screen for words in wanted) or self.process.poll() is not None
+
+    def wait(self, *wanted: str) -> None:
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self.shows(*wanted))
+        said = "" if self.process.poll() is None else self.process.communicate()[1].decode()
+        assert self.shows(*wanted) and not said, f"no {wanted} in {self.lines} {said}"
+
+    def leave(self) -> int:
+        self.press("q")
+        _, said = self.process.communicate(timeout=PATIENCE)
+        assert said == b""
+        assert termios.tcgetattr(self._theirs) == self.before, "given back as it was"
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+        os.close(self._ours)
+        os.close(self._theirs)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path / "place")
+    place.tasks(TASKS)
+    tasks = {"first": {"execute": "tasks.py:first"}, "second": {"execute": "tasks.py:second"}}
+    tasks["second"] |= {"needs": ["first"]}  # type: ignore[dict-item]
+    place.write("chain.json", json.dumps({"name": "chain", "tasks": tasks}))
+    return place
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    StateDirectory.open(tmp_path / "state")
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def screens() -> Iterator[list[Screen]]:
+    opened: list[Screen] = []
+    yield opened
+    for screen in opened:
+        screen.close()
+
+
+def submitted(client: Client, state: Path, place: Place) -> str:
+    wait_until(lambda: any(r.accepts for r in StateDirectory(state).living_supervisors()))
+    return client.submit(place.path / "chain.json")
+
+
+def test_a_run_is_watched_and_steered_by_keys(
+    state: Path, place: Place, screens: list[Screen]
+) -> None:
+    with serving(state), Client(state=state) as client:
+        run = submitted(client, state, place)
+        screen = Screen("watch", run[:9], "--state", str(state))
+        screens.append(screen)
+        screen.wait("chain", run, "▶ running", "✔ completed", 'item "here"', "? help")
+        screen.press("py")
+        screen.wait("‖ paused", "is paused")
+        assert client.summary(run).state is RunState.PAUSED
+        client.resume(run)  # somebody else
+        screen.wait("▶ running")
+        screen.press("b")
+        screen.wait("Roll back run", "c1", "c0")
+        screen.press("\x1b[B\ry")
+        screen.wait("rolled back to c0", "checkpoint c2: 1 task")
+        screen.resize(200, 50)
+        screen.press("x")  # no key of its: what was said in the bottom line goes
+        screen.wait("p pause  r resume  c cancel  b rollback  f filter  ⏎ task  o runs")
+        screen.press("cy")
+        screen.wait("✘ cancelled", "run cancelled: cancelled by who watched it")
+        assert screen.leave() == 0
+        assert client.summary(run).state is RunState.CANCELLED
+
+
+def test_a_supervisor_that_goes_away_and_comes_back_is_noticed(
+    state: Path, place: Place, screens: list[Screen]
+) -> None:
+    with serving(state) as service, Client(state=state) as client:
+        run = submitted(client, state, place)
+        screen = Screen("watch", "--state", str(state))
+        screens.append(screen)
+        screen.wait('item "here"')
+        service.kill()
+        screen.wait("↯ interrupted", "↯ lost", f"`casemate resume {run}` goes on with it")
+        screen.press("r")
+        screen.wait("no living supervisor owns it")
+    with serving(state):
+        screen.wait("▶ running", "▶ 1 running", "✔ 1 completed")
+        os.kill(screen.process.pid, signal.SIGTERM)
+        assert screen.process.wait(PATIENCE) == 0
+        assert termios.tcgetattr(screen._theirs) == screen.before
+
+
+def test_what_is_no_terminal_is_told_what_to_use_instead(state: Path) -> None:
+    done = subprocess.run(
+        [*CASEMATE, "watch", "--state", str(state)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "`casemate events last --follow`" in done.stderr
