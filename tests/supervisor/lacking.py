@@ -27,6 +27,7 @@ PIECES = {
     "ipc": ("unshare", errno.EINVAL, syscalls.CLONE_NEWIPC),
     "cgroup": ("unshare", errno.EINVAL, syscalls.CLONE_NEWCGROUP),
     "clone3": ("clone3", errno.ENOSYS, 0),
+    "prctl": ("prctl", errno.EPERM, 0),
 }
 
 LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06

@@ -74,6 +74,13 @@ def test_what_is_missing_is_refused_by_name_and_nothing_runs(
         assert f"degrade: [{wall}]" in done.stderr
 
 
+def test_where_not_even_prctl_is_allowed_it_is_a_refusal_in_words(cli: Cli) -> None:
+    done = cli("exec", *PROGRAM, without=("prctl",))
+    assert (done.returncode, done.stdout) == (125, ""), done
+    assert done.stderr.startswith("casemate: setup: ")
+    assert "Traceback" not in done.stderr
+
+
 def posture_lacks(wall: str, posture: dict[str, Any]) -> bool:
     """The kernel says so too."""
     if wall == "landlock":
