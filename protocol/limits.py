@@ -118,8 +118,9 @@ HANDSHAKE_SECONDS = 3.0
 # A control request: the largest is a piece of an upload. What is beyond it libzmq does not take in.
 CONTROL_REQUEST_SIZE = 4 * MIB
 
-# What an observer subscribes to: a topic, of ids and kinds.
-SUBSCRIPTION_SIZE = 4096
+# What an observer says: subscriptions, of topics that have some hundred bytes (libzmq keeps a node
+# for each), and before them a handshake, of which no part has twice as many as CURVE's 400.
+SUBSCRIPTION_SIZE = 1 * KIB
 
 # Whom a supervisor lets in from elsewhere: a list that people keep by hand; and any file of keys,
 # which has forty characters for each of them, a name and a word.
