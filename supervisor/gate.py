@@ -65,6 +65,9 @@ __all__ = ["Orders", "Said", "main"]
 # Requests that change nothing: whoever may only watch may make these.
 _READING = frozenset({"list", "show", "replay", "fetch", "breakers", "why"})
 
+# What a network makes us do comes after what is done on this host.
+_NICENESS = 5
+
 # What is done for one socket before the next has its turn.
 _TURN = 100
 
@@ -126,6 +129,7 @@ def main() -> None:
     status = 1
     try:
         limit_self()
+        os.nice(_NICENESS)
         # A host that does not read must not hold up clients: what does not fit is not said.
         os.set_blocking(1, False)
         orders = msgspec.msgpack.decode(_read_orders(), type=Orders)
@@ -164,12 +168,12 @@ class _Log:
         self._at = time.monotonic()
         self._left_out = 0
 
-    def refuse(self, text: str) -> None:
+    def refuse(self, text: str, count: int = 1) -> None:
         if self._may_say():
             self._say_left_out()
             _say(Said(kind="refused", text=text))
         else:
-            self._left_out += 1
+            self._left_out += count
 
     def note(self, text: str) -> None:
         """What an allowed client wants done: the engine reads few of these a second."""
@@ -306,14 +310,16 @@ class _Gate:
     def _note_failures(self) -> None:
         from zmq.utils.monitor import recv_monitor_message
 
+        count = 0
         for door in self._doors:
             for _ in range(_TURN):
                 if not door.poll(0):
                     break
                 recv_monitor_message(door)
-                self._strangers.refuse(
-                    "refused somebody whose greeting was cut short or not made with our key"
-                )
+                count += 1
+        if count:
+            words = f"refused {count} whose greeting was cut short or not made with our key"
+            self._strangers.refuse(words, count)
 
     # ---- events
 

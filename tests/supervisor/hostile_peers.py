@@ -24,10 +24,10 @@ import zmq
 from casemate.protocol.limits import CONTROL_REQUEST_SIZE, FRONT_FILES, MIB
 from msgspec import msgpack
 
-__all__ = ["BY_STRANGERS", "ON_CONTROL", "ON_EVENTS", "TOPPLING", "Attack", "Target"]
+__all__ = ["BY_STRANGERS", "ON_CONTROL", "ON_EVENTS", "TOPPLING", "Attack", "Target", "Where"]
 
 # Of a unix socket its path.
-Place = str | tuple[str, int]
+Where = str | tuple[str, int]
 
 _GREETING = (
     b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
@@ -40,13 +40,13 @@ _STUCK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Target:
-    events: Place
-    control: Place
+    events: Where
+    control: Where
     run: str  # that goes on meanwhile
     context: zmq.Context[Any]
     kept: ExitStack  # closed when all is over
 
-    def socket(self, kind: int, path: Place) -> zmq.Socket[Any]:
+    def socket(self, kind: int, path: Where) -> zmq.Socket[Any]:
         made: zmq.Socket[Any] = self.kept.enter_context(self.context.socket(kind))
         made.linger = 0
         made.connect(f"ipc://{path}")
@@ -59,7 +59,7 @@ Attack = Callable[[Target], None]
 class Peer:
     """A connection without a library. What it says may be refused at any moment."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Where) -> None:
         family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET
         self._socket = socket.socket(family)
         self._socket.settimeout(_STUCK_SECONDS)
@@ -97,7 +97,7 @@ class Peer:
         return self.say(bytes([flags | _LONG]) + struct.pack(">Q", len(body)) + body)
 
 
-def _peers(target: Target, place: Place, count: int) -> list[Peer]:
+def _peers(target: Target, place: Where, count: int) -> list[Peer]:
     """As many as are let in before nobody listens, or nobody takes them from the queue of those
     who knock."""
     peers: list[Peer] = []
@@ -119,24 +119,24 @@ def _peers(target: Target, place: Place, count: int) -> list[Peer]:
 # ---- what may be done to either socket
 
 
-def _say_garbage(target: Target, place: Place) -> None:
+def _say_garbage(target: Target, place: Where) -> None:
     draw = random.Random(7)
     for first in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03", _GREETING):
         for peer in _peers(target, place, 20):
             peer.say(first + draw.randbytes(4096))
 
 
-def _half_a_greeting(target: Target, place: Place) -> None:
+def _half_a_greeting(target: Target, place: Where) -> None:
     for size, peer in enumerate(_peers(target, place, 64)):
         peer.say(_GREETING[:size])
 
 
-def _flood_of_connections(target: Target, place: Place) -> None:
+def _flood_of_connections(target: Target, place: Where) -> None:
     """More than it has descriptors, and they stay."""
     _peers(target, place, 2 * FRONT_FILES)
 
 
-def _connect_and_leave(target: Target, place: Place) -> None:
+def _connect_and_leave(target: Target, place: Where) -> None:
     for _ in range(2000):
         with contextlib.suppress(OSError):
             peer = Peer(place)
@@ -144,19 +144,19 @@ def _connect_and_leave(target: Target, place: Place) -> None:
             peer.close()
 
 
-def _claim_of_a_huge_frame(target: Target, place: Place) -> None:
+def _claim_of_a_huge_frame(target: Target, place: Where) -> None:
     for peer in _peers(target, place, 20):
         peer.greet(b"SUB" if place == target.events else b"DEALER")
         peer.say(bytes([_LONG]) + struct.pack(">Q", 2**62))
         peer.say(bytes(MIB))
 
 
-def _unfinished(target: Target, place: Place) -> None:
+def _unfinished(target: Target, place: Where) -> None:
     """A message that never ends: what neither a size nor a queue of libzmq's bounds."""
     (peer,) = _peers(target, place, 1)
     assert peer.greet(b"SUB" if place == target.events else b"DEALER")
-    part = bytes(4000)
-    while peer.frame(part, _MORE):
+    part = bytes([_MORE | _LONG]) + struct.pack(">Q", 900) + bytes(900)
+    while peer.say(part * 100):
         pass
 
 
@@ -170,11 +170,11 @@ BY_STRANGERS = {
 }
 
 
-def _at_events(attack: Callable[[Target, Place], None], target: Target) -> None:
+def _at_events(attack: Callable[[Target, Where], None], target: Target) -> None:
     attack(target, target.events)
 
 
-def _at_control(attack: Callable[[Target, Place], None], target: Target) -> None:
+def _at_control(attack: Callable[[Target, Where], None], target: Target) -> None:
     attack(target, target.control)
 
 
@@ -206,7 +206,7 @@ def _flood_of_subscriptions(target: Target) -> None:
     (peer,) = _peers(target, target.events, 1)
     assert peer.greet(b"SUB")
     for number in range(50_000):
-        if not peer.frame(b"\x01" + f"ev.{number}.".encode() * 10):
+        if not peer.frame(b"\x01" + f"ev.{number}.".encode() * 50):
             return
 
 

@@ -27,7 +27,9 @@ from casemate.protocol.control import ControlError, Error, List, Pause, RunState
 from casemate.protocol.limits import CONTROL_REQUEST_SIZE, REMOTE_REQUEST_SIZE
 from casemate.supervisor.keys import make_keys, read_public_key
 from casemate.supervisor.remote import Address, Remote
+from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
+from hostile_peers import BY_STRANGERS, Target, Where
 from msgspec import msgpack
 from runs import Embedded, Place, descendants
 
@@ -572,3 +574,30 @@ def test_a_gate_holds_no_secret_but_its_key_and_is_capped(
     assert set(gate.environ()) <= {"PATH", "LANG", "LD_LIBRARY_PATH", "LC_CTYPE"}
     assert gate.open_files() == [] and gate.children() == []
     assert gate.rlimit(psutil.RLIMIT_NOFILE)[1] <= 512
+
+
+# ------------------------------------------------------------------------------ hostile strangers
+
+
+@pytest.mark.parametrize("attack", BY_STRANGERS.values(), ids=BY_STRANGERS)
+def test_what_strangers_do_to_the_gate_nobody_on_this_host_notices(
+    attack: Callable[[Target, Where], None], shared: Elsewhere, place: Place
+) -> None:
+    live = shared.house.start(place.spec(tasks={"wait": {}}))
+    live.wait("task.emitted")
+    state = StateDirectory(shared.house.state)
+    [before] = state.living_supervisors()
+    host, port = shared.address.host, shared.address.port
+    with zmq.Context() as context, contextlib.ExitStack() as kept:
+        target = Target((host, port + 1), (host, port), live.run, context, kept)
+        for where in (target.events, target.control):
+            attack(target, where)
+        with Client(state=state.path) as client:
+            client.pause(live.run)
+            client.resume(live.run)
+        [after] = state.living_supervisors()
+        assert after.epoch == before.epoch
+    with shared.client("ada") as ada:
+        ada.cancel(live.run)
+        assert list(ada.events(live.run))[-1].kind == "run.cancelled"
+    live.finish()
