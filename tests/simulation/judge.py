@@ -752,8 +752,10 @@ class Judge:
             if not waiting:
                 continue
             if run.is_paused or run.is_rolling:
-                # What cleans up stands in line for all that, if the run was cancelled since.
-                ahead += [run.tasks[task] for task in waiting if run.tasks[task].always]
+                # What cleans up stands in line for all that, if the run was cancelled since; and what
+                # waited for its breaker too long, unseen, to be asked what is to become of it.
+                waiters = [run.tasks[task] for task in waiting]
+                ahead += [each for each in waiters if each.always or each.breaker is not None]
                 waiting = run.checking if run.is_drained and not run.is_rolling else set()
             most = run.spec.max_parallel
             if not run.is_fetching and (most is None or self._alive_of(name) < most):
