@@ -752,8 +752,8 @@ class Judge:
             if not waiting:
                 continue
             if run.is_paused or run.is_rolling:
-                # What cleans up stands in line for all that, if the run was cancelled since; and what
-                # waited for its breaker too long, unseen, to be asked what is to become of it.
+                # What cleans up stands in line for all that, if the run was cancelled since; and
+                # what waited for its breaker too long, unseen, to be asked what becomes of it.
                 waiters = [run.tasks[task] for task in waiting]
                 ahead += [each for each in waiters if each.always or each.breaker is not None]
                 waiting = run.checking if run.is_drained and not run.is_rolling else set()
