@@ -277,6 +277,15 @@ class Supervisor:
         )
         return applied
 
+    async def drain(self) -> None:
+        """Start nothing new, in any run, and wait until what runs has ended. Runs that are not over
+        stay as they are, for whoever takes them up. There is no way back but a new Supervisor."""
+        await self._ask(hostpipe.Drain())
+
+    async def ping(self) -> None:
+        """Returns when the engine has answered: it lives, and is not stuck."""
+        await self._ask(hostpipe.Ping())
+
     async def breakers(self) -> list[BreakerSummary]:
         """How the breakers of the state directory stand that have seen a failure."""
         return await asyncio.to_thread(read_breakers, self._state.path)

@@ -176,14 +176,24 @@ async def _answer(
                         )
                     case hostpipe.Fork(run=source, checkpoint=to_copy):
                         run = await engine.fork(source, to_copy)
+                    case hostpipe.Drain():
+                        await engine.drain()
+                    case hostpipe.Ping():
+                        pass
                 hostpipe.write(writer, hostpipe.Answer(ask.id, run, checkpoint))
             except LocalViolation:
                 raise  # a bug of ours, and the engine cannot be trusted any more
             except Exception as error:  # of one ask: it must not end the runs of the others
                 hostpipe.write(writer, _refusal(ask.id, error))
 
+        drains: list[asyncio.Task[None]] = []
         while (body := await hostpipe.read(reader)) is not None:
-            asks.create_task(grant(decoder.decode(body)))
+            ask = decoder.decode(body)
+            granting = asks.create_task(grant(ask))
+            if isinstance(ask.verb, hostpipe.Drain):
+                drains.append(granting)
+        for drain in drains:  # whoever has hung up waits for nothing any more
+            drain.cancel()
 
 
 def _refusal(id: int, error: Exception) -> hostpipe.Answer:

@@ -90,6 +90,7 @@ from .core.events import (
     BreakerMoved,
     CancelRun,
     CheckpointRun,
+    Drain,
     Ended,
     FailRun,
     Fetched,
@@ -430,6 +431,17 @@ class Engine:
         self._feed(Adopt(copy, found.state, fork=(run, checkpoint)))
         await self._durable(copy)
         return copy
+
+    async def drain(self) -> None:
+        """Start nothing new, in any run, and wait for what runs to end, its files put away. What is
+        frozen is not waited for."""
+        self._feed(Drain())
+        while (
+            self._preparing
+            or not self._attempts.keys() <= self._frozen
+            or any(run.busy for run in self._runs.values())
+        ):
+            await asyncio.sleep(0.01)
 
     async def _take_over(self, run: str) -> Recovered | None:
         """Own a run that nobody has, with all that its journal tells. None: it is under way here.

@@ -23,8 +23,10 @@ __all__ = [
     "CancelRun",
     "CheckpointRun",
     "Committed",
+    "Drain",
     "Fork",
     "Pause",
+    "Ping",
     "Resume",
     "Rollback",
     "Settings",
@@ -89,6 +91,14 @@ class Fork(Struct, frozen=True, tag="fork"):
     checkpoint: str
 
 
+class Drain(Struct, frozen=True, tag="drain"):
+    """Start nothing new; answered when what ran has ended."""
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """Answered as soon as the engine's loop comes to it."""
+
+
 class Accepted(Struct, frozen=True, tag="accepted"):
     """What became of `Submitted`: a run, or a message for who submitted it."""
 
@@ -97,7 +107,19 @@ class Accepted(Struct, frozen=True, tag="accepted"):
     refused: str | None = None
 
 
-Verb = Accepted | Submit | CancelRun | Pause | Resume | TakeUp | CheckpointRun | Rollback | Fork
+Verb = (
+    Accepted
+    | Submit
+    | CancelRun
+    | Pause
+    | Resume
+    | TakeUp
+    | CheckpointRun
+    | Rollback
+    | Fork
+    | Drain
+    | Ping
+)
 
 
 class Ask(Struct, frozen=True):

@@ -328,6 +328,11 @@ class Service:
         lines = self._printed.read_text().splitlines(True)
         return [line for line in lines if line.endswith("\n")]
 
+    def wait_ended(self) -> tuple[int, str]:
+        """Its exit code, and what it had to say on stderr."""
+        _, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, err
+
     def kill(self) -> None:
         """-9, with its engine, and until nothing of it lives."""
         below = descendants(self.process.pid)

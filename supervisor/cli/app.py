@@ -182,8 +182,15 @@ Keys = Annotated[
 ]
 
 
-@app.command(epilog="Example: casemate serve --listen 10.0.0.5:7601")
+@app.command(epilog="Examples: casemate serve --drain 5m · casemate serve --listen 10.0.0.5:7601")
 def serve(
+    drain: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="DURATION",
+            help="When told to end, start nothing new and let what runs end, for so long at most.",
+        ),
+    ] = None,
     json: Json = False,
     allow: Allow = None,
     listen: Annotated[
@@ -201,11 +208,22 @@ def serve(
     """Run what is submitted, go on with every run that a dead supervisor left, and stay.
 
     Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM or ^C ends
-    it, exit 0: what still runs is cut off, and goes on with the next `serve` or `resume`.
+    it, exit 0: what still runs is cut off at once (or left to end: --drain, until a second signal),
+    and every run that is not over goes on with the next `serve` or `resume`.
     """
     from .serve import serve_runs
 
-    sys.exit(serve_runs(as_json=json, allow=allow, listen=listen, keys=keys, log=log, state=state))
+    sys.exit(
+        serve_runs(
+            as_json=json,
+            drain=drain,
+            allow=allow,
+            listen=listen,
+            keys=keys,
+            log=log,
+            state=state,
+        )
+    )
 
 
 class KeyRole(StrEnum):

@@ -3,8 +3,15 @@ left behind.
 
 When it starts it takes up every run of the state directory that was cut off, and one that was
 paused stays paused; then it starts what was submitted and had not begun. It waits for SIGTERM or
-SIGINT: meanwhile other terminals submit and steer runs, and observers watch them. What it is doing
-when it ends is cut off in turn.
+SIGINT: meanwhile other terminals submit and steer runs, and observers watch them.
+
+Then it ends, in one of two ways. It suspends: what runs is killed at once, and the next `serve`
+begins those attempts again. Or (`--drain`) nothing new starts and what runs is left to end, so long
+as that takes no longer than was said; a second signal suspends the rest. Nothing is lost either
+way: what had completed is in the journals, what was submitted is a run, and neither is a pause.
+
+A service manager is told when it is ready and when it is about to end, and by a watchdog, where
+there is one, that the engine answers (`notify.py`).
 
 On stdout: a line for each event of the runs themselves, or with `--json` every event.
 """
@@ -12,6 +19,7 @@ On stdout: a line for each event of the runs themselves, or with `--json` every 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -20,8 +28,10 @@ import msgspec
 
 from ...protocol.control import RunState
 from ...protocol.errors import CasemateError, UsageError
+from ...protocol.units import parse_duration
 from ..api import Supervisor
 from ..config import Config, load_config
+from ..notify import Notifier
 from ..overview import list_runs
 from ..state import StateDirectory
 from .scope import settle, speak
@@ -29,10 +39,15 @@ from .view import run_line
 
 __all__ = ["serve_runs"]
 
+# Seconds that a suspended engine has to end in: it kills what lives, which takes milliseconds, and
+# closes its journals, which takes as long as the disk does.
+_SUSPENDED = 30.0
+
 
 def serve_runs(
     *,
     as_json: bool,
+    drain: str | None,
     allow: list[str] | None,
     listen: str | None,
     keys: Path | None,
@@ -40,16 +55,26 @@ def serve_runs(
     state: Path | None,
 ) -> int:
     config = load_config(state=state, allow=allow or None, listen=listen, keys=keys, log=log)
+    patience = _patience(drain)
     config = speak(config)
+    notifier = Notifier()
     settle()  # before the first child
-    asyncio.run(_serve(config, as_json))
+    asyncio.run(_serve(config, notifier, as_json, patience))
     return 0
 
 
-async def _serve(config: Config, as_json: bool) -> None:
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+def _patience(drain: str | None) -> float:
+    try:
+        return 0.0 if drain is None else parse_duration(drain)
+    except ValueError as error:
+        raise UsageError(f"--drain: {error}") from error
+
+
+async def _serve(config: Config, notifier: Notifier, as_json: bool, patience: float) -> None:
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, signals.put_nowait, number)
     following: set[asyncio.Task[None]] = set()
 
     def follow(run: str, since: int = 0) -> None:
@@ -68,12 +93,64 @@ async def _serve(config: Config, as_json: bool) -> None:
             await supervisor.start_submitted()
         except UsageError as error:
             print(f"casemate: {error}", file=sys.stderr)
-        ends = [loop.create_task(stopped.wait()), loop.create_task(supervisor.wait_closed())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*following, *ends):
+        notifier.ready(f"serving {config.state}")
+        gone = loop.create_task(supervisor.wait_closed())
+        pulse = loop.create_task(_pulse(supervisor, notifier))
+        told = await _first(signals, gone)
+        if told is not None:
+            notifier.stopping("about to end", patience + _SUSPENDED)
+            if patience:
+                _say(as_json, f"{told.name}: what runs may end within {patience:g} s")
+                await _drain(supervisor, patience, signals, gone)
+        has_died = gone.done()
+        for task in (*following, gone, pulse):
             task.cancel()
-        if not stopped.is_set():
+        if has_died:
             raise CasemateError("the engine is gone: its runs are interrupted, `serve` goes on")
+
+
+async def _first(
+    signals: asyncio.Queue[signal.Signals], gone: asyncio.Task[None], *others: asyncio.Task[None]
+) -> signal.Signals | None:
+    """The next signal; None where the engine has died before that, or another task ended."""
+    told = asyncio.create_task(signals.get())
+    await asyncio.wait([told, gone, *others], return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    return told.result() if told.done() and not told.cancelled() else None
+
+
+async def _drain(
+    supervisor: Supervisor,
+    patience: float,
+    signals: asyncio.Queue[signal.Signals],
+    gone: asyncio.Task[None],
+) -> None:
+    draining = asyncio.create_task(_drained(supervisor, patience))
+    await _first(signals, gone, draining)
+    draining.cancel()
+
+
+async def _drained(supervisor: Supervisor, patience: float) -> None:
+    with contextlib.suppress(CasemateError, TimeoutError):  # told by `gone`
+        async with asyncio.timeout(patience):
+            await supervisor.drain()
+
+
+async def _pulse(supervisor: Supervisor, notifier: Notifier) -> None:
+    """For the watchdog: of the engine, by way of our own loop."""
+    if notifier.watchdog is None:
+        return
+    with contextlib.suppress(CasemateError):  # it has died, which others notice
+        while True:
+            await supervisor.ping()
+            notifier.tell(WATCHDOG=1)
+            await asyncio.sleep(notifier.watchdog / 3)
+
+
+def _say(as_json: bool, line: str) -> None:
+    """What a person who looks on should know, where stdout is not all events."""
+    print(line if not as_json else f"casemate: {line}", file=sys.stderr if as_json else sys.stdout)
+    sys.stdout.flush()
 
 
 async def _take_up_all(supervisor: Supervisor, config: Config) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ __all__ = [
     "BreakerMoved",
     "CancelRun",
     "CheckpointRun",
+    "Drain",
     "Ended",
     "FailRun",
     "Fetched",
@@ -172,6 +173,10 @@ class Rollback(Struct, frozen=True):
     before: str | None
 
 
+class Drain(Struct, frozen=True):
+    """The supervisor is about to end: nothing new starts, in any run; what runs may end."""
+
+
 class Fetched(Struct, frozen=True):
     """What `Fetch` asked for, by (task, attempt)."""
 
@@ -210,6 +215,7 @@ Input = (
     | ResumeRun
     | CheckpointRun
     | Rollback
+    | Drain
     | Fetched
     | BreakerMoved
     | Tick

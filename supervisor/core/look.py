@@ -35,6 +35,7 @@ class Look:
     restarting: tuple[str, ...] = ()  # of those whose streams it reads, and who begin again
     kept_by: str | None = None  # the key of the breaker that keeps it back
     is_fetching: bool = False  # outputs that were dropped
+    is_draining: bool = False  # its supervisor is
     in_line: tuple[int, str | None] | None = None  # how many are before it in its run, the first
     most: int | None = None  # attempts of its run at once
     all_live: int = 0
@@ -107,6 +108,9 @@ def _checking(check: Check) -> str:
 def _in_line(look: Look, before: int, first: str | None) -> Iterator[str]:
     if look.is_fetching:
         yield "Outputs that the run needs again are being read from its journal."
+    if look.is_draining:
+        yield "Its supervisor is about to end and starts nothing new."
+        return
     if look.held is not None:
         yield look.held
         return

@@ -73,6 +73,7 @@ from .events import (
     BreakerMoved,
     CancelRun,
     CheckpointRun,
+    Drain,
     Ended,
     FailRun,
     Fetched,
@@ -129,6 +130,7 @@ class Scheduler:
         )
         self._breakers = Breakers(self._clocks, self._may_start, self._is_current, self._is_moving)
         self._commands: list[Command] = []
+        self._is_draining = False
         # Any: each function takes the one type it is listed under.
         self._take: dict[type[Input], Callable[[float, Any], None]] = {
             Submit: self._submit,
@@ -146,6 +148,7 @@ class Scheduler:
             ResumeRun: self._resume,
             CheckpointRun: self._checkpoint_run,
             Rollback: self._rollback,
+            Drain: self._drain,
             Fetched: self._fetched,
             BreakerMoved: self._breaker_moved,
             Tick: lambda now, tick: None,
@@ -219,6 +222,7 @@ class Scheduler:
             restarting=tuple(each for each in sources if each in doomed),
             kept_by=found.held[task].breaker.key if task in found.held else None,
             is_fetching=found.is_fetching,
+            is_draining=self._is_draining,
             in_line=admission.before(found.line, task),
             held=admission.held(found.line, task),
             most=state.spec.max_parallel,
@@ -1179,6 +1183,11 @@ class Scheduler:
                     self._commands.append(Thaw(attempt.run, attempt.spec.id, attempt.number))
         self._breakers.wake(now, run.state.run)
 
+    def _drain(self, now: float, drain: Drain) -> None:
+        self._is_draining = True
+        for run in self._runs.values():
+            self._queue(run)
+
     def _under_way(self, run: str) -> Run:
         found = self._runs.get(run)
         if found is None:
@@ -1189,7 +1198,8 @@ class Scheduler:
         """After anything that may have changed whether its tasks may start."""
         is_rolling = run.rolling is not None  # until what that undoes is dead
         is_shut = run.is_fetching or run.is_held or run.frozen or is_rolling
-        is_drained = run.stopped is not None  # of what is left, a check is a part
+        # of what is left, a check is a part
+        is_drained = run.stopped is not None or self._is_draining
         if (is_shut, is_drained) != (run.line.is_shut, run.line.is_drained):
             self._admission.shut(run.line, is_shut, is_drained)
 

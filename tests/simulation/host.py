@@ -34,6 +34,7 @@ from casemate.supervisor.core.events import (
     Answered,
     CancelRun,
     CheckpointRun,
+    Drain,
     Ended,
     FailRun,
     Fetched,
@@ -303,6 +304,9 @@ class Host:
         if dice.chance(0.6):
             self._attempt()  # or nothing would ever get far
             return
+        if dice.chance(0.2):
+            self.do(Drain())
+            return
         keep: dict[str, int] = {}
         for run, journal in world.journals.items():
             if dice.chance(0.7):
@@ -357,7 +361,9 @@ def finish(world: World, now: float, is_faulty: bool) -> None:
 
 
 def _fair(world: World, now: float, is_faulty: bool) -> float:
-    if world.words:
+    if world.judge.is_draining:
+        world.do(now, Crash({}))
+    elif world.words:
         world.do(now, Hears())
     elif interrupted := world.interrupted():
         world.do(now, TakeUp(interrupted[0]))

@@ -72,6 +72,7 @@ from casemate.supervisor.core.events import (
     Adopt,
     Answered,
     BreakerMoved,
+    Drain,
     Ended,
     Fetched,
     Input,
@@ -421,6 +422,7 @@ class Judge:
         self.rows: dict[str, Row] = {}  # of breakers, as told
         self.runs: dict[str, _Told] = {}
         self.live: dict[tuple[str, str], _Live] = {}
+        self.is_draining = False
         self.input: Input = Tick()  # of the step that is looked at, and all that it answered
         self.commands: list[Command] = []
         # Any: each function takes the one type it is listed under.
@@ -431,6 +433,7 @@ class Judge:
             Rollback: self._roll_back,
             Fetched: self._fetched,
             Adopt: self._adopt,
+            Drain: self._drain,
         }
         self._look: dict[type[Command], Callable[[float, Any], None]] = {
             Record: self._record,
@@ -457,6 +460,7 @@ class Judge:
         self.live.clear()
         self.starts.clear()
         self.rows.clear()
+        self.is_draining = False
 
     def read(self, run: str, spec: PipelineSpec, records: Iterable[Record]) -> None:
         """A run as its journal has it, whatever was seen of it before."""
@@ -494,6 +498,10 @@ class Judge:
 
     def _roll_back(self, now: float, rollback: Rollback) -> bool:
         self.runs[rollback.run].is_rolling = True
+        return False
+
+    def _drain(self, now: float, drain: Drain) -> bool:
+        self.is_draining = True
         return False
 
     def _fetch(self, now: float, fetch: Fetch) -> None:
@@ -658,6 +666,7 @@ class Judge:
         task = spawn.task
         always = run.tasks[task].always
         assert task in run.line, f"{spawn}: not made ready"
+        assert not self.is_draining, f"{spawn}: of a supervisor that is about to end"
         assert not run.is_paused or always, f"{spawn}: while its run is paused"
         run.line.remove(task)
         assert run.closed.issuperset(run.inputs[task]), f"{spawn}: before its inputs"
@@ -749,6 +758,8 @@ class Judge:
         ahead: list[TaskSpec] = []
         for name, run in self.runs.items():
             waiting = run.line | run.checking
+            if self.is_draining:
+                waiting = set(run.checking)
             if not waiting:
                 continue
             if run.is_paused or run.is_rolling:

@@ -16,6 +16,7 @@ from casemate.supervisor.core.events import (
     Answered,
     CancelRun,
     CheckpointRun,
+    Drain,
     Ended,
     FailRun,
     Fetched,
@@ -148,6 +149,8 @@ def tell(move: Move) -> str:
     match move:
         case Tick():
             return "tick"
+        case Drain():
+            return "drain"
         case Submit():
             return f"submit {move.run}"
         case Crash(keep=keep):

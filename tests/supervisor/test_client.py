@@ -16,7 +16,15 @@ from fakes import wait_until
 from runs import Place, serving
 
 # Of a supervisor alone: what is about its own life, and `take_up`, which is `serve`'s.
-NOT_FROM_OUTSIDE = {"execute", "start_submitted", "take_up", "wait_closed", "wait_committed"}
+NOT_FROM_OUTSIDE = {
+    "drain",
+    "execute",
+    "ping",
+    "start_submitted",
+    "take_up",
+    "wait_closed",
+    "wait_committed",
+}
 
 TASKS = """
 import time

@@ -47,6 +47,7 @@ def keys() -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("Type", "notify"),
         ("ExecStart", COMMAND),
         ("User", "casemate"),
         ("Delegate", "cpu memory pids"),
