@@ -147,12 +147,17 @@ class RunRolledBack(Struct, frozen=True, kw_only=True):
 
 
 class RunForked(Struct, frozen=True, kw_only=True):
-    """The events before this one are history shared with `source`, up to its `checkpoint`."""
+    """The events before this one are history shared with `source`, up to its `checkpoint`.
+
+    Where the pipeline was changed (`run --watch`), `changed` names the tasks that are not as they
+    were in `source`, new ones, and all that depends on them. The events before this one then tell
+    anew, under numbers of their own, what is kept of `source`; `checkpoint` holds that."""
 
     source: str
     checkpoint: str
     undone: tuple[str, ...]
     generation: int
+    changed: tuple[str, ...] = ()
 
 
 class CheckpointCreated(Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from ..protocol.limits import VALUE_SIZE
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import parse_duration
 from . import hostpipe, logs
+from .affected import unaffected
 from .apply import Applied
 from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
@@ -42,6 +43,8 @@ from .core.breaker import Forced, Reset
 from .cursor import PipelineEvent, RunResult, collect, follow
 from .overview import list_checkpoints
 from .pipeline import compile_document
+from .recovery import read_spec
+from .sources import snapshot
 from .state import StateDirectory
 from .submissions import Submissions
 
@@ -277,6 +280,19 @@ class Supervisor:
         )
         return applied
 
+    async def revise(self, run: str, pipeline: Runnable) -> str | None:
+        """Go on with a changed pipeline: a new run, which begins with all that this one has
+        completed and the change does not touch; its id. This one is cancelled, if it is under way.
+        None: nothing that is run was changed, and nothing happens."""
+        spec = await asyncio.to_thread(self._spec, pipeline)
+        wish = await asyncio.to_thread(self._revision, run, spec)
+        if wish is None:
+            return None
+        answer = await self._ask(wish)
+        assert answer.run is not None
+        self._known.add(answer.run)
+        return answer.run
+
     async def drain(self) -> None:
         """Start nothing new, in any run, and wait until what runs has ended. Runs that are not over
         stay as they are, for whoever takes them up. There is no way back but a new Supervisor."""
@@ -370,6 +386,17 @@ class Supervisor:
 
             return read_pipeline(Path(pipeline), self._config)
         return compile_document(pipeline.document(), root=pipeline.root, allow=self._config.allow)
+
+    def _revision(self, run: str, spec: PipelineSpec) -> hostpipe.Revise | None:
+        directory = self._state.run(run)
+        old = read_spec(directory)
+        with tempfile.TemporaryDirectory(prefix="casemate-changed-") as folder:
+            made = snapshot(spec, Path(folder))
+            same = unaffected(old, directory.sources, spec, Path(folder))
+            is_same_data = msgspec.msgpack.encode(spec) == msgspec.msgpack.encode(old)
+            if is_same_data and len(same) == len(spec.tasks):
+                return None
+            return hostpipe.Revise(run, spec, made.digest, tuple(sorted(same)))
 
     def _forget(self, run: str) -> None:
         """A run that has ended may go on: what was known of its end is not the last word."""

@@ -176,6 +176,8 @@ async def _answer(
                         )
                     case hostpipe.Fork(run=source, checkpoint=to_copy):
                         run = await engine.fork(source, to_copy)
+                    case hostpipe.Revise() as wish:
+                        run = await engine.revise(wish.run, wish.spec, wish.digest, wish.same)
                     case hostpipe.Drain():
                         await engine.drain()
                     case hostpipe.Ping():

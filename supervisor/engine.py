@@ -32,7 +32,7 @@ import resource
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -70,6 +70,7 @@ from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, SYSTEM_PATH, WORKSPACE, Mode, SandboxSpec
 from .breakers import BreakerDesk, step_breaker
 from .control import carry_out
+from .core.admission import check
 from .core.breaker import Forced, Reset
 from .core.commands import (
     CancelAttempt,
@@ -116,6 +117,7 @@ from .hostpipe import Settings
 from .journal import Commit, Journal
 from .links import Attempt, Key, Lines
 from .recovery import Recovered, fork, read_outputs, read_run
+from .revising import revise
 from .sandboxes import Sandboxes
 from .sources import snapshot
 from .state import OwnedRun, RunDirectory, StateDirectory
@@ -337,6 +339,8 @@ class Engine:
                 self._journal.close_run(run)
             owned.ownership.release()
             raise
+        if submission is not None:
+            await self._durable(run)  # then its bundle is dropped
         log.info("run %s: begun, of pipeline %s", run, spec.name, extra={"run": run})
         return run
 
@@ -431,6 +435,33 @@ class Engine:
         self._feed(Adopt(copy, found.state, fork=(run, checkpoint)))
         await self._durable(copy)
         return copy
+
+    async def revise(self, run: str, spec: PipelineSpec, digest: str, same: Collection[str]) -> str:
+        """A new run of a changed pipeline, which begins with what tasks of another one's run that
+        are the `same` have completed; its id. The other is ended, if it was under way here."""
+        check(spec)
+        source = self.state.run(run)
+        ending = asyncio.run_coroutine_threadsafe
+
+        def stop() -> None:
+            ending(self._end_at_once(run, "its pipeline was changed"), self._loop).result()
+
+        owned, found = await asyncio.to_thread(
+            revise, self.state, source, spec, secrets.randbits(63), digest, same, stop
+        )
+        copy = owned.directory.id
+        await self._enter(owned, found)
+        changed = tuple(task for task in found.state.graph.order if task not in same)
+        self._feed(Adopt(copy, found.state, fork=(run, "c1"), changed=changed))
+        await self._durable(copy)
+        return copy
+
+    async def _end_at_once(self, run: str, reason: str) -> None:
+        """And until nothing of it lives."""
+        if run in self._runs:
+            self._feed(CancelRun(run, reason, at_once=True))
+        while run in self._runs:
+            await asyncio.sleep(0.002)
 
     async def drain(self) -> None:
         """Start nothing new, in any run, and wait for what runs to end, its files put away. What is

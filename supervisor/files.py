@@ -268,10 +268,17 @@ def layer_spec(prepared: Prepared) -> LayerSpec:
     )
 
 
-def fork_files(source: RunDirectory, copy: RunDirectory, state: RunState) -> None:
-    """Give a copy of a run what `state`, which is the copy's, knows of files. Durable."""
+def fork_files(
+    source: RunDirectory,
+    copy: RunDirectory,
+    state: RunState,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Give a copy of a run what `state`, which is the copy's, knows of files. `names`: of its
+    layers, as the source calls them, where that is otherwise. Durable."""
     if state.spec.workspace is None:
         return
     theirs = Workspace(source, state.spec, owner=layer_owner())
     ours = Workspace(copy, state.spec, owner=layer_owner())
-    ours.begin_fork(theirs, sorted(kept_layers(state)))
+    kept = sorted(kept_layers(state))
+    ours.begin_fork(theirs, {name: (names or {}).get(name, name) for name in kept})

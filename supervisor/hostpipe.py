@@ -28,6 +28,7 @@ __all__ = [
     "Pause",
     "Ping",
     "Resume",
+    "Revise",
     "Rollback",
     "Settings",
     "Submit",
@@ -91,6 +92,16 @@ class Fork(Struct, frozen=True, tag="fork"):
     checkpoint: str
 
 
+class Revise(Struct, frozen=True, tag="revise"):
+    """End a run, and go on with a changed pipeline in a new one. `digest`: of the sources that it
+    was made of. `same`: tasks that give what they gave."""
+
+    run: str
+    spec: PipelineSpec
+    digest: str
+    same: tuple[str, ...]
+
+
 class Drain(Struct, frozen=True, tag="drain"):
     """Start nothing new; answered when what ran has ended."""
 
@@ -117,6 +128,7 @@ Verb = (
     | CheckpointRun
     | Rollback
     | Fork
+    | Revise
     | Drain
     | Ping
 )

@@ -34,7 +34,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +73,7 @@ __all__ = [
     "JournalReader",
     "NotBegunError",
     "Outline",
+    "copy_attempts",
 ]
 
 SCHEMA_VERSION = 3
@@ -578,6 +579,25 @@ def _make(run: RunDirectory) -> None:
     fsync_file(building)
     os.rename(building, run.journal)
     fsync_directory(run.path)
+
+
+def copy_attempts(source: Path, target: Path, attempts: Mapping[str, int]) -> None:
+    """Add to a journal that nobody writes what another one tells of some attempts, one of each
+    task: in its order, at its times, and as attempt 1. Large values are not copied: they are known
+    by their digest. Durable."""
+    with contextlib.closing(_open(target, "rw")) as db:
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("ATTACH ? AS source", (f"file:{quote(str(source))}?mode=ro",))
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TEMP TABLE kept (task TEXT PRIMARY KEY, attempt INTEGER NOT NULL)")
+        db.executemany("INSERT INTO kept VALUES (?, ?)", attempts.items())
+        db.execute(
+            "INSERT INTO events "
+            "SELECT (SELECT max(seq) FROM events) + row_number() OVER (ORDER BY seq), task, "
+            "row_number() OVER (PARTITION BY task ORDER BY seq), 1, kind, at, data, large "
+            "FROM source.events JOIN kept USING (task, attempt)"
+        )
+        db.execute("COMMIT")
 
 
 def _use_wal(db: sqlite3.Connection, path: Path) -> None:

@@ -410,11 +410,12 @@ class LayerStore:
         found += names[rest:]
         return tuple(reversed(found))
 
-    def adopt(self, other: LayerStore, name: str) -> None:
-        """A committed layer of another run, into this one: by hard links, and durable."""
+    def adopt(self, other: LayerStore, name: str, theirs: str | None = None) -> None:
+        """A committed layer of another run (which calls it `theirs`, if not the same), into this
+        one: by hard links, and durable."""
         if (self.root / name / _CHANGES).is_file():
             return
-        self._build(name, other, [name], None, sync=True)
+        self._build(name, other, [theirs or name], None, sync=True)
         fsync_directory(self.root)
 
     def _flat(self, names: list[str], below: list[str], base: Path) -> str:

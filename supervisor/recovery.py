@@ -33,7 +33,16 @@ from .files import fork_files, layer_name
 from .journal import JournalError, JournalReader, NotBegunError, Outline
 from .state import OwnedRun, RunDirectory, StateDirectory, fsync_directory, fsync_file
 
-__all__ = ["Recovered", "Witness", "fold", "fork", "read_outputs", "read_run"]
+__all__ = [
+    "Recovered",
+    "Witness",
+    "fold",
+    "fork",
+    "link_tree",
+    "read_outputs",
+    "read_run",
+    "read_spec",
+]
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -70,6 +79,16 @@ def read_run(run: RunDirectory) -> Recovered:
                 saved = msgspec.msgpack.decode(reader.events(seq - 1, 1)[0].data, type=TaskSaved)
                 state.tasks[name].saved = saved.state
         return Recovered(state, last_seq, layers)
+
+
+def read_spec(run: RunDirectory) -> PipelineSpec:
+    """The pipeline of a run."""
+    with JournalReader(run) as reader:
+        first = reader.events(0, 1)
+    if not first:
+        raise NotBegunError(run.id)
+    started = msgspec.msgpack.decode(first[0].data, type=RunStarted)
+    return msgspec.msgpack.decode(started.spec, type=PipelineSpec)
 
 
 def fold(
@@ -150,7 +169,7 @@ def fork(
     def fill(copy: RunDirectory) -> None:
         _copy_journal(source.journal, copy, cut)
         for name in ("values", "sources"):
-            _link_tree(source.path / name, copy.path / name)
+            link_tree(source.path / name, copy.path / name)
         fork_files(source, copy, read_run(copy).state)
 
     owned = state.create_run(fill)
@@ -175,7 +194,7 @@ def _copy_journal(source: Path, copy: RunDirectory, cut: int) -> None:
     fsync_directory(copy.path)
 
 
-def _link_tree(source: Path, target: Path) -> None:
+def link_tree(source: Path, target: Path) -> None:
     """Ours alone on both sides: no task ever wrote there."""
     for folder, folders, files in os.walk(source):
         below = target / os.path.relpath(folder, source)

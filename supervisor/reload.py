@@ -42,19 +42,30 @@ Loaded = TypeVar("Loaded")
 # What tells one state of a file from another; nothing of what is not there.
 _Seen = tuple[int, ...]
 _FOLDER: _Seen = (0,)
-_Look = frozenset[tuple[str, _Seen]]
+# By path that is watched: all that lies there.
+_Look = dict[Path, frozenset[tuple[str, _Seen]]]
 
 
 class Watch:
     """Of files, and of folders with all that lies below them. What is there when it is made is
     what the first change is one of, so make it before the files are read.
 
-    `paths` may be set to others at any time; they count from the next wait on.
+    `look_at` may say other paths at any time; they count from the next wait on.
     """
 
     def __init__(self, *paths: Path) -> None:
-        self.paths = paths
-        self._seen = _look(paths)
+        self._seen: _Look = {}
+        self.look_at(*paths)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self._seen)
+
+    def look_at(self, *paths: Path) -> None:
+        """These from now on. Of what was watched before, no change is lost."""
+        new = [path for path in paths if path not in self._seen]
+        known = self._seen | _look(new)
+        self._seen = {path: known[path] for path in paths}
 
     async def wait_changed(self) -> None:
         """Until something is another than it was, and has come to rest. May be cancelled."""
@@ -123,20 +134,24 @@ async def keep_loaded(
 def _folders(paths: Iterable[Path]) -> set[str]:
     """Where a change can be told of: what is not there yet is looked for where it would be."""
     parents = {os.path.dirname(os.path.abspath(path)) for path in paths}
-    below = {path for path, seen in _look(paths) if seen == _FOLDER}
+    below = {path for each in _look(paths).values() for path, seen in each if seen == _FOLDER}
     return below | {parent for parent in parents if os.path.isdir(parent)}
 
 
 def _look(paths: Iterable[Path]) -> _Look:
+    return {path: _below(path) for path in paths}
+
+
+def _below(path: Path) -> frozenset[tuple[str, _Seen]]:
     found: set[tuple[str, _Seen]] = set()
-    waiting = [os.path.abspath(path) for path in paths]
+    waiting = [os.path.abspath(path)]
     while waiting and len(found) < MOST:
-        path = waiting.pop()
+        each = waiting.pop()
         try:
-            seen = os.stat(path)
+            seen = os.stat(each)
             if stat.S_ISDIR(seen.st_mode):
-                found.add((path, _FOLDER))
-                with os.scandir(path) as entries:
+                found.add((each, _FOLDER))
+                with os.scandir(each) as entries:
                     # no link to a folder: it may lead round in a circle
                     waiting += [
                         entry.path
@@ -146,7 +161,7 @@ def _look(paths: Iterable[Path]) -> _Look:
                     ]
                 continue
         except OSError:
-            found.add((path, ()))
+            found.add((each, ()))
         else:
-            found.add((path, (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino)))
+            found.add((each, (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino)))
     return frozenset(found)

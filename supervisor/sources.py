@@ -28,10 +28,10 @@ from pathlib import Path
 
 from ..protocol.errors import LocalViolation, UsageError
 from ..protocol.limits import KIB, MIB
-from ..protocol.pipeline import FileEntry, ModuleEntry, PipelineSpec
+from ..protocol.pipeline import FileEntry, ModuleEntry, PipelineSpec, TaskSpec
 from .reading import shown
 
-__all__ = ["FILES", "LEFT_OUT", "Snapshot", "snapshot"]
+__all__ = ["FILES", "LEFT_OUT", "Snapshot", "origins", "places_of", "snapshot"]
 
 # Copied, hashed and synced for every run. All of CPython's standard library with its tests is 5 000
 # files and 90 MB; what is larger than that is data, which belongs into the workspace or the input.
@@ -68,7 +68,7 @@ def snapshot(spec: PipelineSpec, destination: Path, *, is_inside_only: bool = Fa
     if any(destination.iterdir()):
         raise LocalViolation(f"{destination} is not empty")
     copier = _Copier(destination)
-    for place, origin in sorted(_wanted(spec).items()):
+    for place, origin in sorted(origins(spec).items()):
         if is_inside_only and not _is_inside(place):
             continue
         copier.take(place, origin, Path(spec.root) if _is_inside(place) else origin)
@@ -79,25 +79,29 @@ def _is_inside(place: str) -> bool:
     return not place.startswith("/")
 
 
-def _wanted(spec: PipelineSpec) -> dict[str, Path]:
+def origins(spec: PipelineSpec) -> dict[str, Path]:
     """Where each lies: relative to the pipeline's folder, or absolute for those outside it."""
     root = Path(spec.root)
-    places: set[str] = set()
-    for task in spec.tasks:
-        places.update(task.sources)
-        for entry in (task.execute, task.validate, task.recover, *task.fallbacks.values()):
-            match entry:
-                case FileEntry(file=file):
-                    places.add(_package_of(root, file))
-                case ModuleEntry(module=module):
-                    top = module.partition(".")[0]
-                    if (root / top).is_dir():
-                        places.add(top)
-                    elif (root / f"{top}.py").is_file():
-                        places.add(f"{top}.py")
-                case _:
-                    pass
+    places = {place for task in spec.tasks for place in places_of(task, root)}
     return {place: root / place for place in places}
+
+
+def places_of(task: TaskSpec, root: Path) -> set[str]:
+    """What one task names."""
+    places = set(task.sources)
+    for entry in (task.execute, task.validate, task.recover, *task.fallbacks.values()):
+        match entry:
+            case FileEntry(file=file):
+                places.add(_package_of(root, file))
+            case ModuleEntry(module=module):
+                top = module.partition(".")[0]
+                if (root / top).is_dir():
+                    places.add(top)
+                elif (root / f"{top}.py").is_file():
+                    places.add(f"{top}.py")
+            case _:
+                pass
+    return places
 
 
 def _package_of(root: Path, file: str) -> str:

@@ -145,9 +145,9 @@ class Workspace:
         else:
             self.accept_base()
 
-    def begin_fork(self, source: Workspace, layers: Iterable[str]) -> None:
-        """The base as it was for `source`, and `layers` of it; durable. Nothing of `source` is
-        changed: a layer never is, and a manifest is only ever replaced."""
+    def begin_fork(self, source: Workspace, layers: Mapping[str, str]) -> None:
+        """The base as it was for `source`, and layers by our names and its own; durable. Nothing of
+        `source` is changed: a layer never is, and a manifest is only ever replaced."""
         if not source.is_begun():  # before there were layers, tasks only read their workspace
             self.begin_run()
         elif self.spec.base is Base.SNAPSHOT:
@@ -155,8 +155,8 @@ class Workspace:
         else:
             os.link(source.run.path / _MANIFEST, self.run.path / _MANIFEST)
             fsync_directory(self.run.path)
-        for name in layers:
-            self.store.adopt(source.store, name)
+        for name, theirs in layers.items():
+            self.store.adopt(source.store, name, theirs)
 
     def accept_base(self) -> None:
         """From now on the base counts as unchanged. A snapshot always does."""

@@ -3,8 +3,7 @@
 The engine is a child process here too: this one opens what tasks wrote, in order to show it, and
 however long that takes it must delay no kill.
 
-With `--watch` it stays: when a run has ended and something in the pipeline's folder changes, the
-file is read again and run anew. A file that is broken meanwhile is reported, and waited for.
+With `--watch` it stays, and goes on with what changes (`again.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from watchfiles import awatch
 
 from ...protocol import codec
 from ...protocol.errors import UsageError
@@ -27,6 +25,9 @@ from ...protocol.pipeline import PipelineSpec
 from ..api import Supervisor
 from ..config import Config, load_config
 from ..cursor import ENDINGS, PipelineEvent
+from ..describe import read_pipeline
+from ..reload import Watch
+from .again import run_again
 from .loading import interrupt, interruptible, load
 from .scope import settle, speak
 from .view import LiveView, PlainView, View
@@ -51,11 +52,18 @@ def run_file(
     config = speak(load_config(state=state, allow=allow or None, log=log))
     settle()  # before the first child: a .py pipeline is loaded in one
     value = input_value(input)
-    read_again = (lambda: load(file, config, workspace)) if watch else None
+    watched = Watch(file) if watch else None
     try:
         with interruptible():
             spec = load(file, config, workspace)
-            return asyncio.run(_run(config, spec, value, as_json, read_again))
+            if watched is None:
+                return asyncio.run(_run(config, spec, value, as_json))
+
+            def read_again() -> PipelineSpec:
+                return read_pipeline(file, config, workspace)
+
+            asyncio.run(_run_again(config, spec, value, as_json, watched, read_again))
+            return EXIT_CODES["cancelled"]
     except KeyboardInterrupt:  # while it was loaded, or waited for: a run has its own handler
         return EXIT_CODES["cancelled"]
 
@@ -71,24 +79,26 @@ def input_value(text: str | None) -> Any:  # the user's value
         raise UsageError(f"--input: {error}; give JSON, or @FILE with JSON in it") from error
 
 
-async def _run(
+async def _run(config: Config, spec: PipelineSpec, value: Any, as_json: bool) -> int:
+    async with Supervisor(config=config) as supervisor:
+        run = await supervisor.submit(spec, value)
+        return EXIT_CODES.get(await _watch(supervisor, run, spec, as_json), 1)
+
+
+async def _run_again(
     config: Config,
     spec: PipelineSpec,
     value: Any,
     as_json: bool,
-    read_again: Callable[[], PipelineSpec] | None,
-) -> int:
+    watch: Watch,
+    read_again: Callable[[], PipelineSpec],
+) -> None:
     async with Supervisor(config=config) as supervisor:
-        while True:
-            outcome = await _run_once(supervisor, spec, value, as_json)
-            if read_again is None:
-                return EXIT_CODES.get(outcome, 1)
-            spec = await _changed(Path(spec.root), read_again)
 
+        async def follow(run: str, spec: PipelineSpec) -> None:
+            await _show(supervisor, run, spec, as_json)
 
-async def _run_once(supervisor: Supervisor, spec: PipelineSpec, value: Any, as_json: bool) -> str:
-    run = await supervisor.submit(spec, value)
-    return await _watch(supervisor, run, spec, as_json)
+        await run_again(supervisor, spec, value, watch, read_again, follow)
 
 
 async def resume_here(
@@ -122,34 +132,35 @@ async def _watch(
 
     for number in _ENDING:
         loop.add_signal_handler(number, end, number)
-    outcome = "interrupted"
     try:
-        with _view(spec, supervisor.events_endpoint, as_json) as view:
-            for event in past:
-                view.remember(event)
-            async for event in supervisor.events(run, since, whole=as_json):
-                view.see(event)
-                outcome = ENDINGS.get(event.kind, outcome)
+        return await _show(supervisor, run, spec, as_json, past, since)
     finally:
         for number in _ENDING:
             loop.remove_signal_handler(number)
         signal.signal(signal.SIGTERM, interrupt)
+
+
+async def _show(
+    supervisor: Supervisor,
+    run: str,
+    spec: PipelineSpec,
+    as_json: bool,
+    past: Sequence[PipelineEvent] = (),
+    since: int = 0,
+) -> str:
+    """Until the run has ended: how it did."""
+    outcome = "interrupted"
+    with _view(spec, supervisor.events_endpoint, as_json) as view:
+        for event in past:
+            view.remember(event)
+        async for event in supervisor.events(run, since, whole=as_json):
+            view.see(event)
+            outcome = ENDINGS.get(event.kind, outcome)
     if not as_json:
         print(f"{view.summary()} · run {run}")
         for line in view.results():
             print(line)
     return outcome
-
-
-async def _changed(folder: Path, read_again: Callable[[], PipelineSpec]) -> PipelineSpec:
-    """Wait until something in the folder changes and the pipeline can be read."""
-    print(f"casemate: watching {folder} for changes (^C ends it)", file=sys.stderr)
-    async for _ in awatch(folder):
-        try:
-            return await asyncio.to_thread(read_again)
-        except UsageError as error:
-            print(f"casemate: {error}", file=sys.stderr)
-    raise KeyboardInterrupt
 
 
 class JsonView(View):

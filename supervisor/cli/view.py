@@ -141,7 +141,11 @@ def run_line(event: PipelineEvent) -> str:
                 f", as it was then: {restored}" if restored else ""
             )
         case "run.forked":
-            return f"forked from {printable(data['source'])} at {printable(data['checkpoint'])}"
+            source = printable(data["source"])
+            if data.get("changed"):
+                changed = printable(", ".join(data["changed"]))
+                return f"goes on from {source} with what was changed: {changed}"
+            return f"forked from {source} at {printable(data['checkpoint'])}"
         case "checkpoint.created":
             told = [counted(data["total"], "task")]
             if data["files"]:

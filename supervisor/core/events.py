@@ -49,12 +49,14 @@ class Submit(Struct, frozen=True):
 
 class Adopt(Struct, frozen=True):
     """A run that this supervisor has taken over, as its journal tells it. `fork`: (run, checkpoint)
-    that it was copied from. `held`: nothing is started, nothing recorded that was not asked for:
-    what follows (a rollback, a pause) is all that is wanted."""
+    that it was copied from, `changed`: with these tasks of a changed pipeline. `held`: nothing is
+    started, nothing recorded that was not asked for: what follows (a rollback, a pause) is all that
+    is wanted."""
 
     run: str
     state: RunState
     fork: tuple[str, str] | None = None
+    changed: tuple[str, ...] = ()
     held: bool = False
 
 

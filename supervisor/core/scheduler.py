@@ -268,6 +268,7 @@ class Scheduler:
                 checkpoint=checkpoint,
                 undone=undone,
                 generation=state.generation + 1,
+                changed=adopt.changed,
             )
             self._record(run, None, None, data)
         elif state.has_ended or run.is_held:
