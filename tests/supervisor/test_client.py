@@ -20,6 +20,7 @@ NOT_FROM_OUTSIDE = {
     "drain",
     "execute",
     "ping",
+    "revise",
     "start_submitted",
     "take_up",
     "wait_closed",
