@@ -127,14 +127,15 @@ def test_what_a_change_of_the_pipeline_affects(tmp_path: Path) -> None:
     def tasks(**changed: Any) -> dict[str, Any]:
         return {name: TASKS[name] | changed.get(name, {}) for name in TASKS}
 
-    for number, (document, expected) in enumerate([
+    cases: list[tuple[dict[str, Any], set[str]]] = [
         ({"tasks": tasks(first={"spec": {"role": "judge"}})}, {"first", "last"}),
         ({"tasks": tasks(last={"needs": ["second"]})}, {"last"}),
         ({"tasks": {**TASKS, "more": {"execute": "tasks.py:first"}}}, {"more"}),
         ({"tasks": {n: t for n, t in TASKS.items() if n != "shell"}}, set()),
         ({"max_parallel": 1, "name": "otherwise"}, set()),
         ({"workspace": "package"}, set(TASKS)),
-    ]):  # fmt: skip
+    ]
+    for number, (document, expected) in enumerate(cases):
         assert affected(tmp_path / str(number), {}, **document) == expected
 
 

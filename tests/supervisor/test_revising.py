@@ -94,7 +94,8 @@ def test_what_a_change_touches_is_done_again_and_nothing_else(tmp_path: Path, pl
         assert [e.attempt for e in second.of("task.started", "source")] == [1]
         # It may be gone back in, as in any run.
         house.call(house.supervisor.rollback(second.run, before="side"))
-        assert Live(house, second.run).finish().output("end") == ["new", "side", "by source"]
+        last = Live(house, second.run).wait("task.completed", "end", count=2)
+        assert last.data["output"] == ["new", "side", "by source"]
     for run in (first.run, second.run):
         assert_true_story(state, run, has_ended=True)
 
@@ -253,7 +254,7 @@ def test_edit_save_see(tmp_path: Path) -> None:
         # What is broken is told, and nothing happens until it is mended.
         file.write_text(CHAIN.replace("needs", "neds"))
         house.wait_said("neds")
-        file.write_text(CHAIN.replace("name: chain", "name: renamed, and else the same"))
+        file.write_text(CHAIN.replace("name: chain", "name: renamed and else the same"))
         last = house.wait("run.completed", 3)
         assert last["data"]["outputs"] == {"b": [1, "second"]}
         assert house.of("run.forked")[1]["data"]["changed"] == []
