@@ -55,7 +55,10 @@ Log = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-@app.command(epilog='Example: casemate run review.yaml --input \'{"path": "src"}\'')
+@app.command(
+    epilog='Example: casemate run review.yaml --input \'{"path": "src"}\' '
+    "(or: casemate run review.yaml --watch)"
+)
 def run(
     file: PipelineFile,
     input: Input = None,
@@ -64,7 +67,8 @@ def run(
         bool, typer.Option("--json", help="One event a line on stdout, and nothing else.")
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Stay, and run again when a file beside it changes.")
+        bool,
+        typer.Option("--watch", help="Stay; when the file or a source is saved, go on."),
     ] = False,
     allow: Allow = None,
     log: Log = None,
@@ -182,7 +186,9 @@ Keys = Annotated[
 ]
 
 
-@app.command(epilog="Examples: casemate serve --drain 5m · casemate serve --listen 10.0.0.5:7601")
+@app.command(
+    epilog="Example: casemate serve --drain 5m (or: casemate serve --listen 10.0.0.5:7601)"
+)
 def serve(
     drain: Annotated[
         Optional[str],  # noqa: UP045
