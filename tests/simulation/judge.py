@@ -623,14 +623,17 @@ class Judge:
 
     def _anew(self) -> set[tuple[str, str]]:
         """Tasks that this step may end without their grace, for they are done anew: all of a run
-        that is rolled back, and who reads from a task that begins again, however far."""
+        that is rolled back, by whomever, and who reads from a task that begins again, however far.
+        """
         if isinstance(self.input, Rollback):
             return {(self.input.run, task) for task in self.runs[self.input.run].tasks}
         found: set[tuple[str, str]] = set()
         for record in self.commands:
             if isinstance(record, Record) and isinstance(record.data, AGAIN):
-                readers = self.runs[record.run].readers([record.task or ""])
-                found |= {(record.run, reader) for reader in readers}
+                run, anew = self.runs[record.run], [record.task or ""]
+                if isinstance(record.data, TaskRecovered) and record.data.action is Action.ROLLBACK:
+                    anew = list(run.tasks)
+                found |= {(record.run, reader) for reader in run.readers(anew)}
         return found
 
     def _spawn(self, now: float, spawn: Spawn) -> None:
