@@ -99,6 +99,19 @@ class Supervisor:
         if self._gate is not None:
             await self._gate.prepare()
         ours, theirs = socket.socketpair()
+        try:
+            control = await self._start_engine(ours, theirs)
+            if self._gate is not None:
+                await self._gate.start(control, self.events_endpoint)
+        except BaseException:  # a cancel above all: who did not enter does not leave
+            if self._writer is None:
+                ours.close()
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _start_engine(self, ours: socket.socket, theirs: socket.socket) -> str:
+        """Wait until it is ready; the address of its control socket."""
         code = (
             f"import sys; sys.path[:] = {[os.path.abspath(path) for path in sys.path]!r};"
             "from casemate.supervisor.embedded import main; main()"
@@ -118,22 +131,13 @@ class Supervisor:
         hostpipe.write(self._writer, msgspec.structs.replace(settings, accepts=accepts))
         head = await hostpipe.read(reader)
         ready = msgspec.msgpack.decode(head, type=hostpipe.Answer) if head else None
-        if ready is None or ready.refused is not None:
-            await self.__aexit__()
-            if ready is None:
-                raise SetupRefused(
-                    "the engine ended before it was ready; see what it said on stderr"
-                )
+        if ready is None:
+            raise SetupRefused("the engine ended before it was ready; see what it said on stderr")
+        if ready.refused is not None:
             raise _refused(ready, SetupRefused)
         self.events_endpoint = ready.events or ""
         self._listening = asyncio.create_task(self._listen(reader))
-        if self._gate is not None:
-            try:
-                await self._gate.start(ready.control or "", self.events_endpoint)
-            except BaseException:
-                await self.__aexit__()
-                raise
-        return self
+        return ready.control or ""
 
     async def __aexit__(self, *_: object) -> None:
         for accepting in self._accepting:

@@ -317,7 +317,9 @@ class StateDirectory:
         if len(found) == 1:
             return RunDirectory(found[0], self.runs / found[0])
         if not found:
-            raise UsageError(f"no run {text!r} in {self.path}")
+            if not known:
+                raise UsageError(f"no run {text!r} in {self.path}: there are none yet")
+            raise UsageError(f"no run {text!r} in {self.path}; `casemate ps` lists them")
         raise UsageError(
             f"run {text!r} is ambiguous: {', '.join(found[:5])}"
             + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -40,8 +41,9 @@ _FRAME_SECONDS = 0.25
 # How often it is looked whether a run goes on that has ended, or that nobody has.
 _LOOK_SECONDS = 1.0
 
-# Events that are taken in at once: of a flood some thousands a second, no core's whole time.
-_AT_ONCE = 500
+# Events that are taken in at once: of a flood some thousands a second, no core's whole time. What
+# queues hold meanwhile (11 000 at most) is shown seconds late; the rest is skipped.
+_AT_ONCE = 1000
 
 # A supervisor's silence is noticed by its heartbeats; after that nothing is waited for.
 _PATIENCE = HEARTBEAT_SECONDS
@@ -51,9 +53,11 @@ _VERB_SECONDS = 120.0
 
 
 def watch_run(run: str, *, state: Path | None) -> int:
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    has_cursor = os.environ.get("TERM", "dumb") != "dumb"
+    if not (has_cursor and sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
-            f"watch: this is no terminal; `casemate events {run} --follow` prints the same"
+            "watch: this is no terminal that can be drawn on; `casemate events "
+            f"{run} --follow` prints what happens"
         )
     config = load_config(state=state)
     asyncio.run(_watch(AsyncClient(config=config, patience=_VERB_SECONDS), run))

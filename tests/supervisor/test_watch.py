@@ -41,7 +41,7 @@ class Screen:
     """A terminal of 80×24 and the program on it. `lines`: what a person sees; of what casemate
     sends to a terminal this understands all, and so little more that nothing else gets by."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, term: str = "xterm-256color") -> None:
         self._ours, theirs = pty.openpty()
         self.lines = [""] * 24
         self.resize(80, 24)
@@ -53,7 +53,7 @@ class Screen:
             stdin=theirs,
             stdout=theirs,
             stderr=subprocess.PIPE,
-            env=os.environ | {"TERM": "xterm-256color"},
+            env=os.environ | {"TERM": term},
             start_new_session=True,
         )
 
@@ -176,12 +176,18 @@ def test_a_supervisor_that_goes_away_and_comes_back_is_noticed(
         assert termios.tcgetattr(screen._theirs) == screen.before
 
 
-def test_what_is_no_terminal_is_told_what_to_use_instead(state: Path) -> None:
-    done = subprocess.run(
+def test_what_is_no_terminal_is_told_what_to_use_instead(
+    state: Path, screens: list[Screen]
+) -> None:
+    dumb = Screen("watch", "--state", str(state), term="dumb")
+    screens.append(dumb)
+    piped = subprocess.run(
         [*CASEMATE, "watch", "--state", str(state)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "`casemate events last --follow`" in done.stderr
+    assert (piped.returncode, piped.stdout) == (2, "")
+    assert dumb.process.communicate(timeout=PATIENCE)[1].decode() == piped.stderr
+    assert dumb.process.returncode == 2
+    assert "`casemate events last --follow`" in piped.stderr
