@@ -83,7 +83,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The one job of this guest. `input_file`: path inside the sandbox of a read-only file with
     the msgpack of `input`, where it was too large for a message (then `input` is nil). `saved`:
     what an earlier attempt of this task saved last; nil where none did. `streams`: the upstream
-    tasks whose items this guest will be sent.
+    tasks whose items this guest will be sent. `preload`: modules to import before `entry` is.
 
     Of a validation, `input` is the output, and `schema` (nil: none) what it is held against before
     `entry` is called; of a recovery, the error."""
@@ -103,6 +103,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     streams: tuple[str, ...] = ()
     python: str | None = None  # the interpreter that calls `entry`; None: the guest itself
     schema: Raw = NIL
+    preload: tuple[str, ...] = ()
 
 
 class Emit(Struct, frozen=True, forbid_unknown_fields=True):

@@ -223,6 +223,7 @@ class TaskSpec(Struct, frozen=True, kw_only=True):
     degrade: tuple[str, ...] = ()  # walls it does without where the host cannot give them
     proc: ProcView = ProcView.PIDS
     python: Python | None = None  # None: the one that casemate runs under
+    preload: tuple[str, ...] = ()  # modules to import before `execute` is, ahead where possible
     # Variables of the host to pass on: names, for a value here would be in every journal.
     host_env: tuple[str, ...] = ()
     max_parallel: int | None = None  # attempts of this task, in all runs of this pipeline

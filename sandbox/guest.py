@@ -4,7 +4,8 @@
 imported that most tasks need (`asyncio`, `cloudpickle` and `hashlib` are not: they would make
 every fork dearer for the sake of few tasks). It makes the ZeroMQ context, and with it the first
 threads, behind the walls; binds a PAIR to the listening socket it inherited, to which the engine
-is connected already; says HELLO; and runs the entry it is sent.
+is connected already; says HELLO; and runs the entry it is sent. One that is made ahead of its job
+first imports the modules that its task names (`preload`): code of others, behind the same walls.
 
     main thread      the task's code; emits go from here straight into the socket
     libzmq's thread  moves frames between the socket's queue and the connection
@@ -121,10 +122,10 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
 INSIDE = Places()
 
 
-def main(listener_fd: int, places: Places = INSIDE) -> NoReturn:
+def main(listener_fd: int, places: Places = INSIDE, *, preload: tuple[str, ...] = ()) -> NoReturn:
     """The guest's whole life, ended by a kill."""
     try:
-        _live(listener_fd, places)
+        _live(listener_fd, places, preload)
     except BaseException:
         # A bug of ours. The supervisor sees a guest that left; its stderr says why.
         traceback.print_exc()
@@ -132,13 +133,17 @@ def main(listener_fd: int, places: Places = INSIDE) -> NoReturn:
     os._exit(1)
 
 
-def _live(listener_fd: int, places: Places) -> NoReturn:
+def _live(listener_fd: int, places: Places, preload: tuple[str, ...]) -> NoReturn:
     # The lowest number there is, before libzmq takes a handful: a command's events need one below
     # ten, for dash reads no other in `>&$CASEMATE_EVENTS_FD`.
     low_fd = os.dup(0)
+    if preload:
+        _become_ordinary()
+        _import_ahead(preload, places)
     link = Link(listener_fd)
     link.greet(Hello(version=LINK_VERSION, pid=os.getpid()))
-    _become_ordinary()  # while the engine answers
+    if not preload:
+        _become_ordinary()  # while the engine answers
     accept, run = link.receive(), link.receive()
     if not isinstance(accept, Accept) or not isinstance(run, Run):
         raise LocalViolation(f"guest: expected ACCEPT and RUN, got {accept!r} and {run!r}")
@@ -160,6 +165,19 @@ def _live(listener_fd: int, places: Places) -> NoReturn:
     link.send(outcome)
     while True:
         time.sleep(86400)
+
+
+def _import_ahead(preload: tuple[str, ...], places: Places) -> None:
+    """Before there is a job, and before we greet: HELLO says that it is done. What fails is not
+    told, for there is no attempt yet to tell it of: the next one begins cold, and meets the same.
+    """
+    pid = os.getpid()
+    try:
+        loader.preload(preload, places.sources)
+    except BaseException:
+        os._exit(1)
+    if os.getpid() != pid:
+        os._exit(0)  # a child of an import that forked
 
 
 def _become_ordinary() -> None:
@@ -212,6 +230,7 @@ def _perform(
             output = foreign.run(run, input, context, low_fd, places.sources)
         else:
             os.close(low_fd)
+            loader.preload(run.preload, places.sources)
             function = loader.load(run.entry, places.sources)
             output = _call(function, input, context, termination)
         return _result(output, run, places)

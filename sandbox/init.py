@@ -368,7 +368,7 @@ def become_guest(build: Building) -> SetupFailed:
     os.close(build.status)
     if build.link is None:
         return SetupFailed(step="verify", errno=0, message="a guest without a link")
-    guest.main(build.link)
+    guest.main(build.link, preload=plan.preload)
     return None
 
 

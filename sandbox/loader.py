@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from ..protocol.errors import UsageError
 from ..protocol.pipeline import CommandEntry, Entry, FileEntry, ModuleEntry, PickleEntry
 
-__all__ = ["explain_missing_module", "load", "load_file"]
+__all__ = ["explain_missing_module", "load", "load_file", "preload"]
 
 
 def load(entry: Entry, sources: str) -> Callable[..., Any]:  # Any: a task returns what it likes
@@ -42,6 +42,20 @@ def load(entry: Entry, sources: str) -> Callable[..., Any]:  # Any: a task retur
             return function  # type: ignore[no-any-return]
         case CommandEntry():
             raise UsageError("a command has no function to load")
+
+
+def preload(modules: Sequence[str], sources: str) -> None:
+    """Import `modules`, those of the sources among them, as the task's own code would."""
+    if not modules:
+        return
+    _search_first(sources)
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # of what it imports in turn
+            raise UsageError(f"preload: {explain_missing_module(error)}") from None
 
 
 def load_file(sources: str, file: str) -> ModuleType:

@@ -243,6 +243,7 @@ def make_plan(
         landlock_abi=probe.landlock_abi,
         special_modes=special_modes,
         landlock_network=deny_tcp,
+        preload=spec.preload,
     )
 
 

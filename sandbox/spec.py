@@ -117,6 +117,7 @@ class SandboxSpec(Struct, frozen=True, kw_only=True):
     slot: int = 0  # which reserved host id, where there are any; one per live sandbox
     degrade: tuple[str, ...] = ()
     strict: tuple[str, ...] = ()  # "cgroup": refuse limits that would only be sampled
+    preload: tuple[str, ...] = ()  # modules that the guest imports before it greets
 
 
 class PlannedBind(Struct, frozen=True, kw_only=True):
@@ -165,6 +166,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     landlock_abi: int
     special_modes: bool  # setuid and setgid bits may be set: nothing of the host is written to
     landlock_network: bool  # refuse TCP by Landlock: there is no network namespace to do it
+    preload: tuple[str, ...] = ()  # modules that the guest imports, behind all walls
 
 
 class FdRole(StrEnum):

@@ -158,6 +158,7 @@ class Task:
     seen at their own places, `python` is an interpreter or a virtual environment to call its
     functions in, `degrade` names walls to do without where the host cannot give them, and
     `proc="readonly"` shows all of /proc. Of the host a task gets what the operator allows.
+    `preload` names modules to import first, ahead of the attempt where that is possible.
     `max_parallel` bounds the attempts of this task in all runs; the highest `priority` goes first.
 
     `validate(output)` says whether an output is good, `recover(error)` what to do about a failure
@@ -183,6 +184,7 @@ class Task:
     degrade: Sequence[str] = ()
     proc: str | None = None
     python: str | os.PathLike[str] | None = None
+    preload: Sequence[str] = ()
     max_parallel: int | None = None
     bulkhead: Bulkhead | None = None
     rate: Rate | str | None = None
@@ -202,7 +204,11 @@ class Task:
             given["command"] = _plain(self.command)
         if self.spec is not None:
             given["spec"] = _plain(self.spec)
-        for name, items in (("needs", self.needs), ("sources", self.sources)):
+        for name, items in (
+            ("needs", self.needs),
+            ("sources", self.sources),
+            ("preload", self.preload),
+        ):
             listed = _plain(items)
             if listed:
                 given[name] = listed
@@ -343,6 +349,7 @@ class Pipeline:
         degrade: Sequence[str] = (),
         proc: str | None = None,
         python: str | os.PathLike[str] | None = None,
+        preload: Sequence[str] = (),
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -375,6 +382,7 @@ class Pipeline:
         degrade: Sequence[str] = (),
         proc: str | None = None,
         python: str | os.PathLike[str] | None = None,
+        preload: Sequence[str] = (),
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -406,6 +414,7 @@ class Pipeline:
         degrade: Sequence[str] = (),
         proc: str | None = None,
         python: str | os.PathLike[str] | None = None,
+        preload: Sequence[str] = (),
         max_parallel: int | None = None,
         bulkhead: Bulkhead | None = None,
         rate: Rate | str | None = None,
@@ -440,6 +449,7 @@ class Pipeline:
                     degrade=degrade,
                     proc=proc,
                     python=python,
+                    preload=preload,
                     max_parallel=max_parallel,
                     bulkhead=bulkhead,
                     rate=rate,

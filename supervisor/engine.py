@@ -4,7 +4,8 @@ One asyncio loop. Whatever happens (a greeting, a death, a timer, a client's wis
 of the core (`core/scheduler.py`); the core answers with commands; this file carries them out:
 
     Record         append to the journal; published to observers once it is durable
-    Spawn          a new sandbox through the zygote; told its job once what it builds on is durable
+    Spawn          a new sandbox through the zygote, or one that was made ahead (warm.py); told its
+                   job once what it builds on is durable
     CancelAttempt  a message and SIGTERM
     Kill           SIGKILL to the tree; `Ended` follows when it is proved dead
     Freeze, Thaw   the tree stands still, and goes on
@@ -62,6 +63,7 @@ from ..protocol.limits import (
     MIB,
     RUN_JOURNAL_SIZE,
     VALUE_SIZE,
+    WARM_SANDBOXES,
 )
 from ..protocol.messages import Part, Run
 from ..protocol.pipeline import Bind, Network, PickleEntry, PipelineSpec, ProcView, TaskSpec
@@ -109,13 +111,14 @@ from .core.events import (
 from .core.look import words
 from .core.refusals import explained
 from .core.scheduler import Scheduler
+from .core.state import RunState
 from .core.task import Standing
 from .core.verdict import Seen, judge
 from .files import ClashError, Files, Given, Overlays, begin_files, layer_name, layer_spec
 from .front import Frames, FrontProcess, encode_frames
 from .hostpipe import Settings
 from .journal import Commit, Journal
-from .links import Attempt, Key, Lines
+from .links import Attempt, Key, Lines, Owner
 from .recovery import Recovered, fork, read_outputs, read_run
 from .revising import revise
 from .sandboxes import Sandboxes
@@ -124,6 +127,7 @@ from .state import OwnedRun, RunDirectory, StateDirectory
 from .streams import Streams
 from .submissions import Submissions
 from .values import ValueStore
+from .warm import WarmAttempts
 from .workspace import Prepared
 
 __all__ = ["Engine"]
@@ -210,7 +214,7 @@ def _idempotency_key(key: Key, generation: int) -> str:
 def _most_attempts() -> int:
     """How many live attempts this process has descriptors for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - OWN_DESCRIPTORS) // ATTEMPT_DESCRIPTORS)
+    return max(1, (soft - OWN_DESCRIPTORS) // ATTEMPT_DESCRIPTORS - WARM_SANDBOXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +240,7 @@ class Engine:
         self._over: dict[str, _Over] = {}
         self._attempts: dict[Key, Attempt] = {}
         self._by_sandbox: dict[Sandbox, Attempt] = {}
+        self._warm = WarmAttempts(self)
         self._overlays = Overlays()
         self._preparing: set[Key] = set()  # their input or their layer is being made
         self._frozen: set[Key] = set()
@@ -288,9 +293,10 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         self._preparing.clear()  # what is not begun yet never will be
+        self._warm.close()
         for attempt in list(self._attempts.values()):
             attempt.kill()
-        while self._attempts or self._background:
+        while self._attempts or self._background or self._warm.is_alive():
             await asyncio.sleep(0.002)
         await self._begun.aclose()
         for run in self._runs.values():
@@ -325,6 +331,7 @@ class Engine:
             has_sources = any(owned.directory.sources.iterdir())
             streams = Streams.of_run(self, owned.directory, spec)
             self._runs[run] = _Run(owned, spec, tasks, value, has_sources, files, streams)
+            self._warm.enter(run, spec)
             self._feed(
                 Submit(
                     run=run,
@@ -336,6 +343,7 @@ class Engine:
             )
         except BaseException:
             if self._runs.pop(run, None) is not None:
+                self._warm.leave(run)
                 self._journal.close_run(run)
             owned.ownership.release()
             raise
@@ -467,6 +475,7 @@ class Engine:
         """Start nothing new, in any run, and wait for what runs to end, its files put away. What is
         frozen is not waited for."""
         self._feed(Drain())
+        self._warm.close()
         while (
             self._preparing
             or not self._attempts.keys() <= self._frozen
@@ -520,6 +529,7 @@ class Engine:
             appended=found.last_seq,
             committed=found.last_seq,
         )
+        self._warm.enter(run, state.spec)
 
     async def _durable(self, run: str) -> None:
         """Wait until all that is recorded of a run so far is on disk."""
@@ -574,6 +584,7 @@ class Engine:
                     self._carry_out(command)
         finally:
             self._is_stepping = False
+        self._warm.look()
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -594,6 +605,7 @@ class Engine:
         match command:
             case Record(run=run, task=task, attempt=number, data=data):
                 seqs = self._record(run, task, number, [data])
+                self._warm.noted(command)
                 is_completed = type(data) in (TaskCompleted, TaskSkipped)
                 if seqs and is_completed and (streams := self._streams(run)):
                     assert task is not None and number is not None
@@ -606,6 +618,7 @@ class Engine:
             case Kill(run=run, task=task, attempt=number):
                 key = Key(run, task, number)
                 self._preparing.discard(key)
+                self._warm.discard(key)
                 if attempt := self._attempts.get(key):
                     attempt.kill()
             case Freeze(run=run, task=task, attempt=number):
@@ -741,6 +754,7 @@ class Engine:
     def _end_run(self, run: _Run) -> None:
         """Nothing more will be recorded; what still lives of it (after a failure) is dying."""
         run.has_ended = True
+        self._warm.discard_run(run.owned.directory.id)
         if self._is_closing:
             return  # the journal closes every run by itself, and may have done so
 
@@ -758,7 +772,8 @@ class Engine:
         other supervisor may have it. Kept of it is what a late reader asks."""
         run_id = run.owned.directory.id
         is_alive = run.busy or any(key.run == run_id for key in self._attempts)
-        if run.is_closed and not is_alive:
+        if run.is_closed and not is_alive and not self._warm.is_alive(run_id):
+            self._warm.leave(run_id)
             run.owned.ownership.release()
             log.info("run %s: let go of at event %d", run_id, run.committed, extra={"run": run_id})
             del self._runs[run_id]
@@ -809,6 +824,7 @@ class Engine:
             workspace=None if run.files is None else WORKSPACE,
             streams=run.streams.upstreams((key.task, key.attempt)) if run.streams else (),
             python=None if task.python is None else task.python.executable,
+            preload=task.preload,
         )
         given = None
         if run.files is not None:
@@ -846,7 +862,7 @@ class Engine:
         # What does not fit into RUN goes by a file that is bound read-only.
         room = MESSAGE_SIZE - RUN_OVERHEAD - _own_size(job)
         is_small = memoryview(job.input).nbytes <= room
-        if is_small and given is None:
+        if not self._warm.claim(key) and is_small and given is None:
             self._start(key, job)
         else:
             self._preparing.add(key)
@@ -869,8 +885,10 @@ class Engine:
         """What blocks on the disk before an attempt can start."""
         prepared = input_file = None
         kind, why = ErrorKind.SETUP, "killed before it was started"
+        warm = None
         try:
-            if given is not None:
+            warm = await self._warm.take(key, given, is_small and job.part is Part.EXECUTE)
+            if given is not None and warm is None:
                 assert run.files is not None
                 prepared = await asyncio.to_thread(run.files.begin, given)
             if not is_small:
@@ -884,7 +902,12 @@ class Engine:
         else:
             if key in self._preparing:
                 self._preparing.discard(key)
-                self._start(key, job, input_file, prepared)
+                if warm is None:
+                    self._start(key, job, input_file, prepared)
+                else:
+                    self._attempts[key] = warm
+                    warm.take_up(self, job)
+                    self._give_job(warm)
                 return
         finally:
             run.busy -= 1
@@ -898,28 +921,48 @@ class Engine:
         input_file: Path | None = None,
         prepared: Prepared | None = None,
     ) -> None:
+        try:
+            attempt = self._make(self, key, job, input_file, prepared)
+        except (OSError, SetupRefused) as error:
+            self._never_started(key, job.part, str(error))
+            return
+        self._attempts[key] = attempt
+        attempt.watch()
+        self._give_job(attempt)
+
+    def _make(
+        self,
+        owner: Owner,
+        key: Key,
+        job: Run | None,
+        input_file: Path | None = None,
+        prepared: Prepared | None = None,
+    ) -> Attempt:
+        """Its sandbox is on its way. Raises OSError or SetupRefused where none can be had."""
         run = self._runs[key.run]
-        task = run.tasks[key.task]
         lines = None
         try:
             lines = Lines(self.front.runtime)
             lease = self._sandboxes.spawn(
-                self._sandbox_spec(key, run, job.part, input_file, prepared),
+                self._sandbox_spec(key, run, job, input_file, prepared),
                 lines.stdio(self._null),
                 link=lines.listener.fileno(),
             )
-        except (OSError, SetupRefused) as error:
+        except (OSError, SetupRefused):
             if lines is not None:
                 lines.close()
-            self._never_started(key, job.part, str(error))
-            return
+            raise
         finally:
             if lines is not None:
                 lines.close_theirs()
-        attempt = Attempt(self._loop, self, key, task, lease, lines, job)
-        self._attempts[key] = attempt
+        attempt = Attempt(self._loop, owner, key, run.tasks[key.task], lease, lines, job)
         self._by_sandbox[lease.sandbox] = attempt
-        attempt.watch()
+        return attempt
+
+    def _give_job(self, attempt: Attempt) -> None:
+        """As soon as what it builds on is durable."""
+        key = attempt.key
+        run = self._runs[key.run]
         if key in self._frozen:
             attempt.freeze()
         if self._is_congested:
@@ -933,13 +976,13 @@ class Engine:
         self,
         key: Key,
         run: _Run,
-        part: Part,
+        job: Run | None,
         input_file: Path | None,
         prepared: Prepared | None,
     ) -> SandboxSpec:
         task = run.tasks[key.task]
         # which needs nothing of the host: no secrets, no network, no files
-        is_check = part is not Part.EXECUTE
+        is_check = job is not None and job.part is not Part.EXECUTE
         host_env = () if is_check else task.host_env
         missing = [name for name in host_env if name not in os.environ]
         if missing:
@@ -974,6 +1017,7 @@ class Engine:
             layer=layer_spec(prepared) if prepared is not None and not prepared.copy else None,
             sources=str(run.owned.directory.sources) if run.has_sources else None,
             input_file=str(input_file) if input_file else None,
+            preload=task.preload if job is None else (),
         )
 
     def _never_started(
@@ -1186,6 +1230,31 @@ class Engine:
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         self._in_background(work)
 
+    # --- what is made ahead needs (warm.Host) ---------------------------------------------------
+
+    def state_of(self, run: str) -> RunState | None:
+        return self._core.state(run) if self._core.knows(run) else None
+
+    def files_of(self, run: str) -> Files | None:
+        return self._runs[run].files
+
+    def free_memory(self) -> int:
+        return self._core.free_memory
+
+    def has_network_wall(self) -> bool:
+        return self._sandboxes.probe.facts["net"].present
+
+    def make_ahead(self, key: Key, prepared: Prepared | None) -> Attempt:
+        return self._make(self._warm, key, None, None, prepared)
+
+    def give_back(self, attempt: Attempt) -> None:
+        self._sandboxes.release(attempt.lease)
+        del self._by_sandbox[attempt.lease.sandbox]
+
+    def retire(self, run: str) -> None:
+        if (known := self._runs.get(run)) is not None:
+            self._retire(known)
+
     # --- looking after the living --------------------------------------------------------------
 
     def _sample(self, attempt: Attempt, reported: float = 0.0) -> None:
@@ -1207,7 +1276,7 @@ class Engine:
                 memory=measured.memory, cpu=measured.cpu, pids=measured.pids, disk=attempt.disk
             )
             self._record(key.run, key.task, key.attempt, [usage])
-            self._weigh(attempt)
+            self.weigh(attempt)
             self._weigh_journal(key.run)
         interval = SAMPLE_INTERVAL if attempt.lease.is_sampled else USAGE_INTERVAL
         limit = attempt.task.timeouts.cpu
@@ -1218,7 +1287,7 @@ class Engine:
             interval = min(interval, max(soonest, FINEST_INTERVAL))
         self._loop.call_later(interval, self._sample, attempt, reported)
 
-    def _weigh(self, attempt: Attempt) -> None:
+    def weigh(self, attempt: Attempt) -> None:
         """Look how large the attempt's layer has become: nothing else bounds it."""
         run = self._runs.get(attempt.key.run)
         if run is None or run.files is None or attempt.part is not Part.EXECUTE:
@@ -1234,7 +1303,7 @@ class Engine:
             with contextlib.suppress(OSError):
                 attempt.disk, excess = await asyncio.to_thread(files.weigh, name, limit)
                 # The largest goes first, and a small one beside it is not what fills the disk.
-                largest = max(each.disk or 0 for each in self._attempts.values())
+                largest = max((each.disk or 0 for each in self._attempts.values()), default=0)
                 if excess is None and (attempt.disk or 0) >= max(largest, MIB):
                     excess = await asyncio.to_thread(files.crowded)
             now = self._loop.time()

@@ -178,6 +178,11 @@ class Files:
         self._given[given.name] = given
         return self.workspace.begin(given.name, given.stack)
 
+    def undo(self, given: Given) -> None:
+        """As if it had never been begun: nobody worked in it, or what did is not to count."""
+        self._given.pop(given.name, None)
+        self.workspace.undo(given.name)
+
     def complete(self, name: str, limit: int) -> Layer | TaskError | None:
         """Its layer, durable; None: it changed nothing; or why it cannot be kept, and then it has
         failed. OSError where the disk does."""

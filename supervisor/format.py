@@ -72,6 +72,12 @@ __all__ = [
 
 GIB = 1024 * MIB
 
+# What a task may name to be imported: all that a large program imports by hand, and any name that
+# a package has. They travel in RUN.
+PRELOADED = 64
+MODULE_LENGTH = 200
+MODULE_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+
 # Both travel to the guest in RUN, which is one message of MESSAGE_SIZE with other fields beside.
 PICKLE_SIZE = 512 * KIB
 SPEC_SIZE = 256 * KIB
@@ -526,6 +532,19 @@ def _env(value: Any) -> dict[str, str | None]:
     return env
 
 
+def _modules(value: Any) -> tuple[str, ...]:
+    modules = _one_or_list(value)
+    if not isinstance(modules, list):
+        raise ValueError(f"expected a list of modules, such as [numpy], got {shown(value)}")
+    for module in modules:
+        is_name = isinstance(module, str) and re.fullmatch(MODULE_PATTERN, module)
+        if not is_name or len(module) > MODULE_LENGTH:
+            raise ValueError(f"{shown(module)} is no module's name, such as numpy.linalg")
+    if len(modules) > PRELOADED:
+        raise ValueError(f"{len(modules)} modules are too many; at most {PRELOADED}")
+    return tuple(dict.fromkeys(modules))
+
+
 _Names = Annotated[list[str], BeforeValidator(_one_or_list), WithJsonSchema(_NAMES_SCHEMA)]
 _Env = Annotated[
     dict[str, str | None],
@@ -535,6 +554,20 @@ _Env = Annotated[
             "type": "object",
             "additionalProperties": {"type": ["string", "integer", "null"]},
             "description": "literal values; null passes on the host's, if the operator allows it",
+        }
+    ),
+]
+_MODULE_SCHEMA = {"type": "string", "pattern": MODULE_PATTERN}
+_Modules = Annotated[
+    tuple[str, ...],
+    PlainValidator(_modules),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _MODULE_SCHEMA,
+                {"type": "array", "items": _MODULE_SCHEMA, "maxItems": PRELOADED},
+            ],
+            "examples": [["numpy", "pandas"]],
         }
     ),
 ]
@@ -629,6 +662,10 @@ class Task(Defaults):
     spec: Annotated[Raw, PlainValidator(_agent_spec), WithJsonSchema({"type": "object"})] = Field(
         default_factory=lambda: Raw(b"\x80"),
         description="the agent's own data: role, model, anything",
+    )
+    preload: _Modules = Field(
+        default=(),
+        description="modules to import before `execute` is, ahead of the attempt where possible",
     )
     max_parallel: int | None = Field(default=None, ge=1, description=_PARALLEL)
     bulkhead: Bulkhead | None = Field(

@@ -272,8 +272,10 @@ class Attempt:
         task: TaskSpec,
         lease: Lease,
         lines: Lines,
-        job: Run,
+        job: Run | None,
     ) -> None:
+        """`job` is None of one that is made ahead (`warm.py`): it may say HELLO, and is otherwise
+        not listened to before `take_up`."""
         self.key = key
         self.task = task
         self.lease = lease
@@ -291,8 +293,9 @@ class Attempt:
         self._owner = owner
         self._link = Link(lines.connection)
         self._outputs = [Output(lines.stdout, "stdout"), Output(lines.stderr, "stderr")]
-        self.part = job.part
-        self._job: Run | None = job
+        self.part = Part.EXECUTE if job is None else job.part
+        self._job = job
+        self._is_ahead = job is None
         self._is_run_allowed = False
         self._is_begun = False
         self._deadline: float | None = None  # of its wall limit, on the loop's clock
@@ -345,6 +348,7 @@ class Attempt:
         self._watch(self._link.fileno(), self._on_link)
         for output in self._outputs:
             self._watch(output.fd, functools.partial(self._on_output, output))
+        self._listen()
         self._watch(self._sandbox.status_fileno(), self._on_status)
         self._flush()
 
@@ -362,6 +366,16 @@ class Attempt:
             kind = ErrorKind.LOST if sandbox.failed.step == "zygote" else ErrorKind.SETUP
             self.blame(kind, sandbox.failed.message)
             self._finish()
+
+    def take_up(self, owner: Owner, job: Run) -> None:
+        """From now on it is what it was made ahead for."""
+        self._owner, self._job, self.began = owner, job, self._loop.time()
+        self._is_ahead = False
+        self.thaw()
+        self._listen()
+        if self._is_begun:
+            owner.attempt_greeted(self)
+        self._send_job()
 
     def allow_run(self) -> None:
         """What this attempt builds on is durable: it may be told its job."""
@@ -402,6 +416,11 @@ class Attempt:
     def freeze(self) -> None:
         if not self.is_dead and self._frozen_at is None:
             self._frozen_at = self._loop.time()
+            self._sandbox.freeze()
+
+    def freeze_again(self) -> None:
+        """What slipped past, where it is done by signals."""
+        if not self.is_dead and self._frozen_at is not None:
             self._sandbox.freeze()
 
     def thaw(self) -> None:
@@ -516,7 +535,8 @@ class Attempt:
         for fd in (link, *(output.fd for output in self._outputs)):
             if fd not in self._watched:
                 continue
-            if self._is_paused or (self._is_held and fd == link):
+            is_shut = self._is_held if fd == link else self._is_ahead
+            if self._is_paused or is_shut:
                 self._loop.remove_reader(fd)
             else:
                 self._loop.add_reader(fd, self._watched[fd])
@@ -535,6 +555,10 @@ class Attempt:
             step = "" if failed.step == "zygote" else f"step {failed.step}: "
             self.blame(ErrorKind.SETUP, f"the sandbox could not be built: {step}{failed.message}")
             self.kill()
+
+    def is_silent(self) -> bool:
+        """Of one made ahead: it lives, and has said nothing since it greeted."""
+        return self._read_link() and not self._is_killed and not self.is_dead
 
     def _on_link(self) -> None:
         if not self._read_link():

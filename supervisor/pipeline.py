@@ -438,6 +438,7 @@ class _Compiler:
             degrade=self._degrade(task, defaults, path),
             proc=ProcView(proc),
             python=self._python(task, defaults, path),
+            preload=self._preload(task, defaults, path),
             validate=self._checked(task.validate_, (*path, "validate")),
             output_schema=task.output_schema,
             recover=(
@@ -514,6 +515,19 @@ class _Compiler:
                         (*where, "degrade", number),
                     )
         return tuple(sorted({*defaults.degrade, *task.degrade}))
+
+    def _preload(self, task: Task, defaults: Defaults, path: KeyPath) -> tuple[str, ...]:
+        where = (*path, "preload")
+        if task.preload and task.command is not None:
+            self._wrong("a command imports by itself; preload is for functions", where)
+        has_python = task.python if "python" in task.model_fields_set else defaults.python
+        if task.preload and has_python is not None:
+            self._wrong(
+                "is imported by casemate's own interpreter, and this task has one of its own "
+                "(python); take one of the two out",
+                where,
+            )
+        return task.preload
 
     def _python(self, task: Task, defaults: Defaults, path: KeyPath) -> pipeline.Python | None:
         is_own = "python" in task.model_fields_set

@@ -395,6 +395,11 @@ class Workspace:
         self.store.begin(name, mode)
         return Prepared(name, base, folder, lower, name)
 
+    def undo(self, name: str) -> None:
+        """Unmake it, however far it was begun."""
+        self.store.discard(name)
+        self._copies.forget(name)
+
     def commit(self, name: str, stack: Sequence[str]) -> Layer | None:
         """What the attempt wrote, durable; None: nothing. May be called again where it failed."""
         with View(self.store, self.base, stack) as view:

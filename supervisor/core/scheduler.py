@@ -198,6 +198,11 @@ class Scheduler:
         except KeyError:
             raise LocalViolation(f"run {run}: not one that is under way") from None
 
+    @property
+    def free_memory(self) -> int:
+        """Of the budget, what the limits of all that lives leave."""
+        return self._admission.memory_budget - self._admission.memory
+
     def look(self, run: str, task: str) -> Look | None:
         """What there is to say of a task beyond its journal; None: its run is not under way."""
         found = self._runs.get(run)

@@ -178,15 +178,18 @@ def test_every_option_reaches_the_spec(tmp_path: Path) -> None:
             bulkhead=Bulkhead("api", 5),
             rate=Rate("10/min", key="api"),
             priority=-1,
+            preload=("numpy", "numpy.linalg"),
         )
     )
-    pipeline.task(lambda: None, id="often", rate="2/s")
+    pipeline.task(lambda: None, id="often", rate="2/s", preload="json")
     spec = compiled(pipeline)
     first, _, second, often = spec.tasks
     assert (spec.fail_fast, spec.timeout, spec.max_parallel) == (True, 3600, 2)
     assert (spec.priority, second.priority, second.max_parallel) == (3, -1, 4)
+    assert second.preload == ("numpy", "numpy.linalg")
     assert second.bulkhead == protocol.Bulkhead(key="api", max_parallel=5)
     assert second.rate == protocol.Rate(limit=10, period=60, key="api")
+    assert often.preload == ("json",)
     assert often.rate == protocol.Rate(limit=2, period=1)
     assert spec.stream_backlog == 2**21
     assert first.execute == CommandEntry(("ls", "-l"))

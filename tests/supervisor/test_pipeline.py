@@ -308,7 +308,7 @@ BAD = [
         """\
         review.yaml: 2 problems
           review.yaml:2: qqq: unknown key; the keys here are base, checkpoints, conflict, defaults, edges, fail_fast, max_parallel, name, priority, retry_budget, rollback_budget, stream_backlog, tasks, timeout, workspace
-          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, degrade, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, priority, proc, python, rate, recover, retry, ro, rw, sources, spec, timeouts, validate""",
+          review.yaml:3: tasks.a.zzz: unknown key; the keys here are always, breaker, bulkhead, command, degrade, env, execute, fallbacks, limits, max_parallel, needs, network, output_schema, preload, priority, proc, python, rate, recover, retry, ro, rw, sources, spec, timeouts, validate""",
     ),
     (
         "name: x\ntasks: {a: {command: [ls], proc: all, degrade: [mount]}}",
@@ -1016,7 +1016,7 @@ def test_the_schema_has_the_models_keys_and_no_others() -> None:
     models = schema["$defs"]
     assert set(models["Task"]["properties"]) == {
         "execute", "command", "spec", "needs", "limits", "timeouts", "retry", "sources", "env",
-        "max_parallel", "bulkhead", "rate", "priority",
+        "max_parallel", "bulkhead", "rate", "priority", "preload",
         "network", "breaker", "validate", "output_schema", "recover", "fallbacks", "always",
         "ro", "rw", "degrade", "proc", "python",
     }  # fmt: skip
@@ -1082,6 +1082,28 @@ def test_limits_by_key_and_priorities_are_read(folder: Path) -> None:
 def test_limits_that_cannot_be_are_refused(folder: Path, keys: str, message: str) -> None:
     assert refusal(folder, LIMITED.replace("KEY", keys)).startswith(
         f"review.yaml:3: tasks.a.{message}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("preload", "message"),
+    [
+        ("[numpy, a b]", '"a b" is no module\'s name, such as numpy.linalg'),
+        ("[numpy..linalg]", '"numpy..linalg" is no module\'s name'),
+        ("[3]", "3 is no module's name"),
+        ("{numpy: 1}", "expected a list of modules, such as [numpy], got a map"),
+        (f"[{', '.join(f'm{n}' for n in range(65))}]", "65 modules are too many; at most 64"),
+        ("numpy, python: .", "is imported by casemate's own interpreter, and this task has one"),
+    ],
+)
+def test_modules_that_cannot_be_imported_ahead_are_refused(
+    folder: Path, preload: str, message: str
+) -> None:
+    text = f"{{name: x, tasks: {{a: {{execute: 'json.tool:main', preload: {preload}}}}}}}"
+    assert f"tasks.a.preload: {message}" in refusal(folder, text)
+    command = "{name: x, tasks: {a: {command: [ls], preload: json}}}"
+    assert refusal(folder, command).endswith(
+        "tasks.a.preload: a command imports by itself; preload is for functions"
     )
 
 
