@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops answers simulate mutants chaos faults humaneval wfinstances
+.PHONY: demo test check bench loops observers answers simulate mutants chaos faults humaneval wfinstances
 .PHONY: test-vm clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
@@ -52,6 +52,9 @@ bench: $(VENV)/.ready
 
 loops: $(VENV)/.ready
 	@$(BIN)/python tests/bench/loops.py $(ARGS)
+
+observers: $(VENV)/.ready
+	@$(BIN)/python tests/bench/observers.py $(ARGS)
 
 answers: $(VENV)/.ready
 	@PYTHONPATH=tests $(BIN)/python -m answers $(ARGS)

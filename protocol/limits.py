@@ -135,6 +135,10 @@ REMOTE_REQUEST_SIZE = MIB + 4 * KIB
 # 64 MiB of the largest.
 GATE_QUEUE = 64
 
+# From elsewhere a greeting and its proofs are four journeys, of a second each on the worst line, to
+# a process that gives way to all others of its host.
+REMOTE_HANDSHAKE_SECONDS = 10.0
+
 # What the gate writes before a request, to know the reply by: whose it is, in a few words.
 ENVELOPE_SIZE = 1 * KIB
 

@@ -50,7 +50,7 @@ from ..protocol.limits import (
     GATE_LOG_BURST,
     GATE_LOG_RATE,
     GATE_QUEUE,
-    HANDSHAKE_SECONDS,
+    REMOTE_HANDSHAKE_SECONDS,
     REMOTE_REQUEST_SIZE,
     SUBSCRIPTION_SIZE,
 )
@@ -241,7 +241,7 @@ class _Gate:
         listener.ipv6 = True
         listener.sndhwm, listener.rcvhwm = queue, _TURN
         listener.maxmsgsize = largest
-        listener.handshake_ivl = int(HANDSHAKE_SECONDS * 1000)
+        listener.handshake_ivl = int(REMOTE_HANDSHAKE_SECONDS * 1000)
         # A peer whose network is gone holds a descriptor for ever otherwise.
         listener.heartbeat_ivl, listener.heartbeat_timeout = 10_000, 30_000
         listener.curve_server = True

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +63,7 @@ class Gate:
         self._keys: _Keys | None = None
         self._front = ("", "")
         self._process: asyncio.subprocess.Process | None = None
+        self._pidfd = -1
         self._is_listening = asyncio.Event()
         self._is_closing = False
         self._is_renewed = False
@@ -125,9 +128,10 @@ class Gate:
         self._kill()
 
     def _kill(self) -> None:
-        if self._process is not None:
+        # Not by asyncio's handle: on its way it may reap what a thread of asyncio's waits for.
+        if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     # ---- one life after the other
 
@@ -161,7 +165,7 @@ class Gate:
             env=clean_environment(),
             start_new_session=True,  # ^C at the terminal is for whoever serves
         )
-        self._process = process
+        self._process, self._pidfd = process, os.pidfd_open(process.pid)
         assert process.stdin is not None and process.stdout is not None
         try:
             if self._is_closing:
@@ -174,7 +178,8 @@ class Gate:
         finally:
             self._kill()
             await process.wait()
-            self._process = None
+            os.close(self._pidfd)
+            self._process, self._pidfd = None, -1
 
     def _orders(self) -> bytes:
         assert self._keys is not None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from ...protocol.errors import SetupRefused
 from . import completion
+
+if TYPE_CHECKING:
+    from .afar import Afar
 
 app = typer.Typer(
     name="casemate",
@@ -44,6 +47,12 @@ Allow = Annotated[
         "degrade:WALL. In the place of what casemate.toml allows.",
     ),
 ]
+At = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--at", metavar="HOST:PORT", help="Ask the supervisor that listens there (see `keys`)."
+    ),
+]
 Log = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -53,6 +62,12 @@ Log = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def _afar(at: str, as_json: bool, state: Path | None) -> Afar:
+    from .afar import Afar
+
+    return Afar(at, as_json=as_json, state=state)
 
 
 @app.command(
@@ -263,6 +278,7 @@ def submit(
     workspace: Workspace = None,
     json: Json = False,
     allow: Allow = None,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Have the supervisor of `casemate serve` run a pipeline, and print the run's id.
@@ -273,7 +289,9 @@ def submit(
     from .submit import submit_file
 
     sys.exit(
-        submit_file(file, input=input, workspace=workspace, as_json=json, allow=allow, state=state)
+        submit_file(
+            file, input=input, workspace=workspace, as_json=json, allow=allow, at=at, state=state
+        )
     )
 
 
@@ -343,9 +361,12 @@ Run = Annotated[
 def ps(
     all: Annotated[bool, typer.Option("--all", help="Old runs too.")] = False,
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """List runs, the newest first."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).list_runs(everything=all))
     from .show import print_ps
 
     sys.exit(print_ps(everything=all, as_json=json, state=state))
@@ -367,9 +388,15 @@ def show(
         ),
     ] = None,
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Show a run and its tasks, or why one of them is as it is."""
+    if at is not None:
+        afar = _afar(at, json, state)
+        if why is not None or all:
+            afar.refuse("show --all" if why is None else "show --why")
+        sys.exit(afar.show(run))
     from .show import print_run, print_why
 
     if why is not None:
@@ -387,6 +414,7 @@ def watch(
             autocompletion=completion.runs,
         ),
     ] = "last",
+    at: At = None,
     state: State = None,
 ) -> None:
     """Watch a run on the whole terminal, and steer it: `?` tells the keys.
@@ -395,7 +423,7 @@ def watch(
     """
     from .watch import watch_run
 
-    sys.exit(watch_run(run, state=state))
+    sys.exit(watch_run(run, at=at, state=state))
 
 
 @app.command(epilog="Example: casemate events last --follow --json | jq .kind")
@@ -406,9 +434,12 @@ def events(
     json: Annotated[
         bool, typer.Option("--json", help="One event a line, and nothing else.")
     ] = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Print a run's events, from its journal: no supervisor is needed."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).print_events(run, follow=follow, since=since))
     from .show import print_events
 
     sys.exit(print_events(run, follow=follow, since=since, as_json=json, state=state))
@@ -441,8 +472,10 @@ def output(
 
 
 @app.command(epilog="Example: casemate checkpoints last")
-def checkpoints(run: Run, json: Json = False, state: State = None) -> None:
+def checkpoints(run: Run, json: Json = False, at: At = None, state: State = None) -> None:
     """List a run's checkpoints."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).list_checkpoints(run))
     from .show import list_checkpoints
 
     sys.exit(list_checkpoints(run, as_json=json, state=state))
@@ -453,20 +486,27 @@ def pause(
     run: Run,
     drain: Annotated[bool, typer.Option("--drain", help="Let what runs end.")] = False,
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Pause a run; `resume` goes on."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).pause(run, drain=drain))
     from .steer import pause_run
 
     sys.exit(pause_run(run, drain=drain, as_json=json, state=state))
 
 
 @app.command(epilog="Example: casemate resume last")
-def resume(run: Run, json: Json = False, log: Log = None, state: State = None) -> None:
+def resume(
+    run: Run, json: Json = False, log: Log = None, at: At = None, state: State = None
+) -> None:
     """Go on with a paused run, or here with one that was interrupted.
 
     Exits at once where a living supervisor goes on with it, else as `casemate run` does.
     """
+    if at is not None:
+        sys.exit(_afar(at, json, state).resume(run))
     from .steer import resume_run
 
     sys.exit(resume_run(run, as_json=json, log=log, state=state))
@@ -477,17 +517,22 @@ def cancel(
     run: Run,
     reason: Annotated[str, typer.Option(help="Kept in the journal.")] = "cancelled by an operator",
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Kill what a run has going and end it."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).cancel(run, reason=reason))
     from .steer import cancel_run
 
     sys.exit(cancel_run(run, reason=reason, as_json=json, state=state))
 
 
 @app.command(epilog="Example: casemate checkpoint last")
-def checkpoint(run: Run, json: Json = False, state: State = None) -> None:
+def checkpoint(run: Run, json: Json = False, at: At = None, state: State = None) -> None:
     """Make a checkpoint now and print its id."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).checkpoint(run))
     from .steer import checkpoint_run
 
     sys.exit(checkpoint_run(run, as_json=json, state=state))
@@ -516,9 +561,16 @@ def rollback(
         bool, typer.Option("--accept-base", help="Although others changed the workspace.")
     ] = False,
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Return a run to a checkpoint, or to just before a task; files included."""
+    if at is not None:
+        sys.exit(
+            _afar(at, json, state).roll_back(
+                run, checkpoint, before=before, accept_base=accept_base
+            )
+        )
     from .steer import roll_back_run
 
     sys.exit(
@@ -535,9 +587,12 @@ def fork(
         str, typer.Argument(metavar="CHECKPOINT", autocompletion=completion.checkpoints)
     ],
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Make a new run that begins where this one was at a checkpoint; prints its id."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).fork(run, checkpoint))
     from .steer import fork_run
 
     sys.exit(fork_run(run, checkpoint, as_json=json, state=state))
@@ -679,16 +734,20 @@ Key = Annotated[
 
 
 @breaker.command("list", epilog="Example: casemate breaker list --json | jq '.[].key'")
-def breaker_list(json: Json = False, state: State = None) -> None:
+def breaker_list(json: Json = False, at: At = None, state: State = None) -> None:
     """List the breakers that have seen a failure."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).list_breakers())
     from .breaker import list_breakers
 
     sys.exit(list_breakers(as_json=json, state=state))
 
 
 @breaker.command("reset", epilog="Example: casemate breaker reset model-api")
-def breaker_reset(key: Key, json: Json = False, state: State = None) -> None:
+def breaker_reset(key: Key, json: Json = False, at: At = None, state: State = None) -> None:
     """Close a breaker and forget its failures."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).reset_breaker(key))
     from .breaker import reset_breaker
 
     sys.exit(reset_breaker(key, as_json=json, state=state))
@@ -701,9 +760,12 @@ def breaker_open(
         str, typer.Option("--for", metavar="DURATION", help="Until a probe is let through.")
     ] = "30s",
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Open a breaker by hand: what runs of it is killed or drained, as its tasks say."""
+    if at is not None:
+        sys.exit(_afar(at, json, state).open_breaker(key, open_for=open_for))
     from .breaker import open_breaker
 
     sys.exit(open_breaker(key, open_for=open_for, as_json=json, state=state))

@@ -7,12 +7,14 @@ what was written here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from ...protocol.control import BreakerSummary
 from ...protocol.errors import UsageError
 from ...protocol.units import parse_duration
 from ..breakers import read_breakers, step_breaker
@@ -21,18 +23,22 @@ from ..state import StateDirectory
 from .show import breaker_line, open_state, print_json, table_of
 from .view import printable
 
-__all__ = ["list_breakers", "open_breaker", "reset_breaker"]
+__all__ = ["list_breakers", "open_breaker", "print_breaker", "print_breakers", "reset_breaker"]
 
 
 def list_breakers(*, as_json: bool, state: Path | None) -> int:
     directory = open_state(state)
-    found = read_breakers(directory.path)
+    print_breakers(read_breakers(directory.path), str(directory.path), as_json=as_json)
+    return 0
+
+
+def print_breakers(found: Sequence[BreakerSummary], where: str, *, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(found))
-        return 0
+        return
     if not found:
-        print(f"no breaker in {directory.path} has seen a failure", file=sys.stderr)
-        return 0
+        print(f"no breaker in {where} has seen a failure", file=sys.stderr)
+        return
     table = table_of("breaker", "state", "failures", "openings", right=("failures", "openings"))
     for each in found:
         table.add_row(
@@ -42,7 +48,6 @@ def list_breakers(*, as_json: bool, state: Path | None) -> int:
             str(each.opening),
         )
     Console(highlight=False, emoji=False).print(table)
-    return 0
 
 
 def reset_breaker(key: str, *, as_json: bool, state: Path | None) -> int:
@@ -59,9 +64,12 @@ def open_breaker(key: str, *, open_for: str, as_json: bool, state: Path | None) 
 
 def _step(key: str, happening: Forced | Reset, as_json: bool, state: Path | None) -> int:
     directory = StateDirectory.open(open_state(state).path)
-    found = step_breaker(directory.path, key, happening)
+    print_breaker(step_breaker(directory.path, key, happening), as_json=as_json)
+    return 0
+
+
+def print_breaker(found: BreakerSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(found))
     else:
-        print(f"breaker {printable(key)} is {breaker_line(found)}")
-    return 0
+        print(f"breaker {printable(found.key)} is {breaker_line(found)}")

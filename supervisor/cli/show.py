@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,18 @@ from .view import STYLES, TEXT_WIDTH, bytes_of, lines_of, printable, run_line
 
 __all__ = [
     "breaker_line",
+    "count_done",
     "list_checkpoints",
     "open_state",
+    "print_checkpoints",
+    "print_each",
     "print_events",
     "print_json",
     "print_output",
     "print_ps",
     "print_run",
+    "print_runs",
+    "print_standing",
     "print_why",
     "table_of",
 ]
@@ -143,25 +148,35 @@ def print_ps(*, everything: bool, as_json: bool, state: Path | None) -> int:
     directory = open_state(state)
     known = list_runs(directory, None if everything else _LISTED)
     rows = [(summary, *_counts(directory, summary)) for summary in known]
+    if not rows and not as_json:
+        print(f"no runs in {directory.path}", file=sys.stderr)
+        return 0
+    print_runs(rows, _open_breakers(directory), as_json=as_json)
+    hidden = len(directory.run_ids()) - len(rows)
+    if hidden > 0 and not as_json:
+        print(f"… and {hidden} older (--all)", file=sys.stderr)
+    return 0
+
+
+def print_runs(
+    rows: Sequence[tuple[RunSummary, int, int]],
+    breakers: Sequence[BreakerSummary],
+    *,
+    as_json: bool,
+) -> None:
+    """Each run with how many of its tasks are done, and how many it has."""
     if as_json:
         print_json(
             [msgspec.to_builtins(run) | {"done": done, "tasks": of} for run, done, of in rows]
         )
-        return 0
-    if not rows:
-        print(f"no runs in {directory.path}", file=sys.stderr)
-        return 0
+        return
     table = table_of("run", "pipeline", "state", "tasks", "age", right=("tasks", "age"))
     for run, done, of in rows:
         name = printable(run.pipeline or "", 30)
         table.add_row(run.id, Text(name), _state(run.state), f"{done}/{of}", _age(run.started))
     _console().print(table)
-    for found in _open_breakers(directory):
+    for found in breakers:
         print(f"breaker {printable(found.key)}: {breaker_line(found)}")
-    hidden = len(directory.run_ids()) - len(rows)
-    if hidden > 0:
-        print(f"… and {hidden} older (--all)", file=sys.stderr)
-    return 0
 
 
 def _counts(directory: StateDirectory, summary: RunSummary) -> tuple[int, int]:
@@ -171,7 +186,11 @@ def _counts(directory: StateDirectory, summary: RunSummary) -> tuple[int, int]:
         _, tasks = describe(directory.run(summary.id))
     except CasemateError:
         return 0, 0
-    return sum(task.state in ("completed", "skipped") for task in tasks), len(tasks)
+    return count_done(tasks), len(tasks)
+
+
+def count_done(tasks: Sequence[TaskSummary]) -> int:
+    return sum(task.state in ("completed", "skipped") for task in tasks)
 
 
 # -------------------------------------------------------------------------------------------- show
@@ -182,19 +201,34 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
     run = directory.find_run(text)
     summary, tasks = describe(run)
     breakers = _open_breakers(directory, summary.breakers)
-    story = list(_story(run)) if everything else []
+    story = list(_story(run)) if everything else None
+    print_standing(summary, tasks, breakers, story, as_json=as_json)
+    return 0
+
+
+def print_standing(
+    summary: RunSummary,
+    tasks: tuple[TaskSummary, ...],
+    breakers: Sequence[BreakerSummary],
+    story: Sequence[tuple[PipelineEvent, bool]] | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """How a run stands; with its `story`, each event and whether it was undone, where given."""
     if as_json:
         shown = {
             "run": msgspec.to_builtins(summary),
             "tasks": msgspec.to_builtins(tasks),
             "breakers": msgspec.to_builtins(breakers),
         }
-        if everything:
+        if story is not None:
             shown["story"] = [event.as_json() | {"undone": undone} for event, undone in story]
         print_json(shown)
-        return 0
+        return
     console = _console()
-    head = Text.assemble((printable(summary.pipeline or "(not begun)"), "bold"), f"  {run.id}  ")
+    head = Text.assemble(
+        (printable(summary.pipeline or "(not begun)"), "bold"), f"  {summary.id}  "
+    )
     head.append_text(_state(summary.state))
     if summary.started is not None:
         took = _age(summary.started, summary.ended)
@@ -206,19 +240,18 @@ def print_run(text: str, *, everything: bool, as_json: bool, state: Path | None)
         )
     if summary.problem:
         console.print(printable(summary.problem), markup=False)
-    if everything:
+    if story is not None:
         width = max((len(task.id) for task in tasks), default=0)
         for event, undone in story:
             for line in _lines(event, width, undone):
                 console.print(Text(line, style="dim strike" if undone else ""), soft_wrap=True)
-        return 0
+        return
     counts = Counter(task.state for task in tasks)
     console.print(
         Text(" · ".join(f"{count} {what}" for what, count in sorted(counts.items())), "dim")
     )
     if tasks:
         console.print(_task_table(tasks))
-    return 0
 
 
 def print_why(text: str, task: str, *, as_json: bool, state: Path | None) -> int:
@@ -299,12 +332,18 @@ def _lines(event: PipelineEvent, width: int, undone: bool = False) -> Iterator[s
 def list_checkpoints(text: str, *, as_json: bool, state: Path | None) -> int:
     run = open_state(state).find_run(text)
     found = [event for event, _ in _story(run) if event.kind == "checkpoint.created"]
+    print_checkpoints(run.id, found, as_json=as_json)
+    return 0
+
+
+def print_checkpoints(run: str, found: Sequence[PipelineEvent], *, as_json: bool) -> None:
+    """`found`: the events that tell of them."""
     if as_json:
         print_json([event.data | {"at": event.as_json()["at"]} for event in found])
-        return 0
+        return
     if not found:
-        print(f"run {run.id}: no checkpoints", file=sys.stderr)
-        return 0
+        print(f"run {run}: no checkpoints", file=sys.stderr)
+        return
     table = table_of(
         "checkpoint", "time", "tasks", "files", "size", "since the last one",
         right=("tasks", "files", "size"),
@@ -320,7 +359,6 @@ def list_checkpoints(text: str, *, as_json: bool, state: Path | None) -> int:
             Text(printable(", ".join(data["tasks"]), 60)),
         )
     _console().print(table)
-    return 0
 
 
 # ------------------------------------------------------------------------------------------ events
@@ -329,22 +367,29 @@ def list_checkpoints(text: str, *, as_json: bool, state: Path | None) -> int:
 def print_events(text: str, *, follow: bool, since: int, as_json: bool, state: Path | None) -> int:
     run = open_state(state).find_run(text)
     _, tasks = describe(run)
-    width = max((len(task.id) for task in tasks), default=0)
-    console = _console()
     try:
-        for event in _events(run, since, follow, whole=as_json):
-            if as_json:
-                print_json(event.as_json(), compact=True)
-                sys.stdout.flush()
-            else:
-                for line in _lines(event, width):
-                    console.print(line, markup=False, soft_wrap=True)
+        print_each(_events(run, since, follow, whole=as_json), tasks, as_json=as_json)
     except KeyboardInterrupt:
         return 130
     if follow and describe(run)[0].state not in set(ENDINGS.values()):
         print(f"run {run.id}: no supervisor owns it any more", file=sys.stderr)
         return 1
     return 0
+
+
+def print_each(
+    events: Iterable[PipelineEvent], tasks: Sequence[TaskSummary], *, as_json: bool
+) -> None:
+    """As they come. `tasks`: those of the run, for whose names there is to be room."""
+    width = max((len(task.id) for task in tasks), default=0)
+    console = _console()
+    for event in events:
+        if as_json:
+            print_json(event.as_json(), compact=True)
+            sys.stdout.flush()
+        else:
+            for line in _lines(event, width):
+                console.print(line, markup=False, soft_wrap=True)
 
 
 def _events(run: RunDirectory, since: int, follow: bool, *, whole: bool) -> Iterator[PipelineEvent]:

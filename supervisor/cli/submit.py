@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...protocol.errors import UsageError
 from ..client import Client
 from ..config import load_config
 from .loading import interruptible
@@ -24,11 +25,14 @@ def submit_file(
     workspace: Path | None,
     as_json: bool,
     allow: list[str] | None,
+    at: str | None,
     state: Path | None,
 ) -> int:
+    if at is not None and state is not None:
+        raise UsageError("submit: --at or --state, not both")
     value = input_value(input)
     config = load_config(state=state, allow=allow or None)
-    with interruptible(), Client(config=config) as client:
+    with interruptible(), Client(config=config, at=at) as client:
         run = client.submit(file, value, workspace=workspace)
     if as_json:
         print_json({"run": run})

@@ -52,7 +52,9 @@ _PATIENCE = HEARTBEAT_SECONDS
 _VERB_SECONDS = 120.0
 
 
-def watch_run(run: str, *, state: Path | None) -> int:
+def watch_run(run: str, *, at: str | None, state: Path | None) -> int:
+    if at is not None and state is not None:
+        raise UsageError("watch: --at or --state, not both")
     has_cursor = os.environ.get("TERM", "dumb") != "dumb"
     if not (has_cursor and sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
@@ -60,7 +62,7 @@ def watch_run(run: str, *, state: Path | None) -> int:
             f"{run} --follow` prints what happens"
         )
     config = load_config(state=state)
-    asyncio.run(_watch(AsyncClient(config=config, patience=_VERB_SECONDS), run))
+    asyncio.run(_watch(AsyncClient(config=config, patience=_VERB_SECONDS, at=at), run))
     return 0
 
 

@@ -137,7 +137,7 @@ def _flood_of_connections(target: Target, place: Where) -> None:
 
 
 def _connect_and_leave(target: Target, place: Where) -> None:
-    for _ in range(2000):
+    for _ in range(500):
         with contextlib.suppress(OSError):
             peer = Peer(place)
             peer.greet(b"DEALER")

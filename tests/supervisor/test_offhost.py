@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,7 @@ import zmq
 from casemate import AsyncClient, CasemateError, Client, PipelineEvent, UsageError, observe
 from casemate.protocol.control import ControlError, Error, List, Pause, RunState
 from casemate.protocol.limits import CONTROL_REQUEST_SIZE, REMOTE_REQUEST_SIZE
+from casemate.supervisor.cli import main
 from casemate.supervisor.keys import make_keys, read_public_key
 from casemate.supervisor.remote import Address, Remote
 from casemate.supervisor.state import StateDirectory
@@ -40,6 +43,8 @@ def talk(input, ctx):
         ctx.emit(n)
     ctx.emit("large" * 40_000)
     return "huge" * 300_000
+def greet(input):
+    return "hello"
 def wait(input, ctx):
     ctx.emit("here")
     while not ctx.cancelled:
@@ -60,6 +65,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         tasks:
           talk: {execute: "tasks.py:talk"}
           wait: {execute: "tasks.py:wait", needs: [talk]}
+        """,
+    )
+    place.write(
+        "brief.yaml",
+        """
+        name: brief
+        tasks:
+          greet: {execute: "tasks.py:greet"}
+          wait: {execute: "tasks.py:wait", needs: [greet]}
         """,
     )
     return place
@@ -313,6 +327,74 @@ def test_a_stranger_hears_no_event(shared: Elsewhere, place: Place, log: Log) ->
         assert not mallory.poll(0) and not plain.poll(0)
         for each in (*listening, plain):
             each.close(0)
+
+
+class Cli:
+    """The command, in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch = patch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._patch.setattr(sys, "argv", ["casemate", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = self._capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err
+
+    def json(self, *arguments: str) -> Any:
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+
+@pytest.fixture
+def cli(
+    shared: Elsewhere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """Of ada."""
+    monkeypatch.setenv("CASEMATE_KEYS", str(shared.keys("ada")))
+    return Cli(monkeypatch, capsys)
+
+
+def test_the_commands_steer_by_address(shared: Elsewhere, place: Place, cli: Cli) -> None:
+    at = ("--at", shared.at)
+    run = cli.json("submit", str(place.path / "brief.yaml"), *at)["run"]
+    with Client(state=shared.house.state) as client:
+        wait_until(lambda: any(task.state == "completed" for task in client.show(run)[1]))
+    assert cli.json("pause", run[:11], *at) == {"run": run}
+    assert cli.json("checkpoint", run, *at)["checkpoint"] == "c1"
+    assert cli.json("rollback", run, "c0", *at)["checkpoint"] == "c0"
+    forked = cli.json("fork", run, "c0", *at)["run"]
+    assert cli.json("resume", run, *at) == {"run": run}
+    for each in (run, forked):
+        assert cli("cancel", each, *at)[0] == 0
+    followed = cli("events", run, "--follow", "--json", *at)[1].splitlines()
+    assert json.loads(followed[-1])["kind"] == "run.cancelled"
+    assert [json.loads(line)["seq"] for line in followed] == list(range(1, len(followed) + 1))
+
+
+def test_the_commands_say_of_it_what_they_say_there(
+    shared: Elsewhere, place: Place, cli: Cli
+) -> None:
+    at, here = ("--at", shared.at), ("--state", str(shared.house.state))
+    # Of a run that has ended nothing changes between two questions.
+    run = shared.house.run(place.spec(tasks={"greet": {}})).events[0].run
+    for command in (("show", run), ("checkpoints", run), ("events", run)):
+        assert cli(*command, "--json", *at) == cli(*command, "--json", *here), command
+    assert run in {each["id"] for each in cli.json("ps", *at)}
+    for refused in (("show", run, "--all"), ("pause", "zzzz"), ("ps", *here)):
+        code, out, err = cli(*refused, *at)
+        assert (code, out) == (2, "") and err.startswith("casemate: "), refused
+
+
+def test_the_commands_of_breakers_too(shared: Elsewhere, cli: Cli) -> None:
+    at = ("--at", shared.at)
+    assert cli.json("breaker", "open", "pipe", *at)["state"] == "open"
+    assert "pipe" in {each["key"] for each in cli.json("breaker", "list", *at)}
+    assert cli.json("breaker", "reset", "pipe", *at)["state"] == "closed"
 
 
 # ------------------------------------------------------------------------------ what is refused
