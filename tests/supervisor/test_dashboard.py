@@ -204,6 +204,11 @@ def test_the_screen_has_the_run_its_tasks_its_events_and_the_keys() -> None:
     assert "? help" in screen[-1]
 
 
+def test_before_anything_is_known_no_state_is_claimed() -> None:
+    [title, *_] = draw(Dashboard("1m8m5j2f36rh"), Viewer(), 80, 24, START)
+    assert "reading its journal" in title.plain and "running" not in title.plain
+
+
 @pytest.mark.parametrize("size", [(1, 1), (20, 5), (79, 13), (80, 24), (200, 50), (500, 200)])
 @pytest.mark.parametrize("page", [*Page])
 def test_every_page_fits_every_screen(size: tuple[int, int], page: Page) -> None:
