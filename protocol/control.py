@@ -359,6 +359,7 @@ class Done(_Reply, frozen=True, kw_only=True, tag="done"):
 
     run: str  # the run, or the new one that `fork` or `submit` made
     checkpoint: str | None = None  # that `checkpoint` made
+    notes: tuple[str, ...] = ()  # what whoever submits should be told, of a broken file as a rule
 
 
 class Because(_Reply, frozen=True, kw_only=True, tag="why"):

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -49,6 +50,7 @@ from .state import StateDirectory
 from .submissions import Submissions
 
 if TYPE_CHECKING:
+    from .catalogue import Catalogue
     from .offhost import Gate
 
 # A pipeline built here, one that was compiled before, or the path of a pipeline file.
@@ -67,6 +69,7 @@ class Supervisor:
     `on_submitted`: runs are also taken from clients (`casemate submit`); called with the id of
     each. Their pipelines may do what this configuration allows. `listen`: HOST:PORT at which
     clients of other hosts may reach it, those whose keys are in the `keys` of the configuration.
+    `catalogue`: pipelines that clients may submit by name.
     """
 
     def __init__(
@@ -77,14 +80,18 @@ class Supervisor:
         config: Config | None = None,
         on_submitted: Callable[[str], None] | None = None,
         listen: str | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
         self._config = config or load_config(state=state, max_parallel=max_parallel)
+        self._catalogue = catalogue
+        self._warning: str | None = None
         self._gate = None if listen is None else _gate(listen, self._config)
         self._state = StateDirectory(self._config.state)
         self._on_submitted = on_submitted
         self._submissions = Submissions(self._state)
         self._accepting: set[asyncio.Task[None]] = set()
-        self._starting: dict[str, asyncio.Task[str]] = {}  # by submission
+        # By submission.
+        self._starting: dict[str, asyncio.Task[tuple[str, str | None]]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -302,6 +309,18 @@ class Supervisor:
         stay as they are, for whoever takes them up. There is no way back but a new Supervisor."""
         await self._ask(hostpipe.Drain())
 
+    async def reconfigure(self, config: Config) -> None:
+        """From now on what is submitted may do what this configuration allows, and as many attempts
+        may live at once as it says. All else that it says counts for the next Supervisor."""
+        self._config = replace(
+            self._config, allow=config.allow, max_parallel=config.max_parallel
+        )
+        await self._ask(hostpipe.Reconfigure(config.max_parallel))
+
+    def warn_submitters(self, warning: str | None) -> None:
+        """What whoever submits something is told from now on."""
+        self._warning = warning
+
     async def ping(self) -> None:
         """Returns when the engine has answered: it lives, and is not stuck."""
         await self._ask(hostpipe.Ping())
@@ -332,14 +351,16 @@ class Supervisor:
 
     async def _accept(self, submitted: hostpipe.Submitted) -> None:
         try:
-            run = await self._start(submitted.submission, submitted.digest)
-            answer = hostpipe.Accepted(submitted.number, run=run)
+            run, note = await self._start(submitted.submission, submitted.digest)
+            notes = tuple(each for each in (note, self._warning) if each is not None)
+            answer = hostpipe.Accepted(submitted.number, run=run, notes=notes)
         except (CasemateError, OSError) as error:
             answer = hostpipe.Accepted(submitted.number, refused=str(error))
         await self._ask(answer)
 
-    async def _start(self, submission: str, digest: bytes | None) -> str:
-        """The run of a submission, whoever began it. `digest`: of what was uploaded just now."""
+    async def _start(self, submission: str, digest: bytes | None) -> tuple[str, str | None]:
+        """The run of a submission, whoever began it, and what there is to say of its pipeline.
+        `digest`: of what was uploaded just now."""
         starting = self._starting.get(submission)
         if starting is None:  # else it is named again, by a client whose patience was short
             starting = asyncio.create_task(self._begin(submission, digest))
@@ -347,8 +368,8 @@ class Supervisor:
             starting.add_done_callback(lambda _: self._starting.pop(submission))
         return await asyncio.shield(starting)
 
-    async def _begin(self, submission: str, digest: bytes | None) -> str:
-        store = self._submissions
+    async def _begin(self, submission: str, digest: bytes | None) -> tuple[str, str | None]:
+        store, note = self._submissions, None
         run = await asyncio.to_thread(store.run_of, submission)
         if run is None:
             if digest is None:
@@ -356,17 +377,18 @@ class Supervisor:
             else:
                 packed = await asyncio.to_thread(store.take, submission, digest)
             try:
-                run = await self._submit_bundle(packed, submission)
+                run, note = await self._submit_bundle(packed, submission)
             except UsageError:  # it never will be a run
                 await asyncio.to_thread(store.drop, submission)
                 raise
         await asyncio.to_thread(store.drop, submission)
-        return run
+        return run, note
 
-    async def _submit_bundle(self, packed: bytes, submission: str) -> str:
+    async def _submit_bundle(self, packed: bytes, submission: str) -> tuple[str, str | None]:
         # Only here: most supervisors take none.
-        from .bundle import unpack
+        from .bundle import complete, unpack
 
+        packed, note = await asyncio.to_thread(complete, packed, self._known_by_name)
         folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="casemate-submitted-"))
         try:
             spec, value = await asyncio.to_thread(unpack, packed, folder, self._config.allow)
@@ -377,7 +399,15 @@ class Supervisor:
         self._known.add(answer.run)
         if self._on_submitted is not None:
             self._on_submitted(answer.run)
-        return answer.run
+        return answer.run, note
+
+    def _known_by_name(self, name: str) -> tuple[bytes, str | None]:
+        if self._catalogue is None:
+            raise UsageError(
+                f"pipeline {name}: this supervisor knows none by name; one of "
+                "`casemate serve --pipelines DIR` does"
+            )
+        return self._catalogue.bundle(name)
 
     # --- the engine's side -----------------------------------------------------------------
 

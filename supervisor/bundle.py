@@ -3,7 +3,7 @@
 That is the document as the client read it, the files of its folder that its tasks import, and the
 run's input. Authority does not travel: the supervisor compiles the document itself, by its own
 operator's configuration, and what a client of the control socket says is held to the same bounds as
-a file. Only the workspace is the submitter's choice, as it is with `run --workspace`: whoever
+a file. Of a pipeline that the supervisor knows by name (`catalogue.py`) only that travels. Only the workspace is the submitter's choice, as it is with `run --workspace`: whoever
 reaches the control socket is the operator.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from .pipeline import Allow, compile_document
 from .reading import Document
 from .sources import snapshot
 
-__all__ = ["pack", "unpack"]
+__all__ = ["complete", "pack", "pack_name", "unpack"]
+
+# The bundle of a pipeline by its name, and what whoever asks for it should be told.
+Known = Callable[[str], tuple[bytes, str | None]]
 
 
 class _Bundle(Struct, frozen=True, kw_only=True):
@@ -34,6 +38,7 @@ class _Bundle(Struct, frozen=True, kw_only=True):
     files: dict[str, bytes]  # by their paths in the pipeline's folder
     workspace: str | None
     input: Raw
+    name: str | None = None  # instead of a document: of one that the supervisor knows
 
 
 _bundles = msgspec.msgpack.Decoder(_Bundle)
@@ -65,6 +70,39 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
     return packed
 
 
+def pack_name(name: str, workspace: Path | None, input: Raw) -> bytes:
+    """The bundle of a pipeline that the supervisor knows."""
+    bundle = _Bundle(
+        source=name,
+        document=Raw(b"\xc0"),
+        files={},
+        workspace=None if workspace is None else str(workspace.absolute()),
+        input=input,
+        name=name,
+    )
+    return msgspec.msgpack.encode(bundle)
+
+
+def complete(packed: bytes, known: Known) -> tuple[bytes, str | None]:
+    """With the pipeline, where only a name came, and what to tell whoever sent it. Raises
+    UsageError."""
+    bundle = _opened(packed)
+    if bundle.name is None:
+        return packed, None
+    kept, note = known(bundle.name)
+    whole = _opened(kept)
+    workspace = bundle.workspace or whole.workspace
+    whole = msgspec.structs.replace(whole, workspace=workspace, input=bundle.input)
+    return msgspec.msgpack.encode(whole), note
+
+
+def _opened(packed: bytes) -> _Bundle:
+    try:
+        return _bundles.decode(packed)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"what was submitted is no bundle: {error}") from error
+
+
 def _anchored(document: Any, spec: PipelineSpec) -> Any:  # a document that has been compiled
     """With whole paths where they name what is not sent along but seen as it is on this host."""
 
@@ -88,10 +126,7 @@ def _anchored(document: Any, spec: PipelineSpec) -> Any:  # a document that has 
 def unpack(packed: bytes, folder: Path, allow: Allow) -> tuple[PipelineSpec, Raw]:
     """The pipeline, with its files in `folder`, and the run's input. Raises UsageError with
     everything that is wrong."""
-    try:
-        bundle = _bundles.decode(packed)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"what was submitted is no bundle: {error}") from error
+    bundle = _opened(packed)
     for name, content in bundle.files.items():
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
             raise UsageError(f"{bundle.source}: a file cannot be named {name[:200]!r}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,8 @@ from . import control
 from .apply import Applied
 from .breakers import read_breakers, step_breaker
 from .builder import Pipeline
-from .bundle import pack
+from .bundle import pack, pack_name
+from .catalogue import is_name
 from .changes import Diff, apply_run, diff_run
 from .config import Config, load_config
 from .core.breaker import Forced, Reset
@@ -89,9 +90,26 @@ class Client:
         input: Any = None,  # the user's value
         *,
         workspace: str | os.PathLike[str] | None = None,
+        on_note: Callable[[str], object] | None = None,
     ) -> str:
-        """Have the supervisor of `casemate serve` run it: a pipeline, or the path of a file. What
-        its tasks import travels along. The run's id."""
+        """Have the supervisor of `casemate serve` run it: a pipeline, the path of a file (what its
+        tasks import travels along), or the name of one that it knows (`serve --pipelines`). The
+        run's id. `on_note`: is called with what there is to say of it, as that the file is broken
+        by now and this is what it was before."""
+        value = Raw(codec.encode_value(input, name="input"))
+        chosen = None if workspace is None else Path(workspace)
+        if isinstance(pipeline, str) and is_name(pipeline):
+            packed = pack_name(pipeline, chosen, value)
+        else:
+            packed = self._packed(pipeline, chosen, value)
+        run, notes = self._control.submit(packed)
+        for note in notes if on_note is not None else ():
+            on_note(note)
+        return run
+
+    def _packed(
+        self, pipeline: Pipeline | str | os.PathLike[str], workspace: Path | None, value: Raw
+    ) -> bytes:
         if isinstance(pipeline, Pipeline):
             name = f"pipeline {pipeline.name}"
             document, root = Document(pipeline.document(), name), Path(pipeline.root)
@@ -99,13 +117,9 @@ class Client:
             file = Path(pipeline)
             document, root = read_document(file, self._config), file.absolute().parent
         spec = compile_document(
-            document,
-            root=root,
-            allow=self._config.allow,
-            workspace=None if workspace is None else Path(workspace),
+            document, root=root, allow=self._config.allow, workspace=workspace
         )
-        value = Raw(codec.encode_value(input, name="input"))
-        return self._control.submit(pack(document, spec, value))
+        return pack(document, spec, value)
 
     def runs(self) -> list[RunSummary]:
         """The newest runs of the state directory, whoever owns them."""
@@ -291,8 +305,11 @@ class AsyncClient:
         input: Any = None,  # the user's value
         *,
         workspace: str | os.PathLike[str] | None = None,
+        on_note: Callable[[str], object] | None = None,
     ) -> str:
-        return await asyncio.to_thread(self._client.submit, pipeline, input, workspace=workspace)
+        return await asyncio.to_thread(
+            self._client.submit, pipeline, input, workspace=workspace, on_note=on_note
+        )
 
     async def runs(self) -> list[RunSummary]:
         return await asyncio.to_thread(self._client.runs)

@@ -47,7 +47,7 @@ from .pipeline import Allow
 from .reading import shown
 from .usage import cpu_budget, memory_budget
 
-__all__ = ["Config", "default_keys", "default_state", "load_config"]
+__all__ = ["Config", "config_path", "default_keys", "default_state", "load_config"]
 
 # Agents mostly wait for somebody else, so more of them than processors is right; their memory is
 # what is bounded. Below four a single slow task would make a wide graph look serial.
@@ -207,11 +207,21 @@ def _merged(flags: Mapping[str, Any], written: Mapping[str, Any], path: Path | N
         raise UsageError("\n".join(problems)) from error
 
 
+def config_path() -> Path:
+    """The file that is read, or would be if it were there."""
+    chosen = os.environ.get("CASEMATE_CONFIG")
+    return _absolute(Path(chosen)) if chosen else _own_file()
+
+
+def _own_file() -> Path:
+    return _xdg("XDG_CONFIG_HOME", ".config") / "casemate" / _FILE_NAME
+
+
 def _find_file(named: str | os.PathLike[str] | None) -> tuple[Path | None, tuple[str, ...]]:
     chosen = named or os.environ.get("CASEMATE_CONFIG")
     if chosen:
         return _absolute(Path(chosen)), ()
-    own = _xdg("XDG_CONFIG_HOME", ".config") / "casemate" / _FILE_NAME
+    own = _own_file()
     here = Path(_FILE_NAME).absolute()
     notes: tuple[str, ...] = ()
     if os.path.isfile(here) and here != own:

@@ -85,7 +85,7 @@ class Steerable(Protocol):
     it."""
 
     def owns(self, run: str) -> bool: ...
-    async def accept(self, submission: str, digest: bytes) -> str: ...
+    async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]: ...
     async def pause(self, run: str, drain: bool = False) -> None: ...
     async def resume(self, run: str) -> None: ...
     def cancel(self, run: str, reason: str) -> None: ...
@@ -127,7 +127,8 @@ async def _carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
             row = await engine.step_breaker(verb.key, happening)
             return BreakersShown(id=verb.id, breakers=(row,))
         if isinstance(verb, Submit):
-            return Done(id=verb.id, run=await engine.accept(verb.submission, verb.digest))
+            run, notes = await engine.accept(verb.submission, verb.digest)
+            return Done(id=verb.id, run=run, notes=notes)
         return await _done(engine, verb)
     except UsageError as error:
         return _problem(verb, ControlError.REFUSED, str(error))
@@ -217,8 +218,11 @@ class Client:
         answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
         return answer.words if isinstance(answer, Because) else ()
 
-    def submit(self, bundle: bytes, submission: str | None = None) -> str:
-        """Have a supervisor start a run of what `bundle.pack` gave; its id. `submission`: an id of
+    def submit(
+        self, bundle: bytes, submission: str | None = None
+    ) -> tuple[str, tuple[str, ...]]:
+        """Have a supervisor start a run of what `bundle.pack` gave; its id, and what whoever
+        submits should be told. `submission`: an id of
         32 hex digits, under which to ask again is to ask for the same run."""
         submission = submission or _new_id()
         give_up = time.monotonic() + self._patience
@@ -248,7 +252,7 @@ class Client:
         done = self._ask_one(owner, verb, give_up)
         if not isinstance(done, Done):
             raise _refusal("submit", done)
-        return done.run
+        return done.run, done.notes
 
     # ---- what of a supervisor on this host is read from its files
 

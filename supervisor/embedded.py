@@ -120,16 +120,16 @@ class _Submitted:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[str]] = {}
+        self._waiting: dict[int, asyncio.Future[tuple[str, tuple[str, ...]]]] = {}
         # Clients find the front before the host has heard that the engine is ready.
         self.is_open = asyncio.Event()
 
-    async def accept(self, submission: str, digest: bytes) -> str:
-        """The run that it became. Raises UsageError."""
+    async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
+        """The run that it became, and what whoever submitted it should be told. Raises
+        UsageError."""
         await self.is_open.wait()
         number = next(self._numbers)
-        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = waiting
+        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
         hostpipe.write(self._writer, hostpipe.Submitted(number, submission, digest))
         return await waiting
 
@@ -138,7 +138,7 @@ class _Submitted:
         if waiting.cancelled():
             return  # the engine is closing
         if answer.run is not None:
-            waiting.set_result(answer.run)
+            waiting.set_result((answer.run, answer.notes))
         else:
             waiting.set_exception(UsageError(answer.refused or "refused"))
 
@@ -180,6 +180,8 @@ async def _answer(
                         run = await engine.revise(wish.run, wish.spec, wish.digest, wish.same)
                     case hostpipe.Drain():
                         await engine.drain()
+                    case hostpipe.Reconfigure(max_parallel=most):
+                        engine.set_slots(most)
                     case hostpipe.Ping():
                         pass
                 hostpipe.write(writer, hostpipe.Answer(ask.id, run, checkpoint))

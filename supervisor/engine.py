@@ -102,6 +102,7 @@ from .core.events import (
     ResumeRun,
     Rollback,
     Saved,
+    Slots,
     Started,
     Submit,
     Tick,
@@ -168,8 +169,9 @@ _LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 # Called with (run, last durable seq, whether the run has ended).
 Listener = Callable[[str, int, bool], None]
 
-# Makes a run of an uploaded bundle (its id, its digest); raises UsageError where it cannot.
-Acceptor = Callable[[str, bytes], Awaitable[str]]
+# Makes a run of an uploaded bundle (its id, its digest), and has something to tell; raises UsageError
+# where it cannot.
+Acceptor = Callable[[str, bytes], Awaitable[tuple[str, tuple[str, ...]]]]
 
 
 @dataclass(slots=True)
@@ -304,7 +306,7 @@ class Engine:
 
     # --- what clients ask --------------------------------------------------------------------
 
-    async def accept(self, submission: str, digest: bytes) -> str:
+    async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         """The run that an uploaded bundle becomes. Raises UsageError."""
         if self._acceptor is None:
             raise UsageError("this supervisor takes no submissions; one of `casemate serve` does")
@@ -470,6 +472,10 @@ class Engine:
             self._feed(CancelRun(run, reason, at_once=True))
         while run in self._runs:
             await asyncio.sleep(0.002)
+
+    def set_slots(self, most: int) -> None:
+        """How many attempts may live at once from now on; nothing that lives is ended."""
+        self._feed(Slots(min(most, _most_attempts())))
 
     async def drain(self) -> None:
         """Start nothing new, in any run, and wait for what runs to end, its files put away. What is

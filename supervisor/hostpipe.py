@@ -27,6 +27,7 @@ __all__ = [
     "Fork",
     "Pause",
     "Ping",
+    "Reconfigure",
     "Resume",
     "Revise",
     "Rollback",
@@ -106,16 +107,21 @@ class Drain(Struct, frozen=True, tag="drain"):
     """Start nothing new; answered when what ran has ended."""
 
 
+class Reconfigure(Struct, frozen=True, tag="reconfigure"):
+    max_parallel: int
+
+
 class Ping(Struct, frozen=True, tag="ping"):
     """Answered as soon as the engine's loop comes to it."""
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
-    """What became of `Submitted`: a run, or a message for who submitted it."""
+    """What became of `Submitted`: a run (and what else to tell), or why there is none."""
 
     number: int
     run: str | None = None
     refused: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 Verb = (
@@ -130,6 +136,7 @@ Verb = (
     | Fork
     | Revise
     | Drain
+    | Reconfigure
     | Ping
 )
 

@@ -212,6 +212,14 @@ def serve(
             help="When told to end, start nothing new and let what runs end, for so long at most.",
         ),
     ] = None,
+    pipelines: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="DIR",
+            help="Know the pipelines in this folder by name, for `submit NAME`: DIR/NAME.yaml or "
+            "DIR/NAME/pipeline.yaml. Read again when they change.",
+        ),
+    ] = None,
     json: Json = False,
     allow: Allow = None,
     listen: Annotated[
@@ -231,6 +239,10 @@ def serve(
     Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM or ^C ends
     it, exit 0: what still runs is cut off at once (or left to end: --drain, until a second signal),
     and every run that is not over goes on with the next `serve` or `resume`.
+
+    casemate.toml is read again when it changes: `allow` and `max_parallel` count at once, the rest
+    from the next start. Where it is broken that is told, also to whoever submits, and what it said
+    before stays in force.
     """
     from .serve import serve_runs
 
@@ -238,6 +250,7 @@ def serve(
         serve_runs(
             as_json=json,
             drain=drain,
+            pipelines=pipelines,
             allow=allow,
             listen=listen,
             keys=keys,
@@ -273,7 +286,10 @@ def keys(
 
 @app.command(epilog='Example: casemate submit review.yaml --input \'{"path": "src"}\' --json')
 def submit(
-    file: PipelineFile,
+    pipeline: Annotated[
+        str,
+        typer.Argument(help="A pipeline file, or the name of one that the supervisor knows."),
+    ],
     input: Input = None,
     workspace: Workspace = None,
     json: Json = False,
@@ -283,14 +299,22 @@ def submit(
 ) -> None:
     """Have the supervisor of `casemate serve` run a pipeline, and print the run's id.
 
-    The pipeline and the files its tasks import travel with it: what becomes of them here later
-    changes nothing. What the pipeline may do of the host is the supervisor's to allow.
+    A file, and those its tasks import, travel with it: what becomes of them here later changes
+    nothing. What the pipeline may do of the host is the supervisor's to allow. Of `serve
+    --pipelines DIR` the name is enough: a file there that is broken is told of on stderr, and run
+    as it was before.
     """
     from .submit import submit_file
 
     sys.exit(
         submit_file(
-            file, input=input, workspace=workspace, as_json=json, allow=allow, at=at, state=state
+            pipeline,
+            input=input,
+            workspace=workspace,
+            as_json=json,
+            allow=allow,
+            at=at,
+            state=state,
         )
     )
 

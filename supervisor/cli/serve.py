@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,7 @@ from ..config import Config, load_config
 from ..notify import Notifier
 from ..overview import list_runs
 from ..state import StateDirectory
+from .reloading import Reloading
 from .scope import settle, speak
 from .view import run_line
 
@@ -48,18 +50,22 @@ def serve_runs(
     *,
     as_json: bool,
     drain: str | None,
+    pipelines: Path | None,
     allow: list[str] | None,
     listen: str | None,
     keys: Path | None,
     log: str | None,
     state: Path | None,
 ) -> int:
-    config = load_config(state=state, allow=allow or None, listen=listen, keys=keys, log=log)
+    def load() -> Config:
+        return load_config(state=state, allow=allow or None, listen=listen, keys=keys, log=log)
+
+    reloading = Reloading(pipelines)
     patience = _patience(drain)
-    config = speak(config)
+    config = speak(load())
     notifier = Notifier()
     settle()  # before the first child
-    asyncio.run(_serve(config, notifier, as_json, patience))
+    asyncio.run(_serve(config, notifier, as_json, patience, reloading, load))
     return 0
 
 
@@ -70,7 +76,14 @@ def _patience(drain: str | None) -> float:
         raise UsageError(f"--drain: {error}") from error
 
 
-async def _serve(config: Config, notifier: Notifier, as_json: bool, patience: float) -> None:
+async def _serve(
+    config: Config,
+    notifier: Notifier,
+    as_json: bool,
+    patience: float,
+    reloading: Reloading,
+    load: Callable[[], Config],
+) -> None:
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -82,7 +95,13 @@ async def _serve(config: Config, notifier: Notifier, as_json: bool, patience: fl
         following.add(task)
         task.add_done_callback(following.discard)
 
-    server = Supervisor(config=config, on_submitted=follow, listen=config.listen)
+    await reloading.begin(config)
+    server = Supervisor(
+        config=config,
+        on_submitted=follow,
+        listen=config.listen,
+        catalogue=reloading.catalogue,
+    )
     async with server as supervisor:
         if not as_json:
             where = f"serving {config.state} · {supervisor.events_endpoint}"
@@ -96,6 +115,7 @@ async def _serve(config: Config, notifier: Notifier, as_json: bool, patience: fl
         notifier.ready(f"serving {config.state}")
         gone = loop.create_task(supervisor.wait_closed())
         pulse = loop.create_task(_pulse(supervisor, notifier))
+        keeping = loop.create_task(reloading.keep(supervisor, config, load))
         told = await _first(signals, gone)
         if told is not None:
             notifier.stopping("about to end", patience + _SUSPENDED)
@@ -103,7 +123,7 @@ async def _serve(config: Config, notifier: Notifier, as_json: bool, patience: fl
                 _say(as_json, f"{told.name}: what runs may end within {patience:g} s")
                 await _drain(supervisor, patience, signals, gone)
         has_died = gone.done()
-        for task in (*following, gone, pulse):
+        for task in (*following, gone, pulse, keeping):
             task.cancel()
         if has_died:
             raise CasemateError("the engine is gone: its runs are interrupted, `serve` goes on")

@@ -1,11 +1,12 @@
 """`casemate submit`: have the supervisor of `casemate serve` run a pipeline.
 
-The file is read and checked here first, so that what is wrong with it is said where it was written.
-What the supervisor's own configuration does not allow is refused by it.
+A file is read and checked here first, so that what is wrong with it is said where it was written.
+What the supervisor's own configuration does not allow is refused by it. A name is one of its own.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ...protocol.errors import UsageError
@@ -19,7 +20,7 @@ __all__ = ["submit_file"]
 
 
 def submit_file(
-    file: Path,
+    pipeline: str,
     *,
     input: str | None,
     workspace: Path | None,
@@ -33,9 +34,13 @@ def submit_file(
     value = input_value(input)
     config = load_config(state=state, allow=allow or None)
     with interruptible(), Client(config=config, at=at) as client:
-        run = client.submit(file, value, workspace=workspace)
+        run = client.submit(pipeline, value, workspace=workspace, on_note=_tell)
     if as_json:
         print_json({"run": run})
     else:
         print(run)
     return 0
+
+
+def _tell(note: str) -> None:
+    print(f"casemate: {note}", file=sys.stderr)

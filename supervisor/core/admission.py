@@ -226,10 +226,8 @@ class Admission:
     ) -> None:
         """The host's budgets; `clocks`: where a rate's next opening is put; `lets`: what a task
         with a breaker is asked last."""
-        if slots < 1:
-            raise LocalViolation(f"scheduler: max_parallel is {slots}, expected at least 1")
         # Public to be read: `look.py` tells of them.
-        self.slots = slots
+        self.slots = 0
         self.memory_budget = memory
         self.cpu_budget = cpu * 1000
         self._clocks = clocks
@@ -245,6 +243,13 @@ class Admission:
         self._counts: dict[tuple[str, str], Count] = {}
         self._gates: dict[Name, Gate] = {}
         self._unused: dict[Count, float] = {}  # rates without a run, and until when they matter
+        self.resize(slots)
+
+    def resize(self, slots: int) -> None:
+        if slots < 1:
+            raise LocalViolation(f"scheduler: max_parallel is {slots}, expected at least 1")
+        self.slots = slots
+        self._has_left = True
 
     # Runs.
 

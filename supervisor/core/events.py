@@ -28,6 +28,7 @@ __all__ = [
     "ResumeRun",
     "Rollback",
     "Saved",
+    "Slots",
     "Started",
     "Submit",
     "Tick",
@@ -179,6 +180,12 @@ class Drain(Struct, frozen=True):
     """The supervisor is about to end: nothing new starts, in any run; what runs may end."""
 
 
+class Slots(Struct, frozen=True):
+    """How many attempts the supervisor may have at once from now on."""
+
+    most: int
+
+
 class Fetched(Struct, frozen=True):
     """What `Fetch` asked for, by (task, attempt)."""
 
@@ -218,6 +225,7 @@ Input = (
     | CheckpointRun
     | Rollback
     | Drain
+    | Slots
     | Fetched
     | BreakerMoved
     | Tick

@@ -15,7 +15,7 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
 (checkpoints: `none` unless said, `every-task`, `after:a,b`, `every:30`) and then, each at a time,
 what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
 `waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
-`drain`, `answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
+`drain`, `slots 3`, `answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
 rollback, fail, nothing, error crash boom),
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
 `rollback r before b`, `fetched r`, `fork r copy c1`. `crash r=5` is the end of a supervisor: all
@@ -102,6 +102,7 @@ from casemate.supervisor.core.events import (
     ResumeRun,
     Rollback,
     Saved,
+    Slots,
     Started,
     Submit,
     Tick,
@@ -333,6 +334,8 @@ class Simulated(World):
             return Tick()
         if verb == "drain":
             return Drain()
+        if verb == "slots":
+            return Slots(int(rest))
         if verb == "submit":
             return submit(rest, self.runs[rest].spec())
         if verb == "cancel":

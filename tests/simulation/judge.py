@@ -434,6 +434,7 @@ class Judge:
             Fetched: self._fetched,
             Adopt: self._adopt,
             Drain: self._drain,
+            Slots: self._slots,
         }
         self._look: dict[type[Command], Callable[[float, Any], None]] = {
             Record: self._record,
@@ -498,6 +499,10 @@ class Judge:
 
     def _roll_back(self, now: float, rollback: Rollback) -> bool:
         self.runs[rollback.run].is_rolling = True
+        return False
+
+    def _slots(self, now: float, slots: Slots) -> bool:
+        self.max_parallel = slots.most
         return False
 
     def _drain(self, now: float, drain: Drain) -> bool:

@@ -24,6 +24,7 @@ from casemate.supervisor.core.events import (
     ResumeRun,
     Rollback,
     Saved,
+    Slots,
     Started,
     Submit,
     Tick,
@@ -151,6 +152,8 @@ def tell(move: Move) -> str:
             return "tick"
         case Drain():
             return "drain"
+        case Slots():
+            return f"slots {move.most}"
         case Submit():
             return f"submit {move.run}"
         case Crash(keep=keep):

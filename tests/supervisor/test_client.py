@@ -20,9 +20,11 @@ NOT_FROM_OUTSIDE = {
     "drain",
     "execute",
     "ping",
+    "reconfigure",
     "revise",
     "start_submitted",
     "take_up",
+    "warn_submitters",
     "wait_closed",
     "wait_committed",
 }

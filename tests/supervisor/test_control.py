@@ -53,9 +53,9 @@ class FakeEngine:
     def owns(self, run: str) -> bool:
         return run in self.runs
 
-    async def accept(self, submission: str, digest: bytes) -> str:
+    async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         self.told.append(("accept", submission, digest))
-        return "a-new-run"
+        return "a-new-run", ("a note",)
 
     async def pause(self, run: str, drain: bool = False) -> None:
         self.told.append(("pause", run, drain))

@@ -1,0 +1,191 @@
+"""`casemate serve --pipelines DIR`, and what it reads again while it serves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from casemate import Client, UsageError
+from casemate.supervisor.catalogue import Catalogue
+from casemate.supervisor.config import load_config
+from fakes import PATIENCE, wait_until
+from runs import Place
+
+CASEMATE = [sys.executable, "-c", "from casemate.supervisor.cli import main; main()"]
+REVIEW = """
+name: review
+defaults: {limits: {memory: 128MiB, pids: 32}}
+tasks:
+  one: {execute: "code.py:one"}
+"""
+CODE = """
+def one(input):
+    return [input, "old"]
+"""
+BUILT = """
+from casemate import Pipeline
+pipeline = Pipeline("built")
+@pipeline.task()
+def one(input):
+    return "built"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Place:
+    folder = Place(tmp_path / "pipelines")
+    folder.write("review.yaml", REVIEW)
+    folder.write("code.py", CODE)
+    return folder
+
+
+def news(catalogue: Catalogue, tmp_path: Path) -> list[str]:
+    """What is reported when the folder is read again."""
+    return sorted(catalogue.take(catalogue.load(load_config(state=tmp_path / "state"))))
+
+
+def test_a_folder_is_read_by_name_and_what_is_broken_stays_as_it_was(
+    tmp_path: Path, folder: Place
+) -> None:
+    catalogue = Catalogue(folder.path)
+    assert news(catalogue, tmp_path) == ["pipeline review: read"]
+    assert news(catalogue, tmp_path) == []
+    whole, note = catalogue.bundle("review")
+    assert note is None
+    folder.write("review.yaml", REVIEW.replace("tasks", "tusks"))
+    [said] = news(catalogue, tmp_path)
+    assert "tusks" in said
+    assert said.endswith("what it was before stays in force")
+    kept, note = catalogue.bundle("review")
+    assert kept == whole
+    assert note is not None
+    assert "tusks" in note
+    folder.write("review.yaml", REVIEW)
+    assert news(catalogue, tmp_path) == ["pipeline review: is whole again"]
+    assert catalogue.bundle("review") == (whole, None)
+    # Sources are a part of it.
+    folder.write("code.py", CODE.replace("old", "new"))
+    assert news(catalogue, tmp_path) == ["pipeline review: read"]
+    (folder.path / "review.yaml").unlink()
+    assert news(catalogue, tmp_path) == ["pipeline review: gone"]
+    with pytest.raises(UsageError, match=r"no pipeline 'review'.*there are: none"):
+        catalogue.bundle("review")
+
+
+def test_pipelines_have_folders_of_their_own_and_no_two_have_one_name(
+    tmp_path: Path, folder: Place
+) -> None:
+    folder.write("built/pipeline.py", BUILT)
+    folder.write("review/pipeline.toml", "")
+    folder.write("never/pipeline.yaml", "tasks: {}")
+    folder.write("never/other.yaml", REVIEW)
+    folder.write("not a name.yaml", REVIEW)
+    catalogue = Catalogue(folder.path)
+    built, never, review = news(catalogue, tmp_path)
+    assert built == "pipeline built: read"
+    assert never.startswith("pipeline never: ")
+    assert "stays in force" not in never
+    assert "are both review" in review
+    for name in ("never", "review"):
+        with pytest.raises(UsageError):
+            catalogue.bundle(name)
+
+
+@contextmanager
+def serving(tmp_path: Path, *arguments: str) -> Iterator[Path]:
+    """Where all is that it says: it has something to say on stderr too."""
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*CASEMATE, "serve", "--state", str(tmp_path / "state"), *arguments],
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        wait_said(log, "serving ")
+        yield log
+        process.terminate()
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def wait_said(log: Path, text: str, times: int = 1) -> None:
+    wait_until(lambda: log.read_text().count(text) >= times)
+
+
+def submit(state: Path, name: str, input: Any = None) -> tuple[Any, list[str]]:
+    """What it gave, and what was said of it."""
+    notes: list[str] = []
+    with Client(state=state) as client:
+        run = client.submit(name, input, on_note=notes.append)
+        for event in client.events(run):
+            if event.kind == "run.completed":
+                return event.data["outputs"]["one"], notes
+    raise AssertionError("it never completed")
+
+
+def test_pipelines_are_submitted_by_name_as_they_are_when_that_happens(
+    tmp_path: Path, folder: Place
+) -> None:
+    state = tmp_path / "state"
+    with serving(tmp_path, "--pipelines", str(folder.path)) as log:
+        assert submit(state, "review", 1) == ([1, "old"], [])
+        folder.write("code.py", CODE.replace("old", "new"))
+        wait_said(log, "pipeline review: read", times=2)
+        assert submit(state, "review") == ([None, "new"], [])
+        folder.write("review.yaml", REVIEW.replace("tasks", "tusks"))
+        wait_said(log, "tusks")
+        output, [note] = submit(state, "review", 2)
+        assert output == [2, "new"]
+        assert "tusks" in note
+        folder.write("second.yaml", REVIEW.replace("review", "second"))
+        wait_said(log, "pipeline second: read")
+        (folder.path / "review.yaml").unlink()
+        wait_said(log, "pipeline review: gone")
+        done = subprocess.run(
+            [*CASEMATE, "submit", "review", "--state", str(state)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "there are: second" in done.stderr
+
+
+def test_who_knows_no_names_says_so(tmp_path: Path) -> None:
+    with serving(tmp_path), pytest.raises(UsageError, match="serve --pipelines"):
+        submit(tmp_path / "state", "review")
+
+
+def test_the_configuration_is_read_again_and_a_broken_one_is_not(
+    tmp_path: Path, folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, file = tmp_path / "state", tmp_path / "casemate.toml"
+    file.write_text("max_parallel = 1\n")
+    folder.write("wants.yaml", REVIEW.replace('code.py:one"', 'code.py:one", ro: [/usr/share]'))
+    monkeypatch.setenv("CASEMATE_CONFIG", str(file))
+    with serving(tmp_path, "--pipelines", str(folder.path)) as log:
+        monkeypatch.delenv("CASEMATE_CONFIG")  # what a client may do is not asked here
+        wait_said(log, "pipeline wants: ")
+        with pytest.raises(UsageError, match="/usr/share"):
+            submit(state, "wants")
+        file.write_text('max_parallel = 3\nmemory = "3GiB"\nallow = ["path:/usr/share"]\n')
+        wait_said(log, "read again; memory_budget: from the next start on")
+        wait_said(log, "pipeline wants: is whole again")
+        assert submit(state, "wants", 1) == ([1, "old"], [])
+        file.write_text("max_parallel = none\n")
+        wait_said(log, "the configuration is what it was before")
+        output, [note] = submit(state, "wants", 2)
+        assert output == [2, "old"]
+        assert str(file) in note
+        file.write_text('max_parallel = 2\nallow = ["path:/usr/share"]\n')
+        wait_said(log, "read again", times=2)
+        assert submit(state, "wants", 3) == ([3, "old"], [])
