@@ -55,8 +55,7 @@ async def run_again(
             await asyncio.wait([left, changed], return_when=asyncio.FIRST_COMPLETED)
             if leaving.is_set():
                 changed.cancel()
-                await supervisor.cancel(run, "by a signal")
-                await following
+                await _end(supervisor, run, following, leaving)
                 return
             run, spec = changed.result()
             await following  # to its end, which has come
@@ -67,6 +66,17 @@ async def run_again(
             following.cancel()
         for number in ending:
             loop.remove_signal_handler(number)
+
+
+async def _end(
+    supervisor: Supervisor, run: str, following: asyncio.Task[None], leaving: asyncio.Event
+) -> None:
+    while not following.done():
+        leaving.clear()
+        await supervisor.cancel(run, "by a signal")  # twice: and what would clean up, too
+        again = asyncio.create_task(leaving.wait())
+        await asyncio.wait([following, again], return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
 
 
 async def _follow(follow: Follow, run: str, spec: PipelineSpec) -> None:
