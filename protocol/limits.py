@@ -155,8 +155,8 @@ SUBMISSION_SIZE = 256 * MIB
 SUBMISSIONS_KEPT = 64
 SUBMISSIONS_SIZE = 1024 * MIB
 
-# All pipelines that `serve` knows by name, each as a bundle in memory: code and documents of some KiB
-# as a rule. A folder with more than this has data in it.
+# All pipelines that `serve` knows by name, each as a bundle in memory: code and documents, some KiB
+# each as a rule. A folder with more than this has data in it.
 CATALOGUE_SIZE = 256 * MIB
 
 # A request's own id, kept with its reply: a UUID has 36.

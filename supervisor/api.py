@@ -312,9 +312,7 @@ class Supervisor:
     async def reconfigure(self, config: Config) -> None:
         """From now on what is submitted may do what this configuration allows, and as many attempts
         may live at once as it says. All else that it says counts for the next Supervisor."""
-        self._config = replace(
-            self._config, allow=config.allow, max_parallel=config.max_parallel
-        )
+        self._config = replace(self._config, allow=config.allow, max_parallel=config.max_parallel)
         await self._ask(hostpipe.Reconfigure(config.max_parallel))
 
     def warn_submitters(self, warning: str | None) -> None:

@@ -3,8 +3,9 @@
 That is the document as the client read it, the files of its folder that its tasks import, and the
 run's input. Authority does not travel: the supervisor compiles the document itself, by its own
 operator's configuration, and what a client of the control socket says is held to the same bounds as
-a file. Of a pipeline that the supervisor knows by name (`catalogue.py`) only that travels. Only the workspace is the submitter's choice, as it is with `run --workspace`: whoever
-reaches the control socket is the operator.
+a file. Only the workspace is the submitter's choice, as it is with `run --workspace`: whoever
+reaches the control socket is the operator. Of a pipeline that the supervisor knows by name
+(`catalogue.py`) the name is all that travels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pipelines that a supervisor knows by name: `casemate serve --pipelines DIR`, `casemate submit NAME`.
+"""Pipelines that a supervisor knows by name: `serve --pipelines DIR`, `submit NAME`.
 
     DIR/NAME.yaml (.yml, .toml, .json)          NAME, beside what its tasks import
     DIR/NAME/pipeline.yaml (.toml, ..., .py)    NAME, in a folder of its own

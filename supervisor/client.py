@@ -103,8 +103,9 @@ class Client:
         else:
             packed = self._packed(pipeline, chosen, value)
         run, notes = self._control.submit(packed)
-        for note in notes if on_note is not None else ():
-            on_note(note)
+        if on_note is not None:
+            for note in notes:
+                on_note(note)
         return run
 
     def _packed(
@@ -116,9 +117,7 @@ class Client:
         else:
             file = Path(pipeline)
             document, root = read_document(file, self._config), file.absolute().parent
-        spec = compile_document(
-            document, root=root, allow=self._config.allow, workspace=workspace
-        )
+        spec = compile_document(document, root=root, allow=self._config.allow, workspace=workspace)
         return pack(document, spec, value)
 
     def runs(self) -> list[RunSummary]:

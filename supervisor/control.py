@@ -218,9 +218,7 @@ class Client:
         answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
         return answer.words if isinstance(answer, Because) else ()
 
-    def submit(
-        self, bundle: bytes, submission: str | None = None
-    ) -> tuple[str, tuple[str, ...]]:
+    def submit(self, bundle: bytes, submission: str | None = None) -> tuple[str, tuple[str, ...]]:
         """Have a supervisor start a run of what `bundle.pack` gave; its id, and what whoever
         submits should be told. `submission`: an id of
         32 hex digits, under which to ask again is to ask for the same run."""

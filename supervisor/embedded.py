@@ -129,6 +129,7 @@ class _Submitted:
         UsageError."""
         await self.is_open.wait()
         number = next(self._numbers)
+        waiting: asyncio.Future[tuple[str, tuple[str, ...]]]
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
         hostpipe.write(self._writer, hostpipe.Submitted(number, submission, digest))
         return await waiting

@@ -169,8 +169,8 @@ _LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 # Called with (run, last durable seq, whether the run has ended).
 Listener = Callable[[str, int, bool], None]
 
-# Makes a run of an uploaded bundle (its id, its digest), and has something to tell; raises UsageError
-# where it cannot.
+# Makes a run of an uploaded bundle (its id, its digest), and may have something to tell of it;
+# raises UsageError where it cannot.
 Acceptor = Callable[[str, bytes], Awaitable[tuple[str, tuple[str, ...]]]]
 
 

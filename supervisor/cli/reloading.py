@@ -54,9 +54,7 @@ class Reloading:
         with contextlib.suppress(CasemateError):  # the engine is gone, which others notice
             await asyncio.gather(*keeping)
 
-    async def _keep_configuration(
-        self, supervisor: Supervisor, load: Callable[[], Config]
-    ) -> None:
+    async def _keep_configuration(self, supervisor: Supervisor, load: Callable[[], Config]) -> None:
         while True:
             await self._configuration.wait_changed()
             try:

@@ -15,8 +15,8 @@ Tests and the transcripts in `scripts/` share one small language. Declarations:
 (checkpoints: `none` unless said, `every-task`, `after:a,b`, `every:30`) and then, each at a time,
 what the core is told: `submit r`, `started a#1`, `active a#1`, `saved a#1 7`, `used a#1 cpu=2`,
 `waits a#1`, `flows a#1`, `told a#1`, `ended a#1 output=7`, `ended a#1 error=crash boom`, `tick`,
-`drain`, `slots 3`, `answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or retry, fallback,
-rollback, fail, nothing, error crash boom),
+`drain`, `slots 3`, `answered a#1 ok`, `answered a#1 bad too short`, `answered a#1 skip 7` (or
+retry, fallback, rollback, fail, nothing, error crash boom),
 `cancel r why`, `fail r why`, `pause r [drain]`, `resume r`, `checkpoint r`, `rollback r c1`,
 `rollback r before b`, `fetched r`, `fork r copy c1`. `crash r=5` is the end of a supervisor: all
 that lived is gone, and of the run's journal what comes after its fifth record. `take r` takes a run

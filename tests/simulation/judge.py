@@ -78,6 +78,7 @@ from casemate.supervisor.core.events import (
     Input,
     Rollback,
     Saved,
+    Slots,
     Started,
     Submit,
     Tick,
