@@ -176,13 +176,13 @@ def test_a_submission_is_one_run_however_often_it_is_named(state: Path, place: P
     with Client(StateDirectory(state)) as client:
         with serving(state) as service:
             wait_ready(state)
-            run = client.submit(bundle_of(place, "hang"), name)
-            assert client.submit(bundle_of(place, "hang"), name) == run
+            run, _ = client.submit(bundle_of(place, "hang"), name)
+            assert client.submit(bundle_of(place, "hang"), name) == (run, ())
             wait_hanging(state, run)
             service.kill()
         with serving(state):
             wait_ready(state)
-            assert client.submit(bundle_of(place, "hang"), name) == run
+            assert client.submit(bundle_of(place, "hang"), name) == (run, ())
             wait_ended(state, run)
     assert [each.id for each in list_runs(StateDirectory(state))] == [run]
 
@@ -215,7 +215,7 @@ def test_twenty_runs_go_on_after_a_kill_and_repeat_nothing(
     with serving(state) as service:
         wait_ready(state)
         with Client(StateDirectory(state)) as client:
-            runs = [client.submit(bundle_of(place, "hang")) for _ in range(20)]
+            runs = [client.submit(bundle_of(place, "hang"))[0] for _ in range(20)]
         for run in runs:
             wait_hanging(state, run)
         service.kill()
