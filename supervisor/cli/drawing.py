@@ -119,11 +119,11 @@ def draw(dashboard: Dashboard, viewer: Viewer, width: int, height: int, now: flo
 
 def _head(dashboard: Dashboard, width: int, now: float) -> Iterable[Text]:
     mark, style = RUN_STYLES[dashboard.state]
-    state = (f"{mark} {dashboard.state}", style)
+    standing = (f"{mark} {dashboard.state}", style)
     left = Text.assemble(
         (f" {printable(dashboard.pipeline or '…', 40)}", "bold"),
         f"  {dashboard.run}  ",
-        state if dashboard.seen else ("… reading its journal", "dim"),
+        standing if dashboard.seen else ("… reading its journal", "dim"),
     )
     yield _beside(left, Text(_clock(dashboard.elapsed(now)), "bold"), width)
     counts = dashboard.counts()
