@@ -95,14 +95,17 @@ async def _revised(
     """The run that goes on from `run`, and its pipeline, when a change has made one."""
     while True:
         await watch.wait_changed()
-        try:
-            new = await asyncio.to_thread(read_again)
-            watch.look_at(file, *origins(new).values())
-            revised = await supervisor.revise(run, new)
-        except UsageError as error:
-            print(f"casemate: {error}", file=sys.stderr)
-            # What would mend it may be a file that is not there yet.
-            watch.look_at(file, *origins(spec).values(), Path(spec.root))
-        else:
+        for is_second in (False, True):
+            try:
+                new = await asyncio.to_thread(read_again)
+                watch.look_at(file, *origins(new).values())
+                revised = await supervisor.revise(run, new)
+            except UsageError as error:
+                # What would mend it may be a file that is not there yet, or has come meanwhile.
+                watch.look_at(file, *origins(spec).values(), Path(spec.root))
+                if is_second:
+                    print(f"casemate: {error}", file=sys.stderr)
+                continue
             if revised is not None:
                 return revised, new
+            break
