@@ -224,7 +224,7 @@ TASKS = {"docs": {"command": ["sleep", "3600"]}} | {
 }
 REPORT = {"report": {"command": ["true"], "needs": ["docs", "inventory", "lint", "test"]}}
 HUNG = {"timeouts": {"wall": "300ms"},
-        "retry": {"attempts": 3, "delay": "60s", "jitter": 0.1, "on": ["timeout"]}}  # fmt: skip
+        "retry": {"attempts": 3, "delay": "40s", "jitter": 0.1, "on": ["timeout"]}}  # fmt: skip
 
 
 @pytest.fixture
