@@ -25,8 +25,8 @@ from .shrink import explain
 
 BATCH = 500
 COLLECTED = 50  # histories at a time: 20 MB
-# The rarest edge (a fork of a run that has completed tasks) is taken once in some 15 000.
-ENOUGH = 100_000
+# The rarest edge (a fork of a run that has completed tasks) is taken once in some 36 000.
+ENOUGH = 300_000
 
 
 @dataclass
