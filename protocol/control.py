@@ -40,6 +40,8 @@ from msgspec import Meta, Struct
 from .events import TaskError
 from .limits import (
     CONTROL_ID_LENGTH,
+    CONTROL_PATH_LENGTH,
+    CONTROL_PATHS,
     CONTROL_REASON_LENGTH,
     CONTROL_VERSION,
     NAME_LENGTH,
@@ -49,6 +51,8 @@ from .pipeline import BREAKER_KEY_PATTERN
 
 __all__ = [
     "HEARTBEAT_TOPIC",
+    "Applied",
+    "Apply",
     "Because",
     "BreakerSummary",
     "BreakerVerb",
@@ -85,6 +89,7 @@ __all__ = [
     "RunVerb",
     "Show",
     "Shown",
+    "Shutdown",
     "Submission",
     "Submit",
     "TaskSummary",
@@ -133,6 +138,10 @@ Seconds = Annotated[float, Meta(ge=0, le=10**9)]
 Submission = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Reason = Annotated[str, Meta(max_length=CONTROL_REASON_LENGTH)]
+Paths = Annotated[
+    tuple[Annotated[str, Meta(max_length=CONTROL_PATH_LENGTH)], ...],
+    Meta(max_length=CONTROL_PATHS),
+]
 
 
 class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="verb"):
@@ -209,6 +218,19 @@ class Fork(_Request, frozen=True, kw_only=True, tag="fork"):
     checkpoint: Name
 
 
+class Apply(_Request, frozen=True, kw_only=True, tag="apply"):
+    """Write what a run that has ended changed into its workspace, or refuse and write nothing.
+    `allow`: risky changes that are welcome, `accept_base`: although others changed the workspace,
+    `last`: although branches clash, `dry_run`: only say what would be written."""
+
+    run: Name
+    checkpoint: Name | None = None
+    allow: Paths = ()
+    accept_base: bool = False
+    last: bool = False
+    dry_run: bool = False
+
+
 class Why(_Request, frozen=True, kw_only=True, tag="why"):
     """What its supervisor knows of a task at this moment that no journal tells."""
 
@@ -249,9 +271,16 @@ class Submit(_Request, frozen=True, kw_only=True, tag="submit"):
     digest: Digest
 
 
-RunVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork
+class Shutdown(_Request, frozen=True, kw_only=True, tag="shutdown"):
+    """End a supervisor that serves, as a signal does: what runs is begun again by the next one, or
+    has `drain` seconds to end."""
+
+    drain: Seconds = 0.0
+
+
+RunVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork | Apply
 BreakerVerb = OpenBreaker | ResetBreaker
-ControlVerb = RunVerb | BreakerVerb | Submit
+ControlVerb = RunVerb | BreakerVerb | Submit | Shutdown
 Request = List | Show | Replay | Fetch | Breakers | Upload | ControlVerb
 
 
@@ -357,9 +386,20 @@ class Uploaded(_Reply, frozen=True, kw_only=True, tag="upload"):
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     """A request that steers was carried out."""
 
-    run: str  # the run, or the new one that `fork` or `submit` made
+    run: str  # the run, or the new one that `fork` or `submit` made; of `shutdown` empty
     checkpoint: str | None = None  # that `checkpoint` made
     notes: tuple[str, ...] = ()  # what whoever submits should be told, of a broken file as a rule
+
+
+class Applied(_Reply, frozen=True, kw_only=True, tag="apply"):
+    """What was done, or would be. Files and links written (and their bytes), what was removed,
+    folders made or changed in mode."""
+
+    run: str
+    written: int
+    size: int
+    removed: int
+    folders: int
 
 
 class Because(_Reply, frozen=True, kw_only=True, tag="why"):
@@ -377,5 +417,5 @@ class Error(_Reply, frozen=True, kw_only=True, tag="error"):
     error: Problem
 
 
-ControlAnswer = Done | Because | BreakersShown | Error
-Reply = Listed | Shown | Replayed | Fetched | Uploaded | Done | Because | BreakersShown | Error
+ControlAnswer = Done | Applied | Because | BreakersShown | Error
+Reply = Listed | Shown | Replayed | Fetched | Uploaded | ControlAnswer

@@ -168,11 +168,15 @@ NAME_LENGTH = 64
 # Why a run is cancelled: a sentence.
 CONTROL_REASON_LENGTH = 1000
 
+# Risky changes that an `apply` names one by one; whoever wants more names a folder.
+CONTROL_PATHS = 16
+CONTROL_PATH_LENGTH = 200
+
 # Requests that steer, as they go from the front to the engine. One: the texts above, of four bytes
 # a character. At once: more than people and scripts have under way; the front refuses the next, and
 # a front that passes on more is not ours any more. A second: what a script does in a tight loop;
 # beyond it the engine does not read. Replies kept for a request that comes again.
-CONTROL_VERB_SIZE = 8 * KIB
+CONTROL_VERB_SIZE = 16 * KIB
 CONTROL_OUTSTANDING = 64
 CONTROL_RATE = 100
 CONTROL_REPLIES_KEPT = 256

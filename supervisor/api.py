@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -67,8 +67,10 @@ class Supervisor:
 
     Settings that are not given come from `casemate.toml` and the environment (see README).
     `on_submitted`: runs are also taken from clients (`casemate submit`); called with the id of
-    each. Their pipelines may do what this configuration allows. `listen`: HOST:PORT at which
-    clients of other hosts may reach it, those whose keys are in the `keys` of the configuration.
+    each. Their pipelines may do what this configuration allows. `on_shutdown`: such clients may
+    also end it (`casemate shutdown`); called with the seconds that what runs has to end in.
+    `listen`: HOST:PORT at which clients of other hosts may reach it, those whose keys are in the
+    `keys` of the configuration.
     `catalogue`: pipelines that clients may submit by name.
     """
 
@@ -79,6 +81,7 @@ class Supervisor:
         max_parallel: int | None = None,
         config: Config | None = None,
         on_submitted: Callable[[str], None] | None = None,
+        on_shutdown: Callable[[float], None] | None = None,
         listen: str | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
@@ -88,6 +91,7 @@ class Supervisor:
         self._gate = None if listen is None else _gate(listen, self._config)
         self._state = StateDirectory(self._config.state)
         self._on_submitted = on_submitted
+        self._on_shutdown = on_shutdown
         self._submissions = Submissions(self._state)
         self._accepting: set[asyncio.Task[None]] = set()
         # By submission.
@@ -345,7 +349,12 @@ class Supervisor:
         if self._listening is not None:
             await asyncio.shield(self._listening)
 
-    # --- what clients submit ---------------------------------------------------------------
+    # --- what clients ask of the program ---------------------------------------------------
+
+    def _for_client(self, answering: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(answering)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
 
     async def _accept(self, submitted: hostpipe.Submitted) -> None:
         try:
@@ -354,6 +363,16 @@ class Supervisor:
             answer = hostpipe.Accepted(submitted.number, run=run, notes=notes)
         except (CasemateError, OSError) as error:
             answer = hostpipe.Accepted(submitted.number, refused=str(error))
+        await self._ask(answer)
+
+    async def _shut_down(self, asked: hostpipe.ShutDown) -> None:
+        if self._on_shutdown is None:
+            answer = hostpipe.Accepted(
+                asked.number, refused="this supervisor is its program's to end"
+            )
+        else:
+            self._on_shutdown(asked.drain)
+            answer = hostpipe.Accepted(asked.number, run="")
         await self._ask(answer)
 
     async def _start(self, submission: str, digest: bytes | None) -> tuple[str, str | None]:
@@ -462,7 +481,7 @@ class Supervisor:
         return reply
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        decoder = msgspec.msgpack.Decoder(hostpipe.Answer | hostpipe.Submitted | hostpipe.Committed)
+        decoder = msgspec.msgpack.Decoder(hostpipe.Message)
         while (body := await hostpipe.read(reader)) is not None:
             match decoder.decode(body):
                 case hostpipe.Answer() as answer:
@@ -470,9 +489,9 @@ class Supervisor:
                     if not waiting.done():  # cancelled by whoever asked
                         waiting.set_result(answer)
                 case hostpipe.Submitted() as submitted:
-                    accepting = asyncio.create_task(self._accept(submitted))
-                    self._accepting.add(accepting)
-                    accepting.add_done_callback(self._accepting.discard)
+                    self._for_client(self._accept(submitted))
+                case hostpipe.ShutDown() as asked:
+                    self._for_client(self._shut_down(asked))
                 case hostpipe.Committed() as committed:
                     async with self._news:
                         self._progress[committed.run] = committed

@@ -205,7 +205,9 @@ class Client:
     def diff(self, run: str, *, checkpoint: str | None = None, attempt: str | None = None) -> Diff:
         """What the run changed in its workspace, as a patch: now, at a checkpoint, or by one
         attempt (`"task/2"`)."""
-        state = self._at_hand("diff")
+        if isinstance(self._where, Remote):
+            raise UsageError(f"diff: a run's files do not leave their host; do it at {self._at}")
+        state = self._where
         return diff_run(state, state.find_run(run), checkpoint=checkpoint, attempt=attempt)
 
     def apply(
@@ -220,8 +222,18 @@ class Client:
     ) -> Applied:
         """Write what a run that has ended changed into its workspace, or raise ApplyRefused and
         write nothing: where others changed it (`accept_base`), a change is risky (`allow` names
-        those that are welcome) or branches clash (`last`)."""
-        state = self._at_hand("apply")
+        those that are welcome) or branches clash (`last`). From another host: a UsageError with the
+        same words."""
+        if isinstance(self._where, Remote):
+            return self._control.apply_remote(
+                run,
+                checkpoint=checkpoint,
+                allow=allow,
+                accept_base=accept_base,
+                last=last,
+                dry_run=dry_run,
+            )
+        state = self._where
         return apply_run(
             state,
             state.find_run(run),
@@ -232,10 +244,14 @@ class Client:
             dry_run=dry_run,
         )[1]
 
-    def _at_hand(self, verb: str) -> StateDirectory:
-        if isinstance(self._where, Remote):
-            raise UsageError(f"{verb}: a run's files do not leave their host; do it at {self._at}")
-        return self._where
+    def shutdown(self, drain: float | str = 0.0) -> None:
+        """End the supervisor of `casemate serve`. What runs has `drain` to end in; what has not by
+        then is begun again by the next. Returns when it has begun to end."""
+        try:
+            seconds = parse_duration(drain)
+        except ValueError as error:
+            raise UsageError(f"drain: {error}") from error
+        self._control.shutdown(seconds)
 
     def breakers(self) -> list[BreakerSummary]:
         """How the breakers of the state directory stand that have seen a failure."""
@@ -369,6 +385,9 @@ class AsyncClient:
             last=last,
             dry_run=dry_run,
         )
+
+    async def shutdown(self, drain: float | str = 0.0) -> None:
+        await asyncio.to_thread(self._client.shutdown, drain)
 
     async def breakers(self) -> list[BreakerSummary]:
         return await asyncio.to_thread(self._client.breakers)

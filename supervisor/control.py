@@ -16,13 +16,16 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import closing
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
+from ..protocol import control as wire
 from ..protocol.control import (
+    Apply,
     Because,
     Breakers,
     BreakersShown,
@@ -50,13 +53,21 @@ from ..protocol.control import (
     RunVerb,
     Show,
     Shown,
+    Shutdown,
     Submit,
     Upload,
     Uploaded,
     Why,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
-from ..protocol.limits import CONTROL_REASON_LENGTH, CONTROL_VERSION, UPLOAD_PIECE_SIZE
+from ..protocol.limits import (
+    CONTROL_PATH_LENGTH,
+    CONTROL_PATHS,
+    CONTROL_REASON_LENGTH,
+    CONTROL_VERSION,
+    UPLOAD_PIECE_SIZE,
+)
+from .apply import Applied
 from .core.breaker import Forced, Reset
 from .remote import Reach, Remote
 from .state import RunDirectory, StateDirectory, SupervisorRecord
@@ -74,6 +85,9 @@ _PATIENCE = 600.0
 # An owner that has just begun may not be announced yet: starting its front takes 0.15 s.
 _ANNOUNCED = 5.0
 
+# Verbs that a run without an owner may be asked for.
+_OF_THE_FREE = Resume | Rollback | Fork | Apply
+
 # The first wait for an answer, after which the request is sent again; each is twice the last.
 _FIRST_WAIT = 2.0
 
@@ -85,6 +99,8 @@ class Steerable(Protocol):
     it."""
 
     def owns(self, run: str) -> bool: ...
+    async def is_free(self, run: str) -> bool: ...
+    async def shut_down(self, drain: float) -> None: ...
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]: ...
     async def pause(self, run: str, drain: bool = False) -> None: ...
     async def resume(self, run: str) -> None: ...
@@ -94,6 +110,16 @@ class Steerable(Protocol):
         self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
     ) -> None: ...
     async def fork(self, run: str, checkpoint: str) -> str: ...
+    async def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None,
+        allow: Iterable[str],
+        accept_base: bool,
+        last: bool,
+        dry_run: bool,
+    ) -> Applied: ...
     def why(self, run: str, task: str) -> tuple[str, ...]: ...
     async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary: ...
 
@@ -112,14 +138,21 @@ async def carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
 def _subject(verb: ControlVerb) -> str:
     if isinstance(verb, Submit):
         return verb.submission
+    if isinstance(verb, Shutdown):
+        return "this supervisor"
     return verb.key if isinstance(verb, BreakerVerb) else verb.run
 
 
 async def _carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
-    # An interrupted run is nobody's, and resuming it makes it this engine's.
-    if not isinstance(verb, Resume | BreakerVerb | Submit) and not engine.owns(verb.run):
-        return _problem(verb, ControlError.NOT_FOUND, f"run {verb.run}: not this supervisor's")
     try:
+        if isinstance(verb, RunVerb) and not await _may_have(engine, verb):
+            message = f"run {verb.run}: not this supervisor's"
+            return _problem(verb, ControlError.NOT_FOUND, message)
+        if isinstance(verb, Apply):
+            return await _applied(engine, verb)
+        if isinstance(verb, Shutdown):
+            await engine.shut_down(verb.drain)
+            return Done(id=verb.id, run="")
         if isinstance(verb, Why):
             return Because(id=verb.id, run=verb.run, words=engine.why(verb.run, verb.task))
         if isinstance(verb, BreakerVerb):
@@ -138,8 +171,34 @@ async def _carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
         return _problem(verb, ControlError.FAILED, f"{type(error).__name__}: {error}")
 
 
+async def _may_have(engine: Steerable, verb: RunVerb) -> bool:
+    """A run that has ended or was interrupted is nobody's, and may become this engine's."""
+    return engine.owns(verb.run) or (
+        isinstance(verb, _OF_THE_FREE) and await engine.is_free(verb.run)
+    )
+
+
 def _problem(verb: ControlVerb, kind: ControlError, message: str) -> Error:
     return Error(id=verb.id, error=Problem(kind, message[:_MESSAGE_LENGTH]))
+
+
+async def _applied(engine: Steerable, verb: Apply) -> wire.Applied:
+    applied = await engine.apply(
+        verb.run,
+        checkpoint=verb.checkpoint,
+        allow=verb.allow,
+        accept_base=verb.accept_base,
+        last=verb.last,
+        dry_run=verb.dry_run,
+    )
+    return wire.Applied(
+        id=verb.id,
+        run=verb.run,
+        written=applied.written,
+        size=applied.size,
+        removed=applied.removed,
+        folders=applied.folders,
+    )
 
 
 async def _done(engine: Steerable, verb: RunVerb) -> Done:
@@ -252,7 +311,15 @@ class Client:
             raise _refusal("submit", done)
         return done.run, done.notes
 
-    # ---- what of a supervisor on this host is read from its files
+    def shutdown(self, drain: float = 0.0) -> None:
+        """End the supervisor that takes submissions."""
+        owner = self._accepting()
+        verb = Shutdown(version=CONTROL_VERSION, id=_new_id(), drain=drain)
+        done = self._ask_one(owner, verb, time.monotonic() + self._patience)
+        if not isinstance(done, Done):
+            raise _refusal("shutdown", done)
+
+    # ---- what of a supervisor on this host is read from its files, or needs none
 
     def list_remote(self) -> list[RunSummary]:
         answer = self._ask_remote(List(version=CONTROL_VERSION, id=_new_id()))
@@ -263,6 +330,38 @@ class Client:
         if not isinstance(answer, Shown):
             raise _refusal("show", answer)
         return answer
+
+    def apply_remote(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None,
+        allow: Iterable[str],
+        accept_base: bool,
+        last: bool,
+        dry_run: bool,
+    ) -> Applied:
+        named = tuple(allow)
+        if len(named) > CONTROL_PATHS or any(len(path) > CONTROL_PATH_LENGTH for path in named):
+            raise UsageError(
+                f"apply: from elsewhere at most {CONTROL_PATHS} paths of {CONTROL_PATH_LENGTH} "
+                "characters are named; name a folder, with a slash at its end"
+            )
+        answer = self._ask_remote(
+            Apply(
+                version=CONTROL_VERSION,
+                id=_new_id(),
+                run=run,
+                checkpoint=checkpoint,
+                allow=named,
+                accept_base=accept_base,
+                last=last,
+                dry_run=dry_run,
+            )
+        )
+        if not isinstance(answer, wire.Applied):
+            raise _refusal("apply", answer)
+        return Applied(answer.written, answer.size, answer.removed, answer.folders)
 
     def breakers_remote(self) -> list[BreakerSummary]:
         answer = self._ask_remote(Breakers(version=CONTROL_VERSION, id=_new_id()))
@@ -279,7 +378,7 @@ class Client:
             raise _refusal("breaker", answer)
         return answer.breakers[0]
 
-    def _ask_remote(self, verb: List | Show | Breakers | BreakerVerb) -> Reply:
+    def _ask_remote(self, verb: List | Show | Breakers | BreakerVerb | Apply) -> Reply:
         assert isinstance(self._where, Remote)
         answer = self._ask_one(self._where, verb, time.monotonic() + self._patience)
         if isinstance(answer, Error):

@@ -15,6 +15,7 @@ import resource
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -65,16 +66,15 @@ async def _serve(fd: int) -> None:
     settings = msgspec.msgpack.decode(head, type=hostpipe.Settings)
     logs.set_up(settings.log)
     try:
-        submitted = _Submitted(writer)
-        accept = submitted.accept if settings.accepts else None
-        async with Engine(settings, accept) as engine:
+        program = _Program(writer)
+        async with Engine(settings, program if settings.accepts else None) as engine:
             front = engine.front
             ready = hostpipe.Answer(0, events=front.events_endpoint, control=front.control_endpoint)
             hostpipe.write(writer, ready)
-            submitted.is_open.set()
+            program.is_open.set()
             notes = _Notes(engine, writer)
             try:
-                await _answer(engine, reader, writer, submitted)
+                await _answer(engine, reader, writer, program)
             finally:
                 notes.close()
     except CasemateError as error:
@@ -114,8 +114,9 @@ class _Notes:
         self._telling.cancel()
 
 
-class _Submitted:
-    """What clients submit, on its way to the host and back: to read a pipeline is its work."""
+class _Program:
+    """The host program, for the engine: to read the pipelines that clients submit is its work, and
+    its end is its own."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -127,11 +128,19 @@ class _Submitted:
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         """The run that it became, and what whoever submitted it should be told. Raises
         UsageError."""
+        return await self._ask(lambda number: hostpipe.Submitted(number, submission, digest))
+
+    async def shut_down(self, drain: float) -> None:
+        await self._ask(lambda number: hostpipe.ShutDown(number, drain))
+
+    async def _ask(
+        self, message: Callable[[int], hostpipe.Submitted | hostpipe.ShutDown]
+    ) -> tuple[str, tuple[str, ...]]:
         await self.is_open.wait()
         number = next(self._numbers)
         waiting: asyncio.Future[tuple[str, tuple[str, ...]]]
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
-        hostpipe.write(self._writer, hostpipe.Submitted(number, submission, digest))
+        hostpipe.write(self._writer, message(number))
         return await waiting
 
     def accepted(self, answer: hostpipe.Accepted) -> None:
@@ -148,7 +157,7 @@ async def _answer(
     engine: Engine,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    submitted: _Submitted,
+    program: _Program,
 ) -> None:
     decoder = msgspec.msgpack.Decoder(hostpipe.Ask)
     async with asyncio.TaskGroup() as asks:
@@ -160,7 +169,7 @@ async def _answer(
                     case hostpipe.Submit(spec=spec, input=value, submission=submission):
                         run = await engine.submit(spec, value, submission)
                     case hostpipe.Accepted() as accepted:
-                        submitted.accepted(accepted)
+                        program.accepted(accepted)
                     case hostpipe.CancelRun(run=cancelled, reason=reason):
                         engine.cancel(cancelled, reason)
                     case hostpipe.Pause(run=paused, drain=drain):

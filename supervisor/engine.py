@@ -33,10 +33,11 @@ import resource
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 from msgspec import Raw
@@ -70,7 +71,9 @@ from ..protocol.pipeline import Bind, Network, PickleEntry, PipelineSpec, ProcVi
 from ..protocol.units import format_size
 from ..sandbox.handle import Sandbox
 from ..sandbox.spec import INPUT_FILE, SYSTEM_PATH, WORKSPACE, Mode, SandboxSpec
+from .apply import Applied
 from .breakers import BreakerDesk, step_breaker
+from .changes import apply_run
 from .control import carry_out
 from .core.admission import check
 from .core.breaker import Forced, Reset
@@ -169,9 +172,15 @@ _LAST_KINDS = frozenset({"run.completed", "run.failed", "run.cancelled"})
 # Called with (run, last durable seq, whether the run has ended).
 Listener = Callable[[str, int, bool], None]
 
-# Makes a run of an uploaded bundle (its id, its digest), and may have something to tell of it;
-# raises UsageError where it cannot.
-Acceptor = Callable[[str, bytes], Awaitable[tuple[str, tuple[str, ...]]]]
+
+class Host(Protocol):
+    """The program around a supervisor that serves. Raises UsageError for what it refuses."""
+
+    async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
+        """The run that an uploaded bundle (its id, its digest) becomes, and what to tell of it."""
+
+    async def shut_down(self, drain: float) -> None:
+        """Begin to end; what runs has `drain` seconds for it."""
 
 
 @dataclass(slots=True)
@@ -230,7 +239,7 @@ class _Over:
 class Engine:
     """Use it as an async context manager. All methods belong to its loop."""
 
-    def __init__(self, settings: Settings, acceptor: Acceptor | None = None) -> None:
+    def __init__(self, settings: Settings, host: Host | None = None) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._core = Scheduler(
@@ -256,7 +265,7 @@ class Engine:
         self._zygote_delay = 0.0
         self._background: set[asyncio.Task[None]] = set()
         self.listener: Listener | None = None
-        self._acceptor = acceptor
+        self._host = host
 
     # --- life ------------------------------------------------------------------------------
 
@@ -308,9 +317,15 @@ class Engine:
 
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         """The run that an uploaded bundle becomes. Raises UsageError."""
-        if self._acceptor is None:
+        if self._host is None:
             raise UsageError("this supervisor takes no submissions; one of `casemate serve` does")
-        return await self._acceptor(submission, digest)
+        return await self._host.accept(submission, digest)
+
+    async def shut_down(self, drain: float) -> None:
+        """As a signal would. Raises UsageError."""
+        if self._host is None:
+            raise UsageError("this supervisor is its program's to end")
+        await self._host.shut_down(drain)
 
     async def submit(self, spec: PipelineSpec, value: Raw, submission: str | None = None) -> str:
         """Start a run; its id. `submission`: of which it is the run. Raises UsageError for a
@@ -356,6 +371,34 @@ class Engine:
 
     def owns(self, run: str) -> bool:
         return run in self._runs
+
+    async def is_free(self, run: str) -> bool:
+        """Whether there is such a run, and no living supervisor has it."""
+        there = self.state.run(run)
+        return there.path.is_dir() and not await asyncio.to_thread(there.is_owned)
+
+    async def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None = None,
+        allow: Iterable[str] = (),
+        accept_base: bool = False,
+        last: bool = False,
+        dry_run: bool = False,
+    ) -> Applied:
+        """Write the files of a run that has ended into its workspace. Raises UsageError."""
+        applying = partial(
+            apply_run,
+            self.state,
+            self.state.run(run),
+            checkpoint=checkpoint,
+            allow=allow,
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
+        )
+        return (await asyncio.to_thread(applying))[1]
 
     def why(self, run: str, task: str) -> tuple[str, ...]:
         """What no journal tells of a task at this moment, in sentences."""

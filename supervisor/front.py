@@ -81,6 +81,7 @@ from ..protocol.control import (
     RequestId,
     Show,
     Shown,
+    Shutdown,
     Submit,
     Upload,
     Uploaded,
@@ -1091,7 +1092,7 @@ class _Desk:
         if isinstance(request, List):
             most = max(1, min(request.limit, LISTED_RUNS))
             return Listed(id=request.id, runs=tuple(list_runs(self._state, most)))
-        if isinstance(request, BreakerVerb | Submit):
+        if isinstance(request, BreakerVerb | Submit | Shutdown):
             return request
         if isinstance(request, Upload):
             size = self._submissions.write(request.submission, request.offset, request.data)

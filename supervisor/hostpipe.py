@@ -25,6 +25,7 @@ __all__ = [
     "Committed",
     "Drain",
     "Fork",
+    "Message",
     "Pause",
     "Ping",
     "Reconfigure",
@@ -32,6 +33,7 @@ __all__ = [
     "Revise",
     "Rollback",
     "Settings",
+    "ShutDown",
     "Submit",
     "Submitted",
     "Verb",
@@ -116,7 +118,8 @@ class Ping(Struct, frozen=True, tag="ping"):
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
-    """What became of `Submitted`: a run (and what else to tell), or why there is none."""
+    """What became of `Submitted`: a run (and what else to tell), or why there is none. And of
+    `ShutDown`, of no run."""
 
     number: int
     run: str | None = None
@@ -167,6 +170,13 @@ class Submitted(Struct, frozen=True, tag="submitted"):
     digest: bytes
 
 
+class ShutDown(Struct, frozen=True, tag="shut_down"):
+    """A client wants this supervisor to end. Answered with `Accepted`."""
+
+    number: int
+    drain: float
+
+
 class Committed(Struct, frozen=True, tag="committed"):
     """Events of `run` up to `seq` are durable; `ended`: there will be no more."""
 
@@ -175,6 +185,8 @@ class Committed(Struct, frozen=True, tag="committed"):
     ended: bool
     problem: str | None = None  # why it ended without a last event
 
+
+Message = Answer | Submitted | ShutDown | Committed
 
 _LENGTH = 4
 

@@ -15,6 +15,7 @@ from ...protocol.errors import UsageError
 from ..client import Client
 from ..cursor import PipelineEvent
 from .breaker import print_breaker, print_breakers
+from .files import print_applied
 from .show import (
     count_done,
     print_checkpoints,
@@ -129,6 +130,36 @@ class Afar:
             client.rollback(run, checkpoint, before=before, accept_base=accept_base)
         words = f"run {run} is rolled back to {checkpoint or f'before {before}'}"
         return self._say(run, words, checkpoint=checkpoint, before=before)
+
+    def apply(
+        self,
+        run: str,
+        *,
+        checkpoint: str | None,
+        allow: list[str],
+        accept_base: bool,
+        last: bool,
+        dry_run: bool,
+    ) -> int:
+        with self._client() as client:
+            summary = client.summary(run)
+            applied = client.apply(
+                summary.id,
+                checkpoint=checkpoint,
+                allow=allow,
+                accept_base=accept_base,
+                last=last,
+                dry_run=dry_run,
+            )
+        standing = None if checkpoint is not None else summary.state
+        print_applied(summary.id, standing, applied, dry_run=dry_run, as_json=self._as_json)
+        return 0
+
+    def shut_down(self, drain: str) -> int:
+        with self._client() as client:
+            client.shutdown(drain)
+        print(f"the supervisor at {self._at} is ending")
+        return 0
 
     def fork(self, run: str, checkpoint: str) -> int:
         with self._client() as client:

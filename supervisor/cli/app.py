@@ -236,9 +236,10 @@ def serve(
 ) -> None:
     """Run what is submitted, go on with every run that a dead supervisor left, and stay.
 
-    Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM or ^C ends
-    it, exit 0: what still runs is cut off at once (or left to end: --drain, until a second signal),
-    and every run that is not over goes on with the next `serve` or `resume`.
+    Paused runs stay paused. Other terminals submit runs, steer and watch them. SIGTERM, ^C or
+    `casemate shutdown` ends it, exit 0: what still runs is cut off at once (or left to end:
+    --drain, until a second signal), and every run that is not over goes on with the next `serve`
+    or `resume`.
 
     casemate.toml is read again when it changes: `allow` and `max_parallel` count at once, the rest
     from the next start. Where it is broken that is told, also to whoever submits, and what it said
@@ -379,6 +380,22 @@ Run = Annotated[
         autocompletion=completion.runs,
     ),
 ]
+
+
+@app.command(epilog="Example: casemate shutdown --drain 5m")
+def shutdown(
+    drain: Annotated[
+        str, typer.Option(metavar="DURATION", help="What runs may end, for so long at most.")
+    ] = "0s",
+    at: At = None,
+    state: State = None,
+) -> None:
+    """End the supervisor of `casemate serve`, as SIGTERM does. Nothing is lost."""
+    if at is not None:
+        sys.exit(_afar(at, False, state).shut_down(drain))
+    from .steer import shut_down
+
+    sys.exit(shut_down(drain, state=state))
 
 
 @app.command(epilog="Example: casemate ps --json | jq '.[0].state'")
@@ -681,6 +698,7 @@ def apply(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, write nothing.")] = False,
     json: Json = False,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Write what a run that has ended changed into its workspace, or refuse and write nothing.
@@ -688,6 +706,17 @@ def apply(
     Each file is replaced whole. An apply that was cut off is finished by the next. Exit codes:
     0 done, 1 failed midway, 2 refused.
     """
+    if at is not None:
+        sys.exit(
+            _afar(at, json, state).apply(
+                run,
+                checkpoint=checkpoint,
+                allow=allow or [],
+                accept_base=accept_base,
+                last=last,
+                dry_run=dry_run,
+            )
+        )
     from .files import apply_files
 
     sys.exit(

@@ -16,18 +16,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ...protocol.control import RunState
 from ...protocol.errors import CasemateError
 from ...protocol.limits import MIB, PATHS_NAMED
-from ..apply import ApplyRefused
+from ..apply import Applied, ApplyRefused
 from ..beneath import Found, reason
 from ..changes import RunFiles, apply_run, find_files
-from ..core.state import RunStanding
 from ..patch import Entry, Summary, quoted, summary_lines
 from ..workspace import printable as as_text
 from .show import open_state, print_json
 from .view import bytes_of, printable
 
-__all__ = ["apply_files", "print_diff"]
+__all__ = ["apply_files", "print_applied", "print_diff"]
 
 # Of one line on a terminal: minified sources have lines of a megabyte.
 _LINE = 2000
@@ -208,10 +208,19 @@ def apply_files(
             raise
         print_json({"run": run.id, "applied": False, "refused": _refusal(refusal)})
         return 2
+    shown = None if checkpoint is not None else RunState(standing.name.lower())
+    print_applied(run.id, shown, applied, dry_run=dry_run, as_json=as_json)
+    return 0
+
+
+def print_applied(
+    run: str, standing: RunState | None, applied: Applied, *, dry_run: bool, as_json: bool
+) -> None:
+    """`standing`: of the run, where that is what was applied."""
     if as_json:
         print_json(
             {
-                "run": run.id,
+                "run": run,
                 "applied": not dry_run,
                 "written": applied.written,
                 "bytes": applied.size,
@@ -219,16 +228,14 @@ def apply_files(
                 "folders": applied.folders,
             }
         )
-        return 0
+        return
     words = (
         f"{applied.written} written ({bytes_of(applied.size)}), {applied.removed} removed, "
         f"{applied.folders} folders"
     )
     print(words + (" (not really)" if dry_run else ""))
-    if standing is not RunStanding.COMPLETED and checkpoint is None:
-        word = standing.name.lower()
-        print(f"run {run.id} is {word}: that is what its completed tasks made", file=sys.stderr)
-    return 0
+    if standing not in (None, RunState.COMPLETED):
+        print(f"run {run} is {standing}: that is what its completed tasks made", file=sys.stderr)
 
 
 def _refusal(refusal: ApplyRefused) -> dict[str, Any]:

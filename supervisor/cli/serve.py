@@ -7,8 +7,9 @@ SIGINT: meanwhile other terminals submit and steer runs, and observers watch the
 
 Then it ends, in one of two ways. It suspends: what runs is killed at once, and the next `serve`
 begins those attempts again. Or (`--drain`) nothing new starts and what runs is left to end, so long
-as that takes no longer than was said; a second signal suspends the rest. Nothing is lost either
-way: what had completed is in the journals, what was submitted is a run, and neither is a pause.
+as that takes no longer than was said; a second signal suspends the rest. `casemate shutdown` is as
+good as a signal. Nothing is lost either way: what had completed is in the journals, what was
+submitted is a run, and neither is a pause.
 
 A service manager is told when it is ready and when it is about to end, and by a watchdog, where
 there is one, that the engine answers (`notify.py`).
@@ -23,6 +24,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -44,6 +46,14 @@ __all__ = ["serve_runs"]
 # Seconds that a suspended engine has to end in: it kills what lives, which takes milliseconds, and
 # closes its journals, which takes as long as the disk does.
 _SUSPENDED = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """Somebody's word to end."""
+
+    by: str
+    patience: float  # seconds
 
 
 def serve_runs(
@@ -85,9 +95,9 @@ async def _serve(
     load: Callable[[], Config],
 ) -> None:
     loop = asyncio.get_running_loop()
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    endings: asyncio.Queue[_Ending] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(number, endings.put_nowait, _Ending(number.name, patience))
     following: set[asyncio.Task[None]] = set()
 
     def follow(run: str, since: int = 0) -> None:
@@ -99,6 +109,7 @@ async def _serve(
     server = Supervisor(
         config=config,
         on_submitted=follow,
+        on_shutdown=lambda drain: endings.put_nowait(_Ending("shutdown", drain)),
         listen=config.listen,
         catalogue=reloading.catalogue,
     )
@@ -116,12 +127,12 @@ async def _serve(
         gone = loop.create_task(supervisor.wait_closed())
         pulse = loop.create_task(_pulse(supervisor, notifier))
         keeping = loop.create_task(reloading.keep(supervisor, config, load))
-        told = await _first(signals, gone)
+        told = await _first(endings, gone)
         if told is not None:
-            notifier.stopping("about to end", patience + _SUSPENDED)
-            if patience:
-                _say(as_json, f"{told.name}: what runs may end within {patience:g} s")
-                await _drain(supervisor, patience, signals, gone)
+            notifier.stopping("about to end", told.patience + _SUSPENDED)
+            if told.patience:
+                _say(as_json, f"{told.by}: what runs may end within {told.patience:g} s")
+                await _drain(supervisor, told.patience, endings, gone)
         has_died = gone.done()
         for task in (*following, gone, pulse, keeping):
             task.cancel()
@@ -130,10 +141,10 @@ async def _serve(
 
 
 async def _first(
-    signals: asyncio.Queue[signal.Signals], gone: asyncio.Task[None], *others: asyncio.Task[None]
-) -> signal.Signals | None:
-    """The next signal; None where the engine has died before that, or another task ended."""
-    told = asyncio.create_task(signals.get())
+    endings: asyncio.Queue[_Ending], gone: asyncio.Task[None], *others: asyncio.Task[None]
+) -> _Ending | None:
+    """None where the engine has died before that, or another task ended."""
+    told = asyncio.create_task(endings.get())
     await asyncio.wait([told, gone, *others], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
     return told.result() if told.done() and not told.cancelled() else None
@@ -142,11 +153,11 @@ async def _first(
 async def _drain(
     supervisor: Supervisor,
     patience: float,
-    signals: asyncio.Queue[signal.Signals],
+    endings: asyncio.Queue[_Ending],
     gone: asyncio.Task[None],
 ) -> None:
     draining = asyncio.create_task(_drained(supervisor, patience))
-    await _first(signals, gone, draining)
+    await _first(endings, gone, draining)
     draining.cancel()
 
 

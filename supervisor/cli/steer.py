@@ -1,4 +1,4 @@
-"""`pause`, `resume`, `cancel`, `checkpoint`, `rollback`, `fork`, `gc`.
+"""`pause`, `resume`, `cancel`, `checkpoint`, `rollback`, `fork`, `shutdown`, `gc`.
 
 Where a living supervisor owns the run it is asked, and acts at once. Where none does, the wish is
 recorded in the run's journal (`offline`), and `resume` goes on with it, here and in the foreground.
@@ -20,6 +20,7 @@ from ...protocol.errors import UsageError
 from ...protocol.limits import PATHS_NAMED
 from ...protocol.pipeline import PipelineSpec
 from ...protocol.units import parse_duration
+from .. import client
 from ..config import load_config
 from ..control import Client
 from ..cursor import public
@@ -39,6 +40,7 @@ __all__ = [
     "pause_run",
     "resume_run",
     "roll_back_run",
+    "shut_down",
 ]
 
 # To kill what a run has going takes some 20 ms; what is asked first (`grace`), and what is marked
@@ -173,6 +175,14 @@ def fork_run(text: str, checkpoint: str, *, as_json: bool, state: Path | None) -
 
     made = _steer(run, directory, lambda client: client.fork(run.id, checkpoint), offline) or ""
     return _say(as_json, made, made, source=run.id)
+
+
+def shut_down(drain: str, *, state: Path | None) -> int:
+    directory = open_state(state)
+    with client.Client(state=directory.path) as asking:
+        asking.shutdown(drain)
+    print(f"the supervisor of {directory.path} is ending")
+    return 0
 
 
 # ------------------------------------------------------------------------------------------ resume

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 import zmq
+from casemate.protocol import control
 from casemate.protocol.control import (
+    Apply,
     Breakers,
     BreakersShown,
     BreakerSummary,
@@ -30,9 +32,18 @@ from casemate.protocol.control import (
     Reply,
     ResetBreaker,
     Rollback,
+    Shutdown,
 )
 from casemate.protocol.errors import CasemateError, UsageError
-from casemate.protocol.limits import CONTROL_OUTSTANDING, CONTROL_VERB_SIZE, CONTROL_VERSION
+from casemate.protocol.limits import (
+    CONTROL_OUTSTANDING,
+    CONTROL_PATH_LENGTH,
+    CONTROL_PATHS,
+    CONTROL_VERB_SIZE,
+    CONTROL_VERSION,
+    NAME_LENGTH,
+)
+from casemate.supervisor.apply import Applied
 from casemate.supervisor.breakers import standing_of
 from casemate.supervisor.control import Client, carry_out
 from casemate.supervisor.core.breaker import Forced, Reset, Row, step
@@ -47,11 +58,22 @@ class FakeEngine:
 
     def __init__(self, *runs: str) -> None:
         self.runs = set(runs)
+        self.free = set[str]()
         self.told: list[tuple[Any, ...]] = []
         self.gate = asyncio.Event()
 
     def owns(self, run: str) -> bool:
         return run in self.runs
+
+    async def is_free(self, run: str) -> bool:
+        return run in self.free
+
+    async def shut_down(self, drain: float) -> None:
+        self.told.append(("shut_down", drain))
+
+    async def apply(self, run: str, **how: Any) -> Applied:
+        self.told.append(("apply", run, how))
+        return Applied(1, 2, 3, 4)
 
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         self.told.append(("accept", submission, digest))
@@ -313,6 +335,49 @@ def test_a_run_of_another_supervisor_is_not_found_here(state: StateDirectory) ->
         it.engine.runs.clear()
         [reply] = await it.ask(Pause(version=1, id=1, run=it.run))
         assert isinstance(reply, Error) and reply.error.kind == ControlError.NOT_FOUND
+
+    run(state, story)
+
+
+def test_a_run_that_nobody_owns_is_taken_up_for_what_it_allows(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        it.engine.runs.clear()
+        it.engine.free.add(it.run)
+        back = Rollback(version=1, id=1, run=it.run, before="a")
+        apply = Apply(version=1, id=2, run=it.run[:10], allow=("bin/",), dry_run=True)
+        it.engine.gate.set()
+        done, applied, refused = await it.ask(back, apply, Pause(version=1, id=3, run=it.run))
+        assert isinstance(done, Done) and done.run == it.run
+        assert applied == control.Applied(id=2, run=it.run, written=1, size=2, removed=3, folders=4)
+        assert isinstance(refused, Error) and refused.error.kind == ControlError.NOT_FOUND
+        how = {"checkpoint": None, "allow": ("bin/",), "accept_base": False, "last": False}
+        assert it.engine.told == [
+            ("rollback", it.run, None, "a", False),
+            ("apply", it.run, {**how, "dry_run": True}),
+        ]
+
+    run(state, story)
+
+
+def test_the_largest_request_that_steers_reaches_the_engine(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        it.engine.free.add(it.run)
+        paths = ("\U0001f4a3" * CONTROL_PATH_LENGTH,) * CONTROL_PATHS
+        name = "\U0001f4a3" * NAME_LENGTH
+        long = Apply(version=1, id="\U0001f4a3" * 128, run=it.run, checkpoint=name, allow=paths)
+        [applied] = await it.ask(long)
+        assert isinstance(applied, control.Applied)
+        [refused] = await it.ask(msgspec.structs.replace(long, id=1, allow=(*paths, "")))
+        assert isinstance(refused, Error) and refused.error.kind == ControlError.BAD_REQUEST
+
+    run(state, story)
+
+
+def test_whoever_serves_is_told_to_end(state: StateDirectory) -> None:
+    async def story(it: Bench) -> None:
+        [done] = await it.ask(Shutdown(version=1, id=1, drain=2.5))
+        assert done == Done(id=1, run="")
+        assert it.engine.told == [("shut_down", 2.5)]
 
     run(state, story)
 

@@ -87,6 +87,7 @@ class Elsewhere:
     folder: Path
     address: Address
     names: dict[str, str] = field(default_factory=dict)
+    ended: list[float] = field(default_factory=list)  # each time somebody told it to
 
     @property
     def at(self) -> str:
@@ -151,9 +152,15 @@ def with_gate(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
     let_in(folder, ada=f'"{ada}"', eve=f'{{ key = "{eve}", may = "watch" }}')
     patch.setenv("CASEMATE_KEYS", str(folder / "server"))
     address = free_ports()
-    house = Embedded(folder / "state", listen=str(address), on_submitted=lambda run: None)
+    ended: list[float] = []
+    house = Embedded(
+        folder / "state",
+        listen=str(address),
+        on_submitted=lambda run: None,
+        on_shutdown=ended.append,
+    )
     with house:
-        yield Elsewhere(house, folder, address, {"ada": ada, "eve": eve})
+        yield Elsewhere(house, folder, address, {"ada": ada, "eve": eve}, ended)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +228,49 @@ def test_from_elsewhere_a_run_is_submitted_watched_and_steered(
     log.wait("ada (127.0.0.1) asks: cancel", run)
 
 
+def test_a_run_that_has_ended_is_applied_forked_and_rolled_back_from_elsewhere(
+    shared: Elsewhere, place: Place, cli: Cli
+) -> None:
+    workspace = place.path / "workspace"
+    workspace.mkdir()
+    tasks = {
+        "edit": {"command": ["sh", "-c", "echo new > made; mkdir bin; echo > bin/tool"]},
+        "risk": {"command": ["chmod", "+x", "bin/tool"], "needs": ["edit"]},
+    }
+    run = shared.house.run(place.spec(tasks=tasks, workspace="workspace")).events[0].run
+    with shared.client("ada") as client:
+        assert client.apply(run, allow=["bin/"], dry_run=True).written == 2
+        with pytest.raises(UsageError, match=r"risky.*\n.*bin/tool"):
+            client.apply(run)
+        with pytest.raises(UsageError, match="name a folder"):
+            client.apply(run, allow=["x"] * 17)
+        assert not list(workspace.iterdir())
+        at = ("--at", shared.at)
+        code, out, err = cli("apply", run[:11], "--allow", "bin/", *at)
+        assert (code, err) == (0, "") and out.startswith("2 written (5 B)")
+        assert (workspace / "made").read_text() == "new\n"
+        assert cli.json("apply", run, "--allow", "/", *at)["written"] == 0
+        with pytest.raises(UsageError, match="do not leave their host"):
+            client.diff(run)
+        forked = client.fork(run, "c1")
+        assert [event.kind for event in client.events(forked)][-1] == "run.completed"
+        client.rollback(run, before="risk", accept_base=True)
+        ended = [event for event in client.events(run) if event.kind == "run.completed"]
+        assert len(ended) == 2
+
+
+def test_who_may_steer_may_end_it(shared: Elsewhere, cli: Cli) -> None:
+    with shared.client("ada") as client:
+        client.shutdown("2s")
+    code, out, err = cli("shutdown", "--at", shared.at)
+    assert (code, out, err) == (0, f"the supervisor at {shared.at} is ending\n", "")
+    assert shared.ended == [2.0, 0.0]
+    # One that takes submissions, and is not to be ended by others.
+    shared.house.supervisor._on_shutdown = None
+    with shared.client("ada") as client, pytest.raises(UsageError, match="its program's to end"):
+        client.shutdown()
+
+
 def test_in_a_loop_too(shared: Elsewhere, place: Place) -> None:
     async def story() -> list[PipelineEvent]:
         async with AsyncClient(at=shared.at, keys=shared.keys("ada")) as client:
@@ -249,6 +299,8 @@ def test_who_may_only_watch_sees_all_and_steers_nothing(
             lambda: eve.fork(live.run, "c0"),
             lambda: eve.submit(place.path / "story.yaml"),
             lambda: eve.reset_breaker("service"),
+            lambda: eve.apply(live.run, dry_run=True),
+            eve.shutdown,
         ):
             with pytest.raises(UsageError, match="eve may only watch"):
                 ask()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from casemate.protocol.control import RunState
+from casemate.protocol.errors import UsageError
+from casemate.supervisor.cli.steer import shut_down
 from casemate.supervisor.client import Client
 from casemate.supervisor.config import load_config
 from casemate.supervisor.journal import JournalReader
@@ -134,6 +136,23 @@ def test_what_does_not_end_in_time_is_suspended(
         end(service)
         assert service.wait_ended() == (0, "")
     assert stands(state, run) is RunState.INTERRUPTED
+
+
+def test_who_may_steer_ends_it_as_a_signal_does(
+    tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    with serve(state, place) as service:
+        run = begun(service, state, place.path / "endless.yaml")
+        with Client(state=state) as client:
+            client.shutdown("1h")
+            wait_until(lambda: "shutdown: what runs may end within 3600 s\n" in service.said())
+            assert shut_down("0s", state=state) == 0  # and does not wait for it
+        assert service.wait_ended() == (0, "")
+    assert capsys.readouterr().out == f"the supervisor of {state} is ending\n"
+    assert stands(state, run) is RunState.INTERRUPTED
+    with pytest.raises(UsageError, match="takes submissions"):
+        shut_down("0s", state=state)
 
 
 def test_a_service_manager_hears_when_it_serves_that_it_lives_and_that_it_ends(
