@@ -7,8 +7,11 @@ break (`check_laws`): numbers without holes, one ending for each attempt, nothin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -25,6 +28,7 @@ from casemate import PipelineEvent, Supervisor
 from casemate.protocol.pipeline import PipelineSpec
 from casemate.supervisor.builder import Pipeline
 from casemate.supervisor.pipeline import Allow, compile_document
+from casemate.supervisor.remote import Address
 from casemate.supervisor.state import process_start_time
 from fakes import PATIENCE, wait_until
 
@@ -35,6 +39,7 @@ __all__ = [
     "Place",
     "Service",
     "descendants",
+    "free_ports",
     "is_alive",
     "serving",
     "since_start",
@@ -80,6 +85,17 @@ def traces() -> tuple[list[str], list[str], set[int]]:
         sorted(thread.name for thread in threading.enumerate()),
         set(descendants(os.getpid())),
     )
+
+
+def free_ports() -> Address:
+    """Two ports side by side that nobody has. Not among those that the kernel hands out to whoever
+    asks for any: a test beside this one would be given them before they are used."""
+    while True:
+        port = random.randrange(20_000, 32_000, 2)
+        with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            two.bind(("127.0.0.1", port + 1))
+            return Address("127.0.0.1", port)
 
 
 class Place:

@@ -15,7 +15,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from casemate.protocol.reference import json_schema
 from casemate.supervisor.keys import read_clients
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE
-from runs import Embedded, Place
+from runs import Embedded, Place, free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -196,8 +195,7 @@ def made(target: str, stranger: Stranger, request: pytest.FixtureRequest) -> str
 
 def listening(stranger: Stranger, where: str, arguments: list[str]) -> None:
     """`casemate serve` at an address of this host, until it says that it serves there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = str(free_ports())
     arguments = [re.sub(r"[\d.]+:\d+", address, each) for each in arguments]
     serving = subprocess.Popen(
         [*CASEMATE, *arguments], env=stranger.environment(where), stdout=subprocess.PIPE, text=True

@@ -34,7 +34,7 @@ from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
 from hostile_peers import BY_STRANGERS, Target, Where
 from msgspec import msgpack
-from runs import Embedded, Place, descendants
+from runs import Embedded, Place, descendants, free_ports
 
 TASKS = """
 import time
@@ -132,17 +132,6 @@ def let_in(folder: Path, **lines: str) -> None:
     new = folder / "server" / "clients.new"
     new.write_text(text)
     new.rename(folder / "server" / "clients.toml")
-
-
-def free_ports() -> Address:
-    """Two ports side by side that nobody has."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            with contextlib.suppress(OSError):
-                two.bind(("127.0.0.1", port + 1))
-                return Address("127.0.0.1", port)
 
 
 def with_gate(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
