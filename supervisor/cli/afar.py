@@ -1,7 +1,7 @@
 """The commands with `--at HOST:PORT`: asked of a supervisor on another host, and printed as if it
 were on this one.
 
-What only a run's files can tell (`output`, `diff`, the whole story) stays with the commands there.
+What only a run's files can tell (`diff`, artifacts, the whole story) stays with the commands there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from .breaker import print_breaker, print_breakers
 from .files import print_applied
 from .show import (
     count_done,
+    giving_kinds,
+    no_output,
     print_checkpoints,
     print_each,
+    print_given,
     print_json,
     print_runs,
     print_standing,
@@ -94,6 +97,24 @@ class Afar:
                 print_each(events, tasks, as_json=self._as_json)
             except KeyboardInterrupt:
                 return 130
+        return 0
+
+    def print_output(self, run: str, task: str | None) -> int:
+        with self._client() as client:
+            summary, tasks = client.show(run)
+            kinds = giving_kinds(summary, tasks, task)
+            found, is_sure = None, True
+            for event in _until(client, summary.id, 0, summary.last_seq, whole=False):
+                if event.kind in kinds and event.task == task:
+                    found, is_sure = event.seq, True
+                elif event.kind == "run.rolled_back":
+                    is_sure = False  # it may have undone that, or given back an earlier one
+            if found is None:
+                raise no_output(summary.id, task)
+            if not is_sure:
+                self.refuse(f"run {summary.id} was rolled back since then: output")
+            event = next(iter(client.events(summary.id, found - 1)))
+        print_given(event, as_json=self._as_json)
         return 0
 
     # ---- steering

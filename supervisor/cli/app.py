@@ -502,9 +502,15 @@ def output(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="NAME", help="This file that TASK handed over, as it is."),
     ] = None,
+    at: At = None,
     state: State = None,
 ) -> None:
     """Print outputs as JSON, or a file that a task handed over. Exits 1 when there is none."""
+    if at is not None:
+        afar = _afar(at, json, state)
+        if artifact is not None:
+            afar.refuse("output --artifact")
+        sys.exit(afar.print_output(run, task))
     from .show import print_artifact, print_output
 
     if artifact is not None:

@@ -35,11 +35,14 @@ from .view import STYLES, TEXT_WIDTH, bytes_of, lines_of, printable, run_line
 __all__ = [
     "breaker_line",
     "count_done",
+    "giving_kinds",
     "list_checkpoints",
+    "no_output",
     "open_state",
     "print_checkpoints",
     "print_each",
     "print_events",
+    "print_given",
     "print_json",
     "print_output",
     "print_ps",
@@ -453,27 +456,39 @@ def print_artifact(text: str, task: str | None, name: str, *, state: Path | None
 
 def print_output(text: str, task: str | None, *, as_json: bool, state: Path | None) -> int:
     run = open_state(state).find_run(text)
-    summary, tasks = describe(run)
-    if task is None:
-        if summary.state is not RunState.COMPLETED:
-            raise CasemateError(
-                f"run {run.id} is {summary.state}: its outputs are there when it has completed; "
-                f"`casemate output {run.id} TASK` prints one task's"
-            )
-        wanted: tuple[tuple[str, ...], str | None] = (("run.completed",), None)
-        field = "outputs"
-    else:
-        if task not in {each.id for each in tasks}:
-            raise UsageError(f"run {run.id} has no task {task!r}")
-        wanted, field = (("task.completed", "task.skipped"), task), "output"
-    kinds, of = wanted
+    kinds = giving_kinds(*describe(run), task)
     seqs = [
         event.seq for event, undone in _story(run)
-        if event.kind in kinds and event.task == of and not undone
+        if event.kind in kinds and event.task == task and not undone
     ]  # fmt: skip
     if not seqs:
-        raise CasemateError(f"run {run.id}: task {task} has no output: it has not completed")
+        raise no_output(run.id, task)
     with JournalReader(run) as reader:
         event = public(reader.events(seqs[-1] - 1, 1)[0])
-    print_json(codec.to_jsonable(event.data[field]), compact=as_json)
+    print_given(event, as_json=as_json)
     return 0
+
+
+def giving_kinds(
+    summary: RunSummary, tasks: Iterable[TaskSummary], task: str | None
+) -> tuple[str, ...]:
+    """Kinds of events that have the outputs of a run (no task), or of a task of it."""
+    if task is not None:
+        if task not in {each.id for each in tasks}:
+            raise UsageError(f"run {summary.id} has no task {task!r}")
+        return ("task.completed", "task.skipped")
+    if summary.state is not RunState.COMPLETED:
+        raise CasemateError(
+            f"run {summary.id} is {summary.state}: its outputs are there when it has completed; "
+            f"`casemate output {summary.id} TASK` prints one task's"
+        )
+    return ("run.completed",)
+
+
+def no_output(run: str, task: str | None) -> CasemateError:
+    return CasemateError(f"run {run}: task {task} has no output: it has not completed")
+
+
+def print_given(event: PipelineEvent, *, as_json: bool) -> None:
+    given = event.data["output" if event.task is not None else "outputs"]
+    print_json(codec.to_jsonable(given), compact=as_json)

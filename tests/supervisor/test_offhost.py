@@ -246,6 +246,9 @@ def test_a_run_that_has_ended_is_applied_forked_and_rolled_back_from_elsewhere(
         client.rollback(run, before="risk", accept_base=True)
         ended = [event for event in client.events(run) if event.kind == "run.completed"]
         assert len(ended) == 2
+    # What a rollback has left of it is in the run's files.
+    assert cli.json("output", run, "risk", *at) is None  # of a command
+    assert cli("output", run, "edit", *at)[0] == 2
 
 
 def test_who_may_steer_may_end_it(shared: Elsewhere, cli: Cli) -> None:
@@ -423,10 +426,22 @@ def test_the_commands_say_of_it_what_they_say_there(
     at, here = ("--at", shared.at), ("--state", str(shared.house.state))
     # Of a run that has ended nothing changes between two questions.
     run = shared.house.run(place.spec(tasks={"greet": {}})).events[0].run
-    for command in (("show", run), ("checkpoints", run), ("events", run)):
+    for command in (
+        ("show", run),
+        ("checkpoints", run),
+        ("events", run),
+        ("output", run),
+        ("output", run, "greet"),
+        ("output", run, "nobody"),
+    ):
         assert cli(*command, "--json", *at) == cli(*command, "--json", *here), command
     assert run in {each["id"] for each in cli.json("ps", *at)}
-    for refused in (("show", run, "--all"), ("pause", "zzzz"), ("ps", *here)):
+    for refused in (
+        ("show", run, "--all"),
+        ("output", run, "greet", "--artifact", "it"),
+        ("pause", "zzzz"),
+        ("ps", *here),
+    ):
         code, out, err = cli(*refused, *at)
         assert (code, out) == (2, "") and err.startswith("casemate: "), refused
 
