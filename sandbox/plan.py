@@ -190,12 +190,15 @@ def make_plan(
         walls.in_force["landlock"] = f"ABI {probe.landlock_abi}{without}"
     has_seccomp = walls.has("seccomp")
     special_modes = not any(bind.writable for bind in spec.binds)
+    sampled = frozenset(name for name, kind in backing.items() if kind is not Backing.CGROUP)
+    unowned_memory = "memory" not in sampled
     if has_seccomp:
-        walls.in_force["seccomp"] = "allow-list" if special_modes else "allow-list, no setuid bits"
+        without = "" if special_modes else ", no setuid bits"
+        without += "" if unowned_memory else ", no memory that no process maps"
+        walls.in_force["seccomp"] = f"allow-list{without}"
     walls.in_force["capabilities"] = "none"
     walls.in_force["no_new_privs"] = "set"
 
-    sampled = frozenset(name for name, kind in backing.items() if kind is not Backing.CGROUP)
     if "cgroup" in spec.strict and sampled:
         raise SetupRefused(
             f"strict: [cgroup]: no cgroup holds the limits on {', '.join(sorted(sampled))}: "
@@ -241,6 +244,7 @@ def make_plan(
         tmp_inodes=max(LEAST_INODES, spec.limits.tmp // BYTES_PER_INODE),
         rlimits=rlimits.table(spec.limits, sampled=sampled),
         landlock_abi=probe.landlock_abi,
+        unowned_memory=unowned_memory,
         special_modes=special_modes,
         landlock_network=deny_tcp,
         preload=spec.preload,

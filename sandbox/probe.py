@@ -606,9 +606,9 @@ def ids_fact(host: Host) -> Fact:
     )
 
 
-# What no process maps looks like nobody's from outside, and a sandbox's descriptors cannot be read.
+# What waits in sockets looks like nobody's from outside, and a sandbox's files cannot be read.
 _WITHOUT_CGROUP = {
-    "memory": "sampled: rlimits and polling, blind to memfd, System V segments and full sockets",
+    "memory": "sampled: rlimits and polling, blind to what waits in sockets",
     "pids": "sampled: rlimits and polling",
     "cpu": "not held at all",
 }

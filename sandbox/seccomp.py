@@ -244,7 +244,8 @@ ALLOWED = (
     ),
     _group(
         "ipc",
-        "System V and POSIX queues of the own ipc namespace (RLIMIT_MSGQUEUE 0 forbids the latter)",
+        "System V and POSIX queues of the own ipc namespace (RLIMIT_MSGQUEUE 0 forbids the latter; "
+        "msgget only where a cgroup counts what is in them)",
         """
         shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
         mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
@@ -553,8 +554,8 @@ WHY_CHECKED = {
     "sendmsg": "no urgent data: CVE-2025-38236",
     "sendmmsg": "no urgent data: CVE-2025-38236",
     "mmap": "no huge pages: they are the whole host's",
-    "memfd_create": "no huge pages: they are the whole host's",
-    "shmget": "no huge pages: they are the whole host's",
+    "memfd_create": "no huge pages: they are the whole host's; not where looking holds `memory`",
+    "shmget": "no huge pages: they are the whole host's; not where looking holds `memory`",
     "ioctl": "the requests listed below",
     "fcntl": "no leases: they would stall who opens the file on the host",
     "mknod": "FIFOs, sockets and files; no devices",
@@ -564,6 +565,10 @@ WHY_CHECKED = {
     "setrlimit": "all but core dumps, which stay off whatever is asked",
     "prlimit64": "reading; setting one's own, but core dumps stay off",
 }
+
+# What makes memory that no process need map, so that looking at processes does not see it: answered
+# as by a kernel that was built without it, where looking is all that holds the limit.
+UNOWNED = ("memfd_create", "shmget", "msgget")
 
 _O_CREAT, _TMPFILE = 0o100, 0o20000000
 _S_ISUID, _S_ISGID = 0o4000, 0o2000
@@ -710,7 +715,7 @@ ABSENT = (
 _X32 = (0x4000_0000, 0x7FFF_FFFF)
 
 
-def _outcomes(arch: Arch, special_modes: bool) -> dict[int, Outcome]:
+def _outcomes(arch: Arch, special_modes: bool, unowned_memory: bool) -> dict[int, Outcome]:
     """The outcome of every number that has a name."""
     outcomes: dict[int, Outcome] = {}
     placed: set[str] = set()
@@ -734,6 +739,8 @@ def _outcomes(arch: Arch, special_modes: bool) -> dict[int, Outcome]:
             for name, outcome in PLAIN_MODES.items()
             if name in arch.numbers
         }
+    if not unowned_memory:
+        outcomes |= {arch.numbers[name]: fail(ENOSYS) for name in UNOWNED if name in arch.numbers}
     if missing:
         raise LocalViolation(f"the filter's lists say nothing of {', '.join(sorted(missing))}")
     return outcomes
@@ -898,10 +905,11 @@ class Program:
         return self.digest[: len(_SIGNED) * _DIGITS]
 
 
-def build(arch: Arch, *, special_modes: bool = True) -> Program:
+def build(arch: Arch, *, special_modes: bool = True, unowned_memory: bool = True) -> Program:
     """The filter for one architecture; pure, and the same bytes every time. `special_modes`: files
-    may be made setuid and setgid."""
-    outcomes = _outcomes(arch, special_modes)
+    may be made setuid and setgid. `unowned_memory`: there may be some that no process has mapped,
+    for a cgroup counts it."""
+    outcomes = _outcomes(arch, special_modes, unowned_memory)
     cases = [(number, number, outcome) for number, outcome in outcomes.items()]
     if arch is syscalls.X86_64:
         cases.append((*_X32, KILL))

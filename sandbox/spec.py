@@ -164,6 +164,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     tmp_inodes: int
     rlimits: tuple[tuple[int, int, int], ...]  # resource, soft, hard
     landlock_abi: int
+    unowned_memory: bool  # there may be memory that no process has mapped: a cgroup counts it
     special_modes: bool  # setuid and setgid bits may be set: nothing of the host is written to
     landlock_network: bool  # refuse TCP by Landlock: there is no network namespace to do it
     preload: tuple[str, ...] = ()  # modules that the guest imports, behind all walls

@@ -101,8 +101,7 @@ class Workshop:
     """What is made once and used for every sandbox."""
 
     template: mounts.Template
-    program: seccomp.Program
-    plain_program: seccomp.Program  # for those who write to the host
+    programs: dict[tuple[bool, bool], seccomp.Program]  # by special_modes, unowned_memory
     namespaces: list[str]  # our own, which a sandbox shall not be in
     # (owner, host id) → user namespace, in order of last use.
     idmaps: dict[tuple[tuple[int, int], int], int] = field(default_factory=dict)
@@ -137,8 +136,13 @@ def serve(engine: socket.socket, config: ZygoteConfig) -> NoReturn:
         template = mounts.make_template((*config.prefixes, *package_folders()))
         workshop = Workshop(
             template,
-            seccomp.build(syscalls.ARCH),
-            seccomp.build(syscalls.ARCH, special_modes=False),
+            {
+                (modes, memory): seccomp.build(
+                    syscalls.ARCH, special_modes=modes, unowned_memory=memory
+                )
+                for modes in (True, False)
+                for memory in (True, False)
+            },
             posture.namespaces(),
         )
     except Exception as error:  # whatever it is, the engine must hear of it
@@ -228,7 +232,7 @@ def spawn(request: SpawnRequest, fds: list[int], workshop: Workshop) -> int:
     build = Building(
         plan=plan,
         template=workshop.template,
-        program=workshop.program if plan.special_modes else workshop.plain_program,
+        program=workshop.programs[plan.special_modes, plan.unowned_memory],
         idmaps=workshop.idmaps_for(plan),
         status=by_role[FdRole.STATUS][0],
         stdio=(

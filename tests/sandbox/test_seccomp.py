@@ -403,6 +403,18 @@ def test_nothing_else_differs_there(arch: Arch) -> None:
                 assert plain.value == answer(arch, number, *arguments).value, name
 
 
+@both
+def test_where_looking_holds_the_limit_there_is_no_memory_that_it_does_not_see(arch: Arch) -> None:
+    looked_at = bpf.decode(seccomp.build(arch, unowned_memory=False).code)
+    for name, number in arch.numbers.items():
+        for arguments in PATTERNS:
+            given = bpf.evaluate(looked_at, arch.audit, number, arguments)
+            if name in ("memfd_create", "shmget", "msgget"):
+                assert given.errno == errno.ENOSYS, name
+            else:
+                assert given.value == answer(arch, number, *arguments).value, name
+
+
 # The program -------------------------------------------------------------------------------------
 
 

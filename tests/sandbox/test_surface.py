@@ -262,10 +262,14 @@ fds = {
     'unix': socket.socketpair()[0].detach(), 'tcp': socket.socket().detach(),
     'udp': socket.socket(type=socket.SOCK_DGRAM).detach(),
     'tcp6': socket.socket(socket.AF_INET6).detach(),
-    'event': os.eventfd(0), 'pid': os.pidfd_open(os.getpid()), 'memory': os.memfd_create('m'),
+    'event': os.eventfd(0), 'pid': os.pidfd_open(os.getpid()),
     'epoll': libc.epoll_create1(0), 'timer': libc.timerfd_create(1, 0),
     'inotify': libc.inotify_init1(0),
 }
+try:
+    fds['memory'] = os.memfd_create('m')
+except OSError:  # where no cgroup would count it
+    pass
 assert min(fds.values()) >= 0, fds
 found = {}
 for what, fd in fds.items():

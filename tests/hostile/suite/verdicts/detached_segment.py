@@ -1,7 +1,7 @@
 """Take memory as System V segments that no process is attached to.
 
-Source: memory that no process owns (shmget). Where no cgroup counts it, looking does not see it:
-`casemate doctor` says so.
+Source: memory that no process owns (shmget). Where no cgroup counts it there is none to be had:
+looking would not see it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 KIND = "memory"
 WALLS = ("limits",)
-SAMPLED = "completed"
+SAMPLED = "error"
 LIMITS = {"memory": "64MiB"}
 
 SIZE = 8 << 20

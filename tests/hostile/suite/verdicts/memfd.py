@@ -1,7 +1,7 @@
 """Take memory as an anonymous file that no process maps.
 
-Source: memory that no process owns (memfd_create). Where no cgroup counts it, looking does not see
-it: `casemate doctor` says so.
+Source: memory that no process owns (memfd_create). Where no cgroup counts it there is none to be
+had: looking would not see it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 KIND = "memory"
 WALLS = ("limits",)
-SAMPLED = "completed"
+SAMPLED = "error"
 LIMITS = {"memory": "64MiB"}
 
 
