@@ -131,6 +131,8 @@ def test_every_number_is_answered_as_the_table_says(house: House) -> None:
     for number, answer in answers.items():
         name = names.get(int(number), number)
         expected = says(int(number), *asked[number])
+        if name in seccomp.UNOWNED and "memory" not in house.probe.cgroup.controllers:
+            expected = errno.ENOSYS
         if expected is not None:
             if answer != expected:
                 wrong[name] = answer

@@ -347,7 +347,8 @@ def test_the_report(cli: Cli, tmp_path: Path) -> None:
     assert (report["verdict"], report["exit_code"], report["signal"]) == ("error", 3, None)
     assert report["error"] == "exited with code 3"
     assert report["seconds"] > 0 and report["usage"]["cpu"] > 0
-    assert report["walls"]["seccomp"] == "allow-list" and report["walls"]["degraded"] == []
+    assert report["walls"]["seccomp"].startswith("allow-list")
+    assert report["walls"]["degraded"] == []
     assert report["walls"]["posture"]["uid"] == [1000, 1000, 1000]
 
 

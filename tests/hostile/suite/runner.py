@@ -202,8 +202,14 @@ def judge(attack: Attack, seen: Seen, after: Seen, outside: str | None = None) -
     )
 
 
+def _expected(attack: Attack, seen: Seen, ordinarily: str | None) -> str | None:
+    if seen.events and seen.data("task.started") and seen.is_sampled:
+        return getattr(attack.module, "SAMPLED", ordinarily)
+    return ordinarily
+
+
 def _check_reach(attack: Attack, seen: Seen) -> None:
-    expected = attack.module.EXPECTED
+    expected = _expected(attack, seen, attack.module.EXPECTED)
     if seen.kind == "completed" and expected is not None:
         raise NotContained(f"GOT THROUGH: {seen.output!r}")
     if expected is None:
@@ -217,9 +223,7 @@ def _check_reach(attack: Attack, seen: Seen) -> None:
 
 
 def _check_verdict(attack: Attack, seen: Seen) -> None:
-    expected = attack.module.KIND
-    if seen.events and seen.data("task.started") and seen.is_sampled:
-        expected = getattr(attack.module, "SAMPLED", expected)
+    expected = _expected(attack, seen, attack.module.KIND)
     require(seen.kind == expected, f"expected {expected}, was {seen.kind}: {_last(seen)}")
     if hasattr(attack.module, "check"):
         attack.module.check(seen)
