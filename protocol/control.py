@@ -273,9 +273,9 @@ class Submit(_Request, frozen=True, kw_only=True, tag="submit"):
 
 class Shutdown(_Request, frozen=True, kw_only=True, tag="shutdown"):
     """End a supervisor that serves, as a signal does: what runs is begun again by the next one, or
-    has `drain` seconds to end."""
+    has `drain` seconds to end (left out: those of `serve --drain`)."""
 
-    drain: Seconds = 0.0
+    drain: Seconds | None = None
 
 
 RunVerb = Why | Pause | Resume | Cancel | Checkpoint | Rollback | Fork | Apply

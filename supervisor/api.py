@@ -21,7 +21,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -59,6 +59,8 @@ Runnable = Pipeline | PipelineSpec | str | os.PathLike[str]
 __all__ = ["PipelineEvent", "RunResult", "Supervisor", "run_pipeline"]
 
 
+T = TypeVar("T")
+
 logs.keep_quiet()
 
 
@@ -68,7 +70,8 @@ class Supervisor:
     Settings that are not given come from `casemate.toml` and the environment (see README).
     `on_submitted`: runs are also taken from clients (`casemate submit`); called with the id of
     each. Their pipelines may do what this configuration allows. `on_shutdown`: such clients may
-    also end it (`casemate shutdown`); called with the seconds that what runs has to end in.
+    also end it (`casemate shutdown`); called with the seconds that what runs has to end in,
+    or None where they left that to this program.
     `listen`: HOST:PORT at which clients of other hosts may reach it, those whose keys are in the
     `keys` of the configuration.
     `catalogue`: pipelines that clients may submit by name.
@@ -81,7 +84,7 @@ class Supervisor:
         max_parallel: int | None = None,
         config: Config | None = None,
         on_submitted: Callable[[str], None] | None = None,
-        on_shutdown: Callable[[float], None] | None = None,
+        on_shutdown: Callable[[float | None], None] | None = None,
         listen: str | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
@@ -371,9 +374,17 @@ class Supervisor:
                 asked.number, refused="this supervisor is its program's to end"
             )
         else:
-            self._on_shutdown(asked.drain)
             answer = hostpipe.Accepted(asked.number, run="")
+            self._tell(self._on_shutdown, asked.drain)
         await self._ask(answer)
+
+    def _tell(self, callback: Callable[[T], None], what: T) -> None:
+        """What the program does of it is its own affair: its clients have their answer."""
+        try:
+            callback(what)
+        except Exception as error:
+            context = {"message": f"{callback} raised", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     async def _start(self, submission: str, digest: bytes | None) -> tuple[str, str | None]:
         """The run of a submission, whoever began it, and what there is to say of its pipeline.
@@ -415,7 +426,7 @@ class Supervisor:
         assert answer.run is not None
         self._known.add(answer.run)
         if self._on_submitted is not None:
-            self._on_submitted(answer.run)
+            self._tell(self._on_submitted, answer.run)
         return answer.run, note
 
     def _known_by_name(self, name: str) -> tuple[bytes, str | None]:

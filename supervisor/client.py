@@ -222,8 +222,8 @@ class Client:
     ) -> Applied:
         """Write what a run that has ended changed into its workspace, or raise ApplyRefused and
         write nothing: where others changed it (`accept_base`), a change is risky (`allow` names
-        those that are welcome) or branches clash (`last`). From another host: a UsageError with the
-        same words."""
+        those that are welcome) or branches clash (`last`). From another host: a UsageError with
+        its words."""
         if isinstance(self._where, Remote):
             return self._control.apply_remote(
                 run,
@@ -244,11 +244,12 @@ class Client:
             dry_run=dry_run,
         )[1]
 
-    def shutdown(self, drain: float | str = 0.0) -> None:
-        """End the supervisor of `casemate serve`. What runs has `drain` to end in; what has not by
-        then is begun again by the next. Returns when it has begun to end."""
+    def shutdown(self, drain: float | str | None = None) -> None:
+        """End the supervisor of `casemate serve`. What runs has `drain` to end in (else what that
+        was told itself); what has not by then is begun again by the next. Returns when it has begun
+        to end."""
         try:
-            seconds = parse_duration(drain)
+            seconds = None if drain is None else parse_duration(drain)
         except ValueError as error:
             raise UsageError(f"drain: {error}") from error
         self._control.shutdown(seconds)
@@ -386,7 +387,7 @@ class AsyncClient:
             dry_run=dry_run,
         )
 
-    async def shutdown(self, drain: float | str = 0.0) -> None:
+    async def shutdown(self, drain: float | str | None = None) -> None:
         await asyncio.to_thread(self._client.shutdown, drain)
 
     async def breakers(self) -> list[BreakerSummary]:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterable
 from contextlib import closing
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
@@ -85,8 +86,8 @@ _PATIENCE = 600.0
 # An owner that has just begun may not be announced yet: starting its front takes 0.15 s.
 _ANNOUNCED = 5.0
 
-# Verbs that a run without an owner may be asked for.
-_OF_THE_FREE = Resume | Rollback | Fork | Apply
+# What may be asked of a supervisor that does not own the run, where nobody does.
+_OF_THE_FREE = Resume | Rollback | Fork
 
 # The first wait for an answer, after which the request is sent again; each is twice the last.
 _FIRST_WAIT = 2.0
@@ -100,7 +101,7 @@ class Steerable(Protocol):
 
     def owns(self, run: str) -> bool: ...
     async def is_free(self, run: str) -> bool: ...
-    async def shut_down(self, drain: float) -> None: ...
+    async def shut_down(self, drain: float | None) -> None: ...
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]: ...
     async def pause(self, run: str, drain: bool = False) -> None: ...
     async def resume(self, run: str) -> None: ...
@@ -172,10 +173,11 @@ async def _carry_out(engine: Steerable, verb: ControlVerb) -> ControlAnswer:
 
 
 async def _may_have(engine: Steerable, verb: RunVerb) -> bool:
-    """A run that has ended or was interrupted is nobody's, and may become this engine's."""
-    return engine.owns(verb.run) or (
-        isinstance(verb, _OF_THE_FREE) and await engine.is_free(verb.run)
-    )
+    """A run that has ended or was interrupted is nobody's, and may become this engine's; to `apply`
+    waits for the run's lock itself."""
+    if engine.owns(verb.run) or isinstance(verb, Apply):
+        return True
+    return isinstance(verb, _OF_THE_FREE) and await engine.is_free(verb.run)
 
 
 def _problem(verb: ControlVerb, kind: ControlError, message: str) -> Error:
@@ -284,6 +286,11 @@ class Client:
         submission = submission or _new_id()
         give_up = time.monotonic() + self._patience
         owner = self._accepting()
+        if owner is None:
+            raise UsageError(
+                f"no supervisor of {self._state_path()} takes submissions: start one with "
+                "`casemate serve`"
+            )
         offset = 0
         while offset < len(bundle):
             uploaded = self._ask_one(
@@ -311,13 +318,16 @@ class Client:
             raise _refusal("submit", done)
         return done.run, done.notes
 
-    def shutdown(self, drain: float = 0.0) -> None:
+    def shutdown(self, drain: float | None = None) -> None:
         """End the supervisor that takes submissions."""
         owner = self._accepting()
+        if owner is None:
+            raise UsageError(f"no supervisor serves {self._state_path()}: there is nothing to end")
         verb = Shutdown(version=CONTROL_VERSION, id=_new_id(), drain=drain)
-        done = self._ask_one(owner, verb, time.monotonic() + self._patience)
-        if not isinstance(done, Done):
-            raise _refusal("shutdown", done)
+        with contextlib.suppress(_DiedError):  # as was wished, and before its answer was out
+            done = self._ask_one(owner, verb, time.monotonic() + self._patience)
+            if not isinstance(done, Done):
+                raise _refusal("shutdown", done)
 
     # ---- what of a supervisor on this host is read from its files, or needs none
 
@@ -382,19 +392,18 @@ class Client:
         assert isinstance(self._where, Remote)
         answer = self._ask_one(self._where, verb, time.monotonic() + self._patience)
         if isinstance(answer, Error):
-            raise _refusal("asked", answer)
+            raise _refusal(str(verb.__struct_config__.tag), answer)
         return answer
 
-    def _accepting(self) -> SupervisorRecord | Remote:
+    def _accepting(self) -> SupervisorRecord | Remote | None:
+        """One that serves."""
         if isinstance(self._where, Remote):
             return self._where
-        for each in self._where.living_supervisors():
-            if each.accepts:
-                return each
-        raise UsageError(
-            f"no supervisor of {self._where.path} takes submissions: start one with "
-            "`casemate serve`"
-        )
+        return next((each for each in self._where.living_supervisors() if each.accepts), None)
+
+    def _state_path(self) -> Path:
+        assert isinstance(self._where, StateDirectory)
+        return self._where.path
 
     def _steer(self, verb: RunVerb) -> Done:
         answer = self._ask(verb)
@@ -411,7 +420,12 @@ class Client:
             raise _refusal(f"run {verb.run}", answer)
         run = self._where.find_run(verb.run)
         verb = msgspec.structs.replace(verb, run=run.id)
-        for owner in self._owners(self._where, run):
+        serving = self._accepting() if isinstance(verb, _OF_THE_FREE) else None
+        if serving is not None and not run.is_owned():
+            owners = [serving]
+        else:
+            owners = [*self._owners(self._where, run)]
+        for owner in owners:
             answer = self._ask_one(owner, verb, give_up)
             match answer:
                 case Done() | Because():
@@ -456,9 +470,15 @@ class Client:
                         if reply.id == verb.id:
                             return reply
                     wait *= 2
-        what = "does not answer" if line.is_alive() else "died before it answered"
+                is_alive = line.is_alive()
         whose = f"run {verb.run}" if isinstance(verb, RunVerb) else verb.__struct_config__.tag
-        raise CasemateError(f"{whose}: the supervisor ({line.name}) {what}")
+        if is_alive:
+            raise CasemateError(f"{whose}: the supervisor ({line.name}) does not answer")
+        raise _DiedError(f"{whose}: the supervisor ({line.name}) died before it answered")
+
+
+class _DiedError(CasemateError):
+    """Who was asked is gone, and nobody knows what it had done."""
 
 
 class _Line:

@@ -130,7 +130,7 @@ class _Program:
         UsageError."""
         return await self._ask(lambda number: hostpipe.Submitted(number, submission, digest))
 
-    async def shut_down(self, drain: float) -> None:
+    async def shut_down(self, drain: float | None) -> None:
         await self._ask(lambda number: hostpipe.ShutDown(number, drain))
 
     async def _ask(

@@ -179,8 +179,8 @@ class Host(Protocol):
     async def accept(self, submission: str, digest: bytes) -> tuple[str, tuple[str, ...]]:
         """The run that an uploaded bundle (its id, its digest) becomes, and what to tell of it."""
 
-    async def shut_down(self, drain: float) -> None:
-        """Begin to end; what runs has `drain` seconds for it."""
+    async def shut_down(self, drain: float | None) -> None:
+        """Begin to end; what runs has `drain` seconds for it (None: as it has itself)."""
 
 
 @dataclass(slots=True)
@@ -256,6 +256,7 @@ class Engine:
         self._preparing: set[Key] = set()  # their input or their layer is being made
         self._frozen: set[Key] = set()
         self._taking = asyncio.Lock()  # one run at a time is taken over
+        self._applying = asyncio.Lock()  # and one applied: the threads are the attempts' as well
         self._inputs: deque[Input] = deque()
         self._is_stepping = False
         self._is_closing = False
@@ -321,7 +322,7 @@ class Engine:
             raise UsageError("this supervisor takes no submissions; one of `casemate serve` does")
         return await self._host.accept(submission, digest)
 
-    async def shut_down(self, drain: float) -> None:
+    async def shut_down(self, drain: float | None) -> None:
         """As a signal would. Raises UsageError."""
         if self._host is None:
             raise UsageError("this supervisor is its program's to end")
@@ -398,7 +399,8 @@ class Engine:
             last=last,
             dry_run=dry_run,
         )
-        return (await asyncio.to_thread(applying))[1]
+        async with self._applying:
+            return (await asyncio.to_thread(applying))[1]
 
     def why(self, run: str, task: str) -> tuple[str, ...]:
         """What no journal tells of a task at this moment, in sentences."""
@@ -540,6 +542,8 @@ class Engine:
                 return None
             while run in self._runs:
                 await asyncio.sleep(0.002)
+                if self._core.knows(run):  # another who took it over has looked at its base
+                    return None
             owned = await asyncio.to_thread(self.state.own_run, run)
             try:
                 found = await asyncio.to_thread(read_run, owned.directory)

@@ -174,7 +174,7 @@ class ShutDown(Struct, frozen=True, tag="shut_down"):
     """A client wants this supervisor to end. Answered with `Accepted`."""
 
     number: int
-    drain: float
+    drain: float | None  # seconds; None: as the program has it
 
 
 class Committed(Struct, frozen=True, tag="committed"):

@@ -112,7 +112,7 @@ class Afar:
             if found is None:
                 raise no_output(summary.id, task)
             if not is_sure:
-                self.refuse(f"run {summary.id} was rolled back since then: output")
+                self.refuse(f"what of the output of {task or 'the run'} its rollback has left")
             event = next(iter(client.events(summary.id, found - 1)))
         print_given(event, as_json=self._as_json)
         return 0
@@ -164,19 +164,25 @@ class Afar:
     ) -> int:
         with self._client() as client:
             summary = client.summary(run)
-            applied = client.apply(
-                summary.id,
-                checkpoint=checkpoint,
-                allow=allow,
-                accept_base=accept_base,
-                last=last,
-                dry_run=dry_run,
-            )
+            try:
+                applied = client.apply(
+                    summary.id,
+                    checkpoint=checkpoint,
+                    allow=allow,
+                    accept_base=accept_base,
+                    last=last,
+                    dry_run=dry_run,
+                )
+            except UsageError as refusal:
+                if not self._as_json:
+                    raise
+                print_json({"run": summary.id, "applied": False, "problem": str(refusal)})
+                return 2
         standing = None if checkpoint is not None else summary.state
         print_applied(summary.id, standing, applied, dry_run=dry_run, as_json=self._as_json)
         return 0
 
-    def shut_down(self, drain: str) -> int:
+    def shut_down(self, drain: str | None) -> int:
         with self._client() as client:
             client.shutdown(drain)
         print(f"the supervisor at {self._at} is ending")

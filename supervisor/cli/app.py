@@ -385,8 +385,12 @@ Run = Annotated[
 @app.command(epilog="Example: casemate shutdown --drain 5m")
 def shutdown(
     drain: Annotated[
-        str, typer.Option(metavar="DURATION", help="What runs may end, for so long at most.")
-    ] = "0s",
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="DURATION",
+            help="Let what runs end, for so long at most; else as `serve --drain` was told.",
+        ),
+    ] = None,
     at: At = None,
     state: State = None,
 ) -> None:

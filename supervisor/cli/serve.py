@@ -101,7 +101,7 @@ async def _serve(
     following: set[asyncio.Task[None]] = set()
 
     def follow(run: str, since: int = 0) -> None:
-        task = loop.create_task(_follow(supervisor, run, since, as_json))
+        task = loop.create_task(_follow(server, run, since, as_json))
         following.add(task)
         task.add_done_callback(following.discard)
 
@@ -109,7 +109,9 @@ async def _serve(
     server = Supervisor(
         config=config,
         on_submitted=follow,
-        on_shutdown=lambda drain: endings.put_nowait(_Ending("shutdown", drain)),
+        on_shutdown=lambda drain: endings.put_nowait(
+            _Ending("shutdown", patience if drain is None else drain)
+        ),
         listen=config.listen,
         catalogue=reloading.catalogue,
     )

@@ -177,7 +177,7 @@ def fork_run(text: str, checkpoint: str, *, as_json: bool, state: Path | None) -
     return _say(as_json, made, made, source=run.id)
 
 
-def shut_down(drain: str, *, state: Path | None) -> int:
+def shut_down(drain: str | None, *, state: Path | None) -> int:
     directory = open_state(state)
     with client.Client(state=directory.path) as asking:
         asking.shutdown(drain)

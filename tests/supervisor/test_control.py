@@ -68,7 +68,7 @@ class FakeEngine:
     async def is_free(self, run: str) -> bool:
         return run in self.free
 
-    async def shut_down(self, drain: float) -> None:
+    async def shut_down(self, drain: float | None) -> None:
         self.told.append(("shut_down", drain))
 
     async def apply(self, run: str, **how: Any) -> Applied:

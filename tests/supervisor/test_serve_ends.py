@@ -142,16 +142,16 @@ def test_who_may_steer_ends_it_as_a_signal_does(
     tmp_path: Path, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = tmp_path / "state"
-    with serve(state, place) as service:
+    with serve(state, place, "--drain", "1h") as service:
         run = begun(service, state, place.path / "endless.yaml")
         with Client(state=state) as client:
-            client.shutdown("1h")
+            client.shutdown()
             wait_until(lambda: "shutdown: what runs may end within 3600 s\n" in service.said())
             assert shut_down("0s", state=state) == 0  # and does not wait for it
         assert service.wait_ended() == (0, "")
     assert capsys.readouterr().out == f"the supervisor of {state} is ending\n"
     assert stands(state, run) is RunState.INTERRUPTED
-    with pytest.raises(UsageError, match="takes submissions"):
+    with pytest.raises(UsageError, match="nothing to end"):
         shut_down("0s", state=state)
 
 
