@@ -608,7 +608,7 @@ def ids_fact(host: Host) -> Fact:
 
 # What waits in sockets looks like nobody's from outside, and a sandbox's files cannot be read.
 _WITHOUT_CGROUP = {
-    "memory": "sampled: rlimits and polling, blind to what waits in sockets",
+    "memory": "sampled: rlimits and polling, blind to what waits in sockets and pipes",
     "pids": "sampled: rlimits and polling",
     "cpu": "not held at all",
 }

@@ -245,7 +245,7 @@ ALLOWED = (
     _group(
         "ipc",
         "System V and POSIX queues of the own ipc namespace (RLIMIT_MSGQUEUE 0 forbids the latter; "
-        "msgget only where a cgroup counts what is in them)",
+        "msgget and semget only where a cgroup counts what is in them)",
         """
         shmat shmctl shmdt semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
         mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
@@ -568,7 +568,7 @@ WHY_CHECKED = {
 
 # What makes memory that no process need map, so that looking at processes does not see it: answered
 # as by a kernel that was built without it, where looking is all that holds the limit.
-UNOWNED = ("memfd_create", "shmget", "msgget")
+UNOWNED = ("memfd_create", "shmget", "msgget", "semget")
 
 _O_CREAT, _TMPFILE = 0o100, 0o20000000
 _S_ISUID, _S_ISGID = 0o4000, 0o2000

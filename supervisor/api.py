@@ -248,8 +248,17 @@ class Supervisor:
         """Back to a checkpoint, or to just before a task (which undoes it and what depends on it),
         and on from there. Also for a run that has ended. UsageError where others have changed the
         workspace since the run began, unless `accept_base`: with it as it is now."""
-        self._forget(run)
-        await self._ask(hostpipe.Rollback(run, checkpoint, before, accept_base))
+        known = self._progress.get(run)
+        if known is not None and known.ended:  # which is not the last word where it goes on
+            del self._progress[run]
+        try:
+            await self._ask(hostpipe.Rollback(run, checkpoint, before, accept_base))
+        except CasemateError:
+            if known is not None and known.ended:  # nothing more will be told of it
+                async with self._news:
+                    self._progress.setdefault(run, known)
+                    self._news.notify_all()
+            raise
         self._known.add(run)
 
     async def fork(self, run: str, checkpoint: str) -> str:
@@ -459,12 +468,6 @@ class Supervisor:
             if is_same_data and len(same) == len(spec.tasks):
                 return None
             return hostpipe.Revise(run, spec, made.digest, tuple(sorted(same)))
-
-    def _forget(self, run: str) -> None:
-        """A run that has ended may go on: what was known of its end is not the last word."""
-        known = self._progress.get(run)
-        if known is not None and known.ended:
-            del self._progress[run]
 
     async def wait_committed(self, run: str, beyond: int) -> tuple[int, bool]:
         async with self._news:

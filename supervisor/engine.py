@@ -1246,6 +1246,7 @@ class Engine:
             error = verdict
         else:
             output = verdict
+        self._weigh_journal(key.run)  # what lives less than a second is never looked at
         self._feed(Ended(key.run, key.task, key.attempt, output=output, error=error, layer=layer))
         if (run := self._runs.get(key.run)) is not None:
             self._retire(run)
@@ -1341,28 +1342,33 @@ class Engine:
         self._loop.call_later(interval, self._sample, attempt, reported)
 
     def weigh(self, attempt: Attempt) -> None:
-        """Look how large the attempt's layer has become: nothing else bounds it."""
+        """Look how large the attempt's layer has become: nothing else bounds it. What is left of
+        the disk is looked at each time, a layer of many files more rarely."""
         run = self._runs.get(attempt.key.run)
         if run is None or run.files is None or attempt.part is not Part.EXECUTE:
             return
-        if self._loop.time() < attempt.weigh_due:
-            return
+        if attempt.weigh_due == math.inf:
+            return  # it is being looked at
         files, limit = run.files, attempt.task.limits.disk
+        began, due = self._loop.time(), attempt.weigh_due
         attempt.weigh_due = math.inf
 
         async def weigh() -> None:
-            began, excess = self._loop.time(), None
+            nonlocal due
+            excess = None
             name = layer_name(attempt.key.task, attempt.key.attempt)
             with contextlib.suppress(OSError):
-                attempt.disk, excess = await asyncio.to_thread(files.weigh, name, limit)
+                if began >= due:
+                    attempt.disk, excess = await asyncio.to_thread(files.weigh, name, limit)
+                    now = self._loop.time()
+                    due = now + WEIGH_REST * (now - began)
                 # The largest goes first, and a small one beside it is not what fills the disk.
                 largest = max((each.disk or 0 for each in self._attempts.values()), default=0)
                 if excess is None and (attempt.disk or 0) >= max(largest, MIB):
                     excess = await asyncio.to_thread(files.crowded)
-            now = self._loop.time()
-            attempt.weigh_due = now + WEIGH_REST * (now - began)
+            attempt.weigh_due = due
             if excess is not None and not attempt.is_dead:
-                attempt.blame(ErrorKind.DISK, f"{excess} (looked at once a second)")
+                attempt.blame(ErrorKind.DISK, f"{excess} (found while it ran)")
                 attempt.kill()
 
         self._in_background(weigh())

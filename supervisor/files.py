@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..protocol.errors import CasemateError, UsageError
 from ..protocol.events import ErrorKind, Layer, TaskError, WorkspaceChanged
-from ..protocol.limits import DISK_RESERVE
+from ..protocol.limits import DISK_RESERVE, MIB
 from ..protocol.pipeline import PipelineSpec
 from ..protocol.units import format_size
 from ..sandbox.probe import hands_out_ids, overlay_works
@@ -187,7 +187,9 @@ class Files:
         """Its layer, durable; None: it changed nothing; or why it cannot be kept, and then it has
         failed. OSError where the disk does."""
         given = self._given[name]
-        _, excess = self.weigh(name, limit)
+        taken, excess = self.weigh(name, limit)
+        if excess is None and taken >= MIB:  # a smaller one is not what fills the disk
+            excess = self.crowded()
         try:
             if excess is not None:
                 raise UnkeepableTree(excess)

@@ -7,15 +7,15 @@ times a second, cost 0.8 or 2.7 % of a core. `psutil.Process.children` reads eve
 host for each sandbox (1.5 ms at 93 processes: 30 % of a core), so the tree is walked by the
 kernel's own `children` files, and psutil serves where these are not compiled in.
 
-Memory of a tree is RssAnon + RssShmem + VmSwap, summed. Plain RSS would charge every process for
-the libraries it shares with all others, USS leaves out shared memory, which a task may allocate
-without bound, and both PSS and USS need smaps_rollup: 0.5 ms for 50 MB of pages, and closed to an
-ordinary user's supervisor, for a sandbox is non-dumpable. The sum counts pages that forked
-processes still share once for each; so only where it exceeds the limit, and there is more than one
-process, PSS is asked for, and believed if it may be read. Where it may not, a process that looks
-like a fork of its parent (the same command line) is taken to share all that its parent has. A task
-can feign that, so no more than the limit is forgiven: an honest tree of workers lives, a hostile
-one gets at most twice its limit where nothing but looking holds it.
+Memory of a tree is RssAnon + RssShmem + VmSwap + VmPTE (page tables), summed. Plain RSS would
+charge every process for the libraries it shares with all others, USS leaves out shared memory,
+which a task may allocate without bound, and both PSS and USS need smaps_rollup: 0.5 ms for 50 MB of
+pages, and closed to an ordinary user's supervisor, for a sandbox is non-dumpable. The sum counts
+pages that forked processes still share once for each; so only where it exceeds the limit, and there
+is more than one process, PSS is asked for, and believed if it may be read. Where it may not, a
+process that looks like a fork of its parent (the same command line) is taken to share all that its
+parent has. A task can feign that, so no more than the limit is forgiven: an honest tree of workers
+lives, a hostile one gets at most twice its limit where nothing but looking holds it.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _read_process(pid: int) -> _Process | None:
         own_cpu=int(fields[11]) + int(fields[12]),
         children_cpu=int(fields[13]) + int(fields[14]),
         threads=int(fields[17]),
-        memory=_kilobytes(status, (b"RssAnon", b"RssShmem", b"VmSwap")),
+        memory=_kilobytes(status, (b"RssAnon", b"RssShmem", b"VmSwap", b"VmPTE")),
     )
 
 

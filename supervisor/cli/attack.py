@@ -116,6 +116,9 @@ def conclusion(found: Findings) -> Iterator[str]:
     degraded = found.walls.get("degraded") if found.walls else None
     if degraded:
         yield f"! without {', '.join(degraded)}, as the operator allowed"
+    backing = found.walls.get("limits", {}) if found.walls else {}
+    if unheld := sorted(name for name, kind in backing.items() if kind != "cgroup"):
+        yield f"! no cgroup holds {', '.join(unheld)} here: what looking does not see is not held"
     unproved = sum(o.outside != "succeeds" for o in found.outcomes if o.kind == "attacks")
     if unproved:
         yield f"{unproved} of them come to nothing on this host without a sandbox, too (--json)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from casemate import CasemateError, Pipeline, SetupRefused, Supervisor, Task, UsageError
+from casemate import CasemateError, Client, Pipeline, SetupRefused, Supervisor, Task, UsageError
 from casemate.sandbox.cgroup import FOLDER
 from casemate.supervisor.config import load_config
 from casemate.supervisor.cursor import PipelineEvent, RunResult, collect
@@ -107,6 +107,61 @@ def test_what_is_unknown_or_over_is_refused(house: Embedded, tmp_path: Path) -> 
     supervisor = Supervisor(state=tmp_path / "state")
     with pytest.raises(CasemateError, match="async with"):
         asyncio.run(supervisor.cancel("a"))
+
+
+def test_a_run_stays_over_where_going_back_was_refused(house: Embedded, place: Place) -> None:
+    place.tasks("def a(input): return 1\n")
+    history = house.run(place.spec(tasks={"a": {}}))
+    with pytest.raises(UsageError, match="c99"):
+        house.call(house.supervisor.rollback(history.run, "c99"))
+
+    async def events() -> list[PipelineEvent]:
+        async with asyncio.timeout(PATIENCE):
+            return [each async for each in house.supervisor.events(history.run)]
+
+    assert house.call(events())[-1].kind == "run.completed"
+
+
+def test_of_two_who_go_back_at_once_neither_waits_for_the_runs_end(
+    house: Embedded, place: Place
+) -> None:
+    """The first has taken it over and looks at its workspace while the second comes."""
+    place.tasks("""
+        import time
+        def a(input, ctx):
+            if ctx.attempt > 1:
+                time.sleep(3600)
+        """)
+    (place.path / "repo").mkdir(exist_ok=True)
+    for n in range(300):
+        place.write(f"repo/{n}", "")
+    spec = place.spec(tasks={"a": {}}, workspace="repo", defaults={"timeouts": {"wall": "2h"}})
+    history = house.run(spec)
+
+    async def both() -> None:
+        back = (house.supervisor.rollback(history.run, before="a") for _ in range(2))
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*back)
+
+    house.call(both())
+    house.call(house.supervisor.cancel(history.run))
+
+
+def test_what_the_program_makes_of_a_submission_is_its_own_affair(
+    tmp_path: Path, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(run: str) -> None:
+        raise ZeroDivisionError(run)
+
+    place.tasks("def a(input): return 1\n")
+    file = place.write("a.yaml", 'name: a\ntasks: {a: {execute: "tasks.py:a"}}\n')
+    with (
+        Embedded(tmp_path / "state", on_submitted=fails) as house,
+        Client(state=house.state) as client,
+    ):
+        run = client.submit(file)
+        assert [event.kind for event in client.events(run)][-1] == "run.completed"
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_state_directory_that_cannot_be_is_refused_at_the_door(tmp_path: Path) -> None:

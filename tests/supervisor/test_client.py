@@ -122,6 +122,25 @@ def test_a_runs_files_are_compared_and_written_back(tmp_path: Path, place: Place
     assert (place.path / "repo/file").read_text() == "after\n"
 
 
+def test_a_run_that_nobody_owns_is_taken_up_by_who_serves(tmp_path: Path, place: Place) -> None:
+    state = tmp_path / "state"
+    StateDirectory.open(state)
+    file = place.path / "chain.json"
+    place.tasks("def first(input): return 1\ndef second(input): return 2\n")
+    with serving(state), Client(state=state) as client:
+        wait_until(lambda: any(r.accepts for r in StateDirectory(state).living_supervisors()))
+        run = client.submit(file)
+        assert [event.kind for event in client.events(run)][-1] == "run.completed"
+        wait_until(lambda: not StateDirectory(state).run(run).is_owned())
+        forked = client.fork(run, "c1")
+        assert [event.kind for event in client.events(forked)][-1] == "run.completed"
+        client.rollback(run, "c0")
+        ends = [event.kind for event in client.events(run) if event.kind == "run.completed"]
+        assert len(ends) == 2
+    with Client(state=state) as client, pytest.raises(UsageError, match="no living supervisor"):
+        client.fork(run, "c1")
+
+
 def test_in_a_loop_a_pipeline_of_this_program(tmp_path: Path) -> None:
     state = tmp_path / "state"
     StateDirectory.open(state)

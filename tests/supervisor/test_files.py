@@ -191,7 +191,7 @@ def test_what_a_failed_attempt_wrote_joins_nothing_and_is_kept(
 @pytest.mark.parametrize(
     ("task", "seen"),
     [
-        ("grow", "looked at once a second"),
+        ("grow", "found while it ran"),
         ("bloat", "on disk"),
         ("strew", "more than 1280 files and folders"),
         ("scatter", "more than 1280 files and folders"),

@@ -4,6 +4,7 @@ what the file system has to keep free for everybody's journals."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,20 @@ def test_a_run_whose_tasks_said_too_much_in_all_fails(
     error = history.one("run.failed").data["error"]
     assert error["kind"] == "output_limit"
     assert "the journal of a run may take 10MiB" in error["message"]
+
+
+def test_it_does_not_matter_how_short_they_lived(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "RUN_JOURNAL_SIZE", 10 * MIB)
+    place.tasks(CHATTY.replace("time.sleep(3600)", "pass"))
+    names = [f"t{n}" for n in range(8)]
+    tasks: dict[str, Any] = {name: {"execute": "tasks.py:talks"} for name in names}
+    for before, name in itertools.pairwise(names):
+        tasks[name]["needs"] = [before]
+    history = story_of(place.spec(tasks=tasks), tmp_path / "state")
+    assert history.one("run.failed").data["error"]["kind"] == "output_limit"
+    assert 1 <= len(history.of("task.completed")) <= 4
 
 
 def test_where_the_file_system_has_little_left_the_largest_layer_ends(
