@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench loops observers answers simulate mutants chaos faults humaneval wfinstances
+.PHONY: demo test check bench loops observers moments answers simulate mutants chaos faults humaneval wfinstances
 .PHONY: test-vm clean
 
 # Strict editable: what can be imported is exactly what pyproject.toml lists, so no test passes by
@@ -55,6 +55,9 @@ loops: $(VENV)/.ready
 
 observers: $(VENV)/.ready
 	@$(BIN)/python tests/bench/observers.py $(ARGS)
+
+moments: $(VENV)/.ready
+	@$(BIN)/python tests/bench/moments.py $(ARGS)
 
 answers: $(VENV)/.ready
 	@PYTHONPATH=tests $(BIN)/python -m answers $(ARGS)

@@ -15,12 +15,12 @@ msgpack map; `id` is the client's and comes back. A reply is `{"reply": kind, ..
 is the reply `error`, never a closed connection.
 
 Requests that read are answered by the front from the journals; those that steer (`pause`, `resume`,
-`cancel`, `checkpoint`, `rollback`, `fork`) are passed on to the engine, and answered `done` when it
-has carried them out; so is `why`, which changes nothing. `breakers` reads what all runs of the
-state directory share; `open_breaker` and `reset_breaker` are carried out by any engine. An `id`
-that is a string names one such request for good: sent again, as a client does who got no reply, it
-is not carried out again but answered with the first one's reply. A number names nothing beyond its
-connection.
+`cancel`, `checkpoint`, `rollback`, `fork`, `apply`, `shutdown`) are passed on to the engine, and
+answered when it has carried them out; so is `why`, which changes nothing. `breakers` reads what all
+runs of the state directory share; `open_breaker` and `reset_breaker` are carried out by any engine.
+An `id` that is a string names one such request for good: sent again, as a client does who got no
+reply, it is not carried out again but answered with the first one's reply. A number names nothing
+beyond its connection.
 
 A run is submitted in two steps: its bundle is uploaded piece by piece (`upload`), by the front,
 under an id of the client's, then named (`submit`). The id names the submission for good: however

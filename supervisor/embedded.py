@@ -29,6 +29,10 @@ __all__ = ["main"]
 
 log = logging.getLogger("casemate.engine")
 
+# How long what was asked may take when the program has hung up; after that it is interrupted, as it
+# would be by the engine's death, and what lives is killed.
+_LAST_ASKS = 0.5
+
 
 def main() -> None:
     # Of all it may have: each live attempt takes a handful. In the host's process that would be
@@ -200,14 +204,18 @@ async def _answer(
             except Exception as error:  # of one ask: it must not end the runs of the others
                 hostpipe.write(writer, _refusal(ask.id, error))
 
-        drains: list[asyncio.Task[None]] = []
+        granting: dict[asyncio.Task[None], hostpipe.Verb] = {}
         while (body := await hostpipe.read(reader)) is not None:
             ask = decoder.decode(body)
-            granting = asks.create_task(grant(ask))
-            if isinstance(ask.verb, hostpipe.Drain):
-                drains.append(granting)
-        for drain in drains:  # whoever has hung up waits for nothing any more
-            drain.cancel()
+            task = asks.create_task(grant(ask))
+            granting[task] = ask.verb
+            task.add_done_callback(granting.pop)
+        # Whoever has hung up waits for nothing any more, but what was said last is done.
+        brief = [each for each, verb in granting.items() if not isinstance(verb, hostpipe.Drain)]
+        if brief:
+            await asyncio.wait(brief, timeout=_LAST_ASKS)
+        for task in granting:
+            task.cancel()
 
 
 def _refusal(id: int, error: Exception) -> hostpipe.Answer:

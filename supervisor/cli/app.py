@@ -44,7 +44,17 @@ Allow = Annotated[
         "--allow",
         metavar="WORD",
         help="Let the pipeline have this of the host: network, proc, env:NAME, path:DIR, rw:DIR, "
-        "degrade:WALL. In the place of what casemate.toml allows.",
+        "degrade:WALL. In the place of what casemate.toml or CASEMATE_ALLOW allows.",
+    ),
+]
+# Where only data is looked at, here.
+AllowedThere = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--allow",
+        metavar="WORD",
+        help="Check as if this were allowed, as of `casemate run`; what counts is what the "
+        "supervisor that runs it allows.",
     ),
 ]
 At = Annotated[
@@ -294,7 +304,7 @@ def submit(
     input: Input = None,
     workspace: Workspace = None,
     json: Json = False,
-    allow: Allow = None,
+    allow: AllowedThere = None,
     at: At = None,
     state: State = None,
 ) -> None:
@@ -324,7 +334,7 @@ def submit(
 def validate(
     file: PipelineFile,
     json: Json = False,
-    allow: Allow = None,
+    allow: AllowedThere = None,
     state: State = None,
 ) -> None:
     """Check a pipeline without running it. Exits 2 and names every problem when it is not sound."""
