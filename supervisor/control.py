@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict, TypeVar
 
 import msgspec
 
@@ -80,6 +80,8 @@ __all__ = ["Client", "Steerable", "carry_out"]
 
 log = logging.getLogger("casemate.control")
 
+A = TypeVar("A", bound=Reply)
+
 # A rollback copies and flattens; an hour is a hang. Whoever waits can end it with ^C.
 _PATIENCE = 600.0
 
@@ -111,16 +113,7 @@ class Steerable(Protocol):
         self, run: str, checkpoint: str | None, before: str | None, accept_base: bool = False
     ) -> None: ...
     async def fork(self, run: str, checkpoint: str) -> str: ...
-    async def apply(
-        self,
-        run: str,
-        *,
-        checkpoint: str | None,
-        allow: Iterable[str],
-        accept_base: bool,
-        last: bool,
-        dry_run: bool,
-    ) -> Applied: ...
+    async def apply(self, wish: Apply) -> Applied: ...
     def why(self, run: str, task: str) -> tuple[str, ...]: ...
     async def step_breaker(self, key: str, happening: Forced | Reset) -> BreakerSummary: ...
 
@@ -185,14 +178,7 @@ def _problem(verb: ControlVerb, kind: ControlError, message: str) -> Error:
 
 
 async def _applied(engine: Steerable, verb: Apply) -> wire.Applied:
-    applied = await engine.apply(
-        verb.run,
-        checkpoint=verb.checkpoint,
-        allow=verb.allow,
-        accept_base=verb.accept_base,
-        last=verb.last,
-        dry_run=verb.dry_run,
-    )
+    applied = await engine.apply(verb)
     return wire.Applied(
         id=verb.id,
         run=verb.run,
@@ -244,17 +230,17 @@ class Client:
         self._context.destroy(linger=0)
 
     def pause(self, run: str, drain: bool = False) -> None:
-        self._steer(Pause(version=CONTROL_VERSION, id=_new_id(), run=run, drain=drain))
+        self._steer(Pause(**_head(), run=run, drain=drain))
 
     def resume(self, run: str) -> None:
-        self._steer(Resume(version=CONTROL_VERSION, id=_new_id(), run=run))
+        self._steer(Resume(**_head(), run=run))
 
     def cancel(self, run: str, reason: str = "") -> None:
         reason = reason[:CONTROL_REASON_LENGTH]
-        self._steer(Cancel(version=CONTROL_VERSION, id=_new_id(), run=run, reason=reason))
+        self._steer(Cancel(**_head(), run=run, reason=reason))
 
     def checkpoint(self, run: str) -> str:
-        done = self._steer(Checkpoint(version=CONTROL_VERSION, id=_new_id(), run=run))
+        done = self._steer(Checkpoint(**_head(), run=run))
         return done.checkpoint or ""
 
     def rollback(
@@ -262,8 +248,7 @@ class Client:
     ) -> None:
         self._steer(
             Rollback(
-                version=CONTROL_VERSION,
-                id=_new_id(),
+                **_head(),
                 run=run,
                 checkpoint=checkpoint,
                 before=before,
@@ -272,17 +257,17 @@ class Client:
         )
 
     def fork(self, run: str, checkpoint: str) -> str:
-        verb = Fork(version=CONTROL_VERSION, id=_new_id(), run=run, checkpoint=checkpoint)
+        verb = Fork(**_head(), run=run, checkpoint=checkpoint)
         return self._steer(verb).run
 
     def why(self, run: str, task: str) -> tuple[str, ...]:
-        answer = self._ask(Why(version=CONTROL_VERSION, id=_new_id(), run=run, task=task))
+        answer = self._ask(Why(**_head(), run=run, task=task))
         return answer.words if isinstance(answer, Because) else ()
 
     def submit(self, bundle: bytes, submission: str | None = None) -> tuple[str, tuple[str, ...]]:
-        """Have a supervisor start a run of what `bundle.pack` gave; its id, and what whoever
-        submits should be told. `submission`: an id of
-        32 hex digits, under which to ask again is to ask for the same run."""
+        """Have a supervisor start a run of what `bundle.pack` gave; its id, and what who submits it
+        should be told. `submission`: an id of 32 hex digits, under which to ask again is to ask for
+        the same run."""
         submission = submission or _new_id()
         give_up = time.monotonic() + self._patience
         owner = self._accepting()
@@ -293,29 +278,11 @@ class Client:
             )
         offset = 0
         while offset < len(bundle):
-            uploaded = self._ask_one(
-                owner,
-                Upload(
-                    version=CONTROL_VERSION,
-                    id=_new_id(),
-                    submission=submission,
-                    offset=offset,
-                    data=bundle[offset : offset + UPLOAD_PIECE_SIZE],
-                ),
-                give_up,
-            )
-            if not isinstance(uploaded, Uploaded):
-                raise _refusal("submit", uploaded)
-            offset = uploaded.size
-        verb = Submit(
-            version=CONTROL_VERSION,
-            id=_new_id(),
-            submission=submission,
-            digest=sha256(bundle).digest(),
-        )
-        done = self._ask_one(owner, verb, give_up)
-        if not isinstance(done, Done):
-            raise _refusal("submit", done)
+            piece = bundle[offset : offset + UPLOAD_PIECE_SIZE]
+            verb = Upload(**_head(), submission=submission, offset=offset, data=piece)
+            offset = self._get(owner, verb, Uploaded, give_up).size
+        named = Submit(**_head(), submission=submission, digest=sha256(bundle).digest())
+        done = self._get(owner, named, Done, give_up)
         return done.run, done.notes
 
     def shutdown(self, drain: float | None = None) -> None:
@@ -323,23 +290,17 @@ class Client:
         owner = self._accepting()
         if owner is None:
             raise UsageError(f"no supervisor serves {self._state_path()}: there is nothing to end")
-        verb = Shutdown(version=CONTROL_VERSION, id=_new_id(), drain=drain)
+        verb = Shutdown(**_head(), drain=drain)
         with contextlib.suppress(_DiedError):  # as was wished, and before its answer was out
-            done = self._ask_one(owner, verb, time.monotonic() + self._patience)
-            if not isinstance(done, Done):
-                raise _refusal("shutdown", done)
+            self._get(owner, verb, Done)
 
     # ---- what of a supervisor on this host is read from its files, or needs none
 
     def list_remote(self) -> list[RunSummary]:
-        answer = self._ask_remote(List(version=CONTROL_VERSION, id=_new_id()))
-        return list(answer.runs) if isinstance(answer, Listed) else []
+        return list(self._get_remote(List(**_head()), Listed).runs)
 
     def show_remote(self, run: str) -> Shown:
-        answer = self._ask_remote(Show(version=CONTROL_VERSION, id=_new_id(), run=run))
-        if not isinstance(answer, Shown):
-            raise _refusal("show", answer)
-        return answer
+        return self._get_remote(Show(**_head(), run=run), Shown)
 
     def apply_remote(
         self,
@@ -357,42 +318,41 @@ class Client:
                 f"apply: from elsewhere at most {CONTROL_PATHS} paths of {CONTROL_PATH_LENGTH} "
                 "characters are named; name a folder, with a slash at its end"
             )
-        answer = self._ask_remote(
-            Apply(
-                version=CONTROL_VERSION,
-                id=_new_id(),
-                run=run,
-                checkpoint=checkpoint,
-                allow=named,
-                accept_base=accept_base,
-                last=last,
-                dry_run=dry_run,
-            )
+        verb = Apply(
+            **_head(),
+            run=run,
+            checkpoint=checkpoint,
+            allow=named,
+            accept_base=accept_base,
+            last=last,
+            dry_run=dry_run,
         )
-        if not isinstance(answer, wire.Applied):
-            raise _refusal("apply", answer)
+        answer = self._get_remote(verb, wire.Applied)
         return Applied(answer.written, answer.size, answer.removed, answer.folders)
 
     def breakers_remote(self) -> list[BreakerSummary]:
-        answer = self._ask_remote(Breakers(version=CONTROL_VERSION, id=_new_id()))
-        return list(answer.breakers) if isinstance(answer, BreakersShown) else []
+        return list(self._get_remote(Breakers(**_head()), BreakersShown).breakers)
 
     def step_breaker_remote(self, key: str, happening: Forced | Reset) -> BreakerSummary:
-        verb: BreakerVerb = ResetBreaker(version=CONTROL_VERSION, id=_new_id(), key=key)
+        verb: BreakerVerb = ResetBreaker(**_head(), key=key)
         if isinstance(happening, Forced):
-            verb = OpenBreaker(
-                version=CONTROL_VERSION, id=_new_id(), key=key, open_for=happening.open_for
-            )
-        answer = self._ask_remote(verb)
-        if not isinstance(answer, BreakersShown):
-            raise _refusal("breaker", answer)
-        return answer.breakers[0]
+            verb = OpenBreaker(**_head(), key=key, open_for=happening.open_for)
+        return self._get_remote(verb, BreakersShown).breakers[0]
 
-    def _ask_remote(self, verb: List | Show | Breakers | BreakerVerb | Apply) -> Reply:
+    def _get_remote(self, verb: Request, kind: type[A]) -> A:
         assert isinstance(self._where, Remote)
-        answer = self._ask_one(self._where, verb, time.monotonic() + self._patience)
-        if isinstance(answer, Error):
-            raise _refusal(str(verb.__struct_config__.tag), answer)
+        return self._get(self._where, verb, kind)
+
+    def _get(
+        self,
+        owner: SupervisorRecord | Remote,
+        verb: Request,
+        kind: type[A],
+        give_up: float | None = None,
+    ) -> A:
+        answer = self._ask_one(owner, verb, give_up or time.monotonic() + self._patience)
+        if not isinstance(answer, kind):
+            raise _refusal(_named(verb), answer)
         return answer
 
     def _accepting(self) -> SupervisorRecord | Remote | None:
@@ -471,10 +431,9 @@ class Client:
                             return reply
                     wait *= 2
                 is_alive = line.is_alive()
-        whose = f"run {verb.run}" if isinstance(verb, RunVerb) else verb.__struct_config__.tag
         if is_alive:
-            raise CasemateError(f"{whose}: the supervisor ({line.name}) does not answer")
-        raise _DiedError(f"{whose}: the supervisor ({line.name}) died before it answered")
+            raise CasemateError(f"{_named(verb)}: the supervisor ({line.name}) does not answer")
+        raise _DiedError(f"{_named(verb)}: the supervisor ({line.name}) died before it answered")
 
 
 class _DiedError(CasemateError):
@@ -530,6 +489,20 @@ def _refusal(what: str, reply: Reply) -> CasemateError:
             return CasemateError(f"{what}: {message}")
         case _:
             return CasemateError(f"{what}: the supervisor's answer makes no sense")
+
+
+class _Head(TypedDict):
+    version: int
+    id: str
+
+
+def _head() -> _Head:
+    """Of a new request."""
+    return {"version": CONTROL_VERSION, "id": _new_id()}
+
+
+def _named(verb: Request) -> str:
+    return f"run {verb.run}" if isinstance(verb, RunVerb) else str(verb.__struct_config__.tag)
 
 
 def _new_id() -> str:

@@ -33,7 +33,7 @@ import resource
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from msgspec import Raw
 
 from ..protocol import codec
 from ..protocol.answers import RecoveryAction, ValidationResult
-from ..protocol.control import BreakerSummary
+from ..protocol.control import Apply, BreakerSummary
 from ..protocol.errors import CasemateError, RemoteViolation, SetupRefused, UsageError
 from ..protocol.events import (
     CheckpointCreated,
@@ -378,26 +378,17 @@ class Engine:
         there = self.state.run(run)
         return there.path.is_dir() and not await asyncio.to_thread(there.is_owned)
 
-    async def apply(
-        self,
-        run: str,
-        *,
-        checkpoint: str | None = None,
-        allow: Iterable[str] = (),
-        accept_base: bool = False,
-        last: bool = False,
-        dry_run: bool = False,
-    ) -> Applied:
+    async def apply(self, wish: Apply) -> Applied:
         """Write the files of a run that has ended into its workspace. Raises UsageError."""
         applying = partial(
             apply_run,
             self.state,
-            self.state.run(run),
-            checkpoint=checkpoint,
-            allow=allow,
-            accept_base=accept_base,
-            last=last,
-            dry_run=dry_run,
+            self.state.run(wish.run),
+            checkpoint=wish.checkpoint,
+            allow=wish.allow,
+            accept_base=wish.accept_base,
+            last=wish.last,
+            dry_run=wish.dry_run,
         )
         async with self._applying:
             return (await asyncio.to_thread(applying))[1]
