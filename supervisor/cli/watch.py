@@ -125,7 +125,8 @@ class Watch:
         elif wish.verb is Verb.OPEN:
             self._open(wish.run or self._dashboard.run)
         else:
-            task = asyncio.get_running_loop().create_task(self._carry_out(wish))
+            doing = self._carry_out(wish, self._dashboard.run, self._viewer)
+            task = asyncio.get_running_loop().create_task(doing)
             self._wishes.add(task)
 
     def _raise_bugs(self) -> None:
@@ -139,15 +140,17 @@ class Watch:
 
     # ---- wishes
 
-    async def _carry_out(self, wish: Wish) -> None:
+    async def _carry_out(self, wish: Wish, run: str, viewer: Viewer) -> None:
+        """`run` and `viewer`: of when the key was pressed. Another run may be looked at before the
+        answer is there: then it is shown to nobody, and what it offers is chosen by nobody."""
         try:
-            self._viewer.say(await self._answer(wish))
+            viewer.say(await self._answer(wish, run, viewer))
         except CasemateError as error:
-            self._viewer.say(printable(str(error).replace("\n", "; "), 500), is_bad=True)
+            viewer.say(printable(str(error).replace("\n", "; "), 500), is_bad=True)
         self.changed.set()
 
-    async def _answer(self, wish: Wish) -> str:
-        client, run = self._client, self._dashboard.run
+    async def _answer(self, wish: Wish, run: str, viewer: Viewer) -> str:
+        client = self._client
         match wish.verb:
             case Verb.PAUSE:
                 await client.pause(run)
@@ -162,14 +165,14 @@ class Watch:
                 await client.rollback(run, wish.checkpoint, before=wish.before)
                 return f"run {run} is rolled back to {wish.checkpoint or f'before {wish.before}'}"
             case Verb.LIST_CHECKPOINTS:
-                await self._offer_checkpoints()
+                await self._offer_checkpoints(run, viewer)
             case Verb.LIST_RUNS:
-                await self._offer_runs()
+                await self._offer_runs(viewer)
         return ""
 
-    async def _offer_checkpoints(self) -> None:
-        run, choices = self._dashboard.run, []
-        if (task := self._viewer.selected) is not None:
+    async def _offer_checkpoints(self, run: str, viewer: Viewer) -> None:
+        choices = []
+        if (task := viewer.selected) is not None:
             question = f"Roll back to before {task}? It and all that depends on it are undone."
             label = f"before {task}, which is selected"
             choices.append(Choice(label, Wish(Verb.ROLLBACK, before=task), question))
@@ -181,9 +184,9 @@ class Watch:
             label += f"  {printable(', '.join(each.tasks), 60)}"
             question = f"Roll back to {name}? What completed after it is undone, files too."
             choices.append(Choice(label, Wish(Verb.ROLLBACK, each.checkpoint), question))
-        self._viewer.offer(f"Roll back run {run} to", choices)
+        viewer.offer(f"Roll back run {run} to", choices)
 
-    async def _offer_runs(self) -> None:
+    async def _offer_runs(self, viewer: Viewer) -> None:
         choices = [
             Choice(
                 f"{each.id}  {each.state:12} {printable(each.pipeline or '', 40)}",
@@ -191,7 +194,7 @@ class Watch:
             )
             for each in await self._client.runs()
         ]
-        self._viewer.offer("Open run", choices)
+        viewer.offer("Open run", choices)
 
     # ---- following
 
