@@ -303,6 +303,8 @@ def test_only_q_in_the_table_and_control_c_leave() -> None:
         assert viewer.press("ctrl+c", told.dashboard, 12) == Wish(Verb.LEAVE)
     viewer.page = Page.TABLE
     assert viewer.press("q", told.dashboard, 12) == Wish(Verb.LEAVE)
+    viewer.press("c", told.dashboard, 12)
+    assert viewer.press("ctrl+c", told.dashboard, 12) == Wish(Verb.LEAVE), "whatever is asked"
 
 
 def test_keys_are_read_however_their_bytes_are_cut() -> None:

@@ -185,6 +185,21 @@ def test_a_supervisor_that_goes_away_and_comes_back_is_noticed(
         assert termios.tcgetattr(screen._theirs) == screen.before
 
 
+def test_a_signal_ends_it_whatever_is_asked(
+    state: Path, place: Place, screens: list[Screen]
+) -> None:
+    with serving(state), Client(state=state) as client:
+        submitted(client, state, place)
+        screen = Screen("watch", "--state", str(state))
+        screens.append(screen)
+        screen.wait('item "here"')
+        screen.press("c")
+        screen.wait("y / n")
+        os.kill(screen.process.pid, signal.SIGTERM)
+        assert screen.process.wait(PATIENCE) == 0
+        assert termios.tcgetattr(screen._theirs) == screen.before
+
+
 def test_what_is_no_terminal_is_told_what_to_use_instead(
     state: Path, screens: list[Screen]
 ) -> None:
