@@ -16,6 +16,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, cast
@@ -220,14 +221,18 @@ def test_what_is_no_terminal_is_told_what_to_use_instead(
 # ---- without a terminal: what comes of answers that are late, or that nobody gives
 
 
-class Silence:
-    """Of somebody who is there and has nothing to say."""
+class Saying:
+    """What somebody says who is there, and then nothing more."""
 
-    snapshot: Shown | None = None
+    def __init__(self, events: list[PipelineEvent]) -> None:
+        self._events = events
+        state = RunSummary(id="a", state=RunState.RUNNING)
+        self.snapshot = Shown(id=None, run=state, tasks=(), as_of=0)
 
     async def __aiter__(self) -> AsyncIterator[PipelineEvent]:
+        for event in self._events:
+            yield event
         await asyncio.Event().wait()
-        yield cast(PipelineEvent, None)
 
 
 class Answers:
@@ -235,9 +240,11 @@ class Answers:
     until `released`, and is noted in `done`; nothing happens in its runs."""
 
     def __init__(self, **runs: RunState | None) -> None:
-        self._runs = runs
+        self.states = runs
         self.released = asyncio.Event()
         self.done: list[tuple[str, ...]] = []
+        self.said: list[PipelineEvent] = []
+        self.said_whole: list[PipelineEvent] = []
         self.asked = 0
 
     async def show(self, run: str) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
@@ -245,15 +252,15 @@ class Answers:
 
     async def summary(self, run: str) -> RunSummary:
         self.asked += 1
-        if (state := self._runs[run]) is None:
+        if (state := self.states[run]) is None:
             raise CasemateError("no supervisor answers at 10.0.0.5:7601")
         return RunSummary(id=run, state=state, pipeline="nightly")
 
-    def events(self, *_: object, **__: object) -> Silence:
-        return Silence()
+    def events(self, *_: object, whole: bool, **more: object) -> Saying:
+        return Saying(self.said_whole if whole else self.said)
 
     async def runs(self) -> list[RunSummary]:
-        return [await self.summary(run) for run in self._runs]
+        return [await self.summary(run) for run in self.states]
 
     async def checkpoints(self, run: str) -> list[CheckpointCreated]:
         await self.released.wait()
@@ -319,3 +326,34 @@ async def test_a_wish_is_for_the_run_that_was_looked_at_when_its_key_was_pressed
     await settled(watch)
     assert answers.done == [("pause", "a")]
     assert watch._viewer.notice == "", "nor is it said over the other"
+
+
+@playing
+async def test_a_supervisor_elsewhere_that_is_away_is_waited_for() -> None:
+    answers = Answers(a=RunState.RUNNING)
+    watch = watching(answers)
+    await settled(watch)
+    assert watch._dashboard.is_told
+    answers.states["a"] = None
+    watch._open("a")
+    await settled(watch)
+    assert not watch._dashboard.is_told
+    answers.states["a"] = RunState.RUNNING
+    while not watch._dashboard.is_told:
+        await asyncio.sleep(0.01)
+        watch._raise_bugs()
+
+
+@playing
+async def test_a_large_pipeline_is_laid_out_that_is_met_before_its_first_event() -> None:
+    answers = Answers(a=RunState.RUNNING)
+
+    def begun(spec: object) -> PipelineEvent:
+        data = {"pipeline": "nightly", "spec": spec}
+        return PipelineEvent(1, "a", None, None, "run.started", datetime.now(UTC), data)
+
+    answers.said = [begun(None)]  # it is left out of what is published
+    answers.said_whole = [begun({"tasks": [{"id": "first"}], "edges": []})]
+    watch = watching(answers)
+    await settled(watch)
+    assert list(watch._dashboard.tasks) == ["first"]
