@@ -59,7 +59,7 @@ def preload(modules: Sequence[str], sources: str) -> None:
 
 
 def load_file(sources: str, file: str) -> ModuleType:
-    """Run `file` (relative to `sources`) as a module and return it."""
+    """Run `file` (relative to `sources`) as a module, unless it was imported, and return it."""
     path = os.path.join(sources, file)
     if not os.path.isfile(path):
         raise UsageError(
@@ -76,6 +76,10 @@ def load_file(sources: str, file: str) -> ModuleType:
         return importlib.import_module(".".join(parts))
     # As for a script, the file's own folder is where its imports look first.
     _search_first(folder)
+    # Of the same name there may be anything: it is this file's module only where it is of its path.
+    there = sys.modules.get(stem)
+    if there is not None and getattr(there, "__file__", None) == path:
+        return there  # as `preload` has imported it
     name = stem
     while name in sys.modules or name in sys.stdlib_module_names or name == "__main__":
         # Taking the name of a module that we or the task use would break its other users.

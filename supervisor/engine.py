@@ -624,7 +624,9 @@ class Engine:
         self._is_stepping = True
         try:
             while self._inputs:
-                for command in self._core.step(self._loop.time(), self._inputs.popleft()):
+                commands = self._core.step(self._loop.time(), self._inputs.popleft())
+                self._warm.granted(commands)
+                for command in commands:
                     self._carry_out(command)
         finally:
             self._is_stepping = False

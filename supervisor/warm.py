@@ -43,8 +43,9 @@ from ..protocol.events import (
     TaskStarted,
 )
 from ..protocol.limits import WARM_SANDBOXES
+from ..protocol.messages import Part
 from ..protocol.pipeline import CommandEntry, Network, PipelineSpec, TaskSpec
-from .core.commands import Record
+from .core.commands import Command, Record, Spawn
 from .core.state import RunStanding, RunState
 from .core.task import Standing
 from .files import Files, Given
@@ -150,6 +151,8 @@ class WarmAttempts:
             candidates = sorted(able)
         elif record.task is not None and kind in (TaskReady, TaskRetrying):
             candidates = [record.task]
+            if kind is TaskRetrying and (warm := self._warm.get((record.run, record.task))):
+                self._throw_away(warm)  # of an attempt that failed before it took it
         elif record.task is not None and kind is TaskStarted:
             state = self._host.state_of(record.run)
             candidates = [] if state is None else list(state.graph.dependants[record.task])
@@ -165,6 +168,15 @@ class WarmAttempts:
                 return
             del self._wanted[name]
 
+    def granted(self, commands: Iterable[Command]) -> None:
+        """What a step asks for, before any of it is carried out: the memory of all that start is
+        counted by then, so none of theirs is in the way of another."""
+        for command in commands:
+            if isinstance(command, Spawn) and command.part is Part.EXECUTE:
+                warm = self._warm.get((command.run, command.task))
+                if warm is not None and warm.key.attempt == command.attempt:
+                    warm.is_claimed = True
+
     def claim(self, key: Key) -> bool:
         """An attempt starts, or a check of one. Whether its start has something here to wait for:
         a sandbox made ahead for it, or the death of one that has the memory."""
@@ -173,7 +185,7 @@ class WarmAttempts:
         if key.task in self._runs.get(key.run, ()):
             self._tried[name] = key.attempt
         warm = self._warm.get(name)
-        if warm is not None and not warm.is_claimed:
+        if warm is not None:
             warm.is_claimed = True
             if not warm.settled.is_set():
                 # Whoever waits for an import still has the other half for a cold start.

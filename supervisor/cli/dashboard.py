@@ -105,7 +105,8 @@ class Task:
 
 
 class Dashboard:
-    """Of one run. `is_told`: somebody tells of it; not so once its supervisor is gone."""
+    """Of one run. `is_told`: somebody tells of it; not so once its supervisor is gone, until there
+    are events or its end. `is_laid_out`: the graph is known."""
 
     def __init__(self, run: str) -> None:
         self.run = run
@@ -117,6 +118,7 @@ class Dashboard:
         self.tasks: dict[str, Task] = {}
         self.lines: deque[Line] = deque(maxlen=LINES)
         self.is_told = True
+        self.is_laid_out = False
         self.has_holes = False  # events were skipped: only a snapshot knows what they changed
         self._heard = 0.0  # when the newest event was
 
@@ -124,6 +126,7 @@ class Dashboard:
 
     def lay_out(self, tasks: Sequence[str], edges: Sequence[Edge]) -> None:
         """The graph, which every other word about tasks is put into."""
+        self.is_laid_out = True
         known, shape = self.tasks, graph.arrange(tasks, edges)
         self.tasks = {}
         for name in shape.order:
@@ -132,11 +135,12 @@ class Dashboard:
             task.depth = 1 + max((self.tasks[each].depth for each in above), default=-1)
 
     def take(self, run: RunSummary, tasks: Sequence[TaskSummary]) -> None:
-        """How it stands, as a snapshot has it."""
+        """How it stands, as a snapshot has it: whoever owns the run may be stuck nevertheless."""
         self.pipeline = run.pipeline or self.pipeline
         self.state, self.started, self.ended = run.state, run.started, run.ended
         self.seen = max(self.seen, run.last_seq)
-        self.is_told, self.has_holes = True, False
+        self.has_holes = False
+        self.is_told |= self.has_ended
         for told in tasks:
             task = self.tasks.setdefault(told.id, Task(told.id))
             if told.attempt != task.attempt and told.since is not None:
@@ -154,6 +158,10 @@ class Dashboard:
             self._give_up()
 
     def see(self, event: PipelineEvent) -> None:
+        if event.kind == "run.started" and event.data["spec"] is not None:
+            # A large one is left out of the event, and comes when the rest of it was seen.
+            spec = msgspec.convert(event.data["spec"], _Spec)
+            self.lay_out([task.id for task in spec.tasks], spec.edges)
         if event.seq <= self.seen:
             return
         self.has_holes |= event.seq > self.seen + 1
@@ -175,8 +183,6 @@ class Dashboard:
             case "run.started":
                 self.pipeline, self.started = data["pipeline"], at
                 self.state = RunState.RUNNING
-                spec = msgspec.convert(data["spec"], _Spec)
-                self.lay_out([task.id for task in spec.tasks], spec.edges)
             case "run.paused":
                 self.state = RunState.PAUSED
                 if not data["drain"]:
@@ -231,6 +237,10 @@ class Dashboard:
     def lose(self) -> None:
         """Nobody tells of it: it goes on unseen, or is dead."""
         self.is_told = False
+
+    def find(self) -> None:
+        """Somebody does, who has nothing new to say."""
+        self.is_told = True
 
     def _give_up(self) -> None:
         """Its supervisor is dead, and with it all that ran; when that was, nobody tells."""

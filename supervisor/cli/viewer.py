@@ -7,7 +7,8 @@ asked for, and a second key confirms it.
     TABLE ──enter──▶ TASK      ──?──▶ HELP      ──b, o──▶ CHOICE ──enter──▶ (a question)
       ▲───────────────── escape, q ────────────────────────────┘
 
-A question waits in the bottom line, over whatever is shown; any key but y takes it back.
+A question waits in the bottom line, over whatever is shown; any key but y takes it back, and
+^C leaves as it does everywhere.
 """
 
 from __future__ import annotations
@@ -113,14 +114,14 @@ class Viewer:
     def press(self, key: str, dashboard: Dashboard, room: int) -> Wish | None:
         """`room`: rows of a page; a page down is that many."""
         self.notice, self.is_bad = "", False
+        if key == "ctrl+c":  # so come signals, and that the terminal is gone
+            return Wish(Verb.LEAVE)
         if self.asked is not None:
             wish, self.asked, self.question = self.asked, None, ""
             if key in ("y", "Y"):
                 return wish
             self.notice = "nothing was done"
             return None
-        if key == "ctrl+c":
-            return Wish(Verb.LEAVE)
         if self.page is not Page.TABLE and key in ("escape", "q", "left"):
             self._turn(Page.TABLE)
             return None

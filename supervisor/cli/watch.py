@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 
 from ...protocol.control import RunState
-from ...protocol.errors import CasemateError, UsageError
+from ...protocol.errors import CasemateError, LocalViolation, UsageError
 from ...protocol.limits import HEARTBEAT_SECONDS
 from ..client import AsyncClient
 from ..config import load_config
-from ..observing import ObservationLost
+from ..observing import Observation, ObservationLost
 from .dashboard import Dashboard
 from .drawing import draw, table_room
 from .terminal import Terminal
@@ -125,7 +125,8 @@ class Watch:
         elif wish.verb is Verb.OPEN:
             self._open(wish.run or self._dashboard.run)
         else:
-            task = asyncio.get_running_loop().create_task(self._carry_out(wish))
+            doing = self._carry_out(wish, self._dashboard.run, self._viewer)
+            task = asyncio.get_running_loop().create_task(doing)
             self._wishes.add(task)
 
     def _raise_bugs(self) -> None:
@@ -139,15 +140,17 @@ class Watch:
 
     # ---- wishes
 
-    async def _carry_out(self, wish: Wish) -> None:
+    async def _carry_out(self, wish: Wish, run: str, viewer: Viewer) -> None:
+        """`run` and `viewer`: of when the key was pressed. Another run may be looked at before the
+        answer is there: then it is shown to nobody, and what it offers is chosen by nobody."""
         try:
-            self._viewer.say(await self._answer(wish))
+            viewer.say(await self._answer(wish, run, viewer))
         except CasemateError as error:
-            self._viewer.say(printable(str(error).replace("\n", "; "), 500), is_bad=True)
+            viewer.say(printable(str(error).replace("\n", "; "), 500), is_bad=True)
         self.changed.set()
 
-    async def _answer(self, wish: Wish) -> str:
-        client, run = self._client, self._dashboard.run
+    async def _answer(self, wish: Wish, run: str, viewer: Viewer) -> str:
+        client = self._client
         match wish.verb:
             case Verb.PAUSE:
                 await client.pause(run)
@@ -162,14 +165,14 @@ class Watch:
                 await client.rollback(run, wish.checkpoint, before=wish.before)
                 return f"run {run} is rolled back to {wish.checkpoint or f'before {wish.before}'}"
             case Verb.LIST_CHECKPOINTS:
-                await self._offer_checkpoints()
+                await self._offer_checkpoints(run, viewer)
             case Verb.LIST_RUNS:
-                await self._offer_runs()
+                await self._offer_runs(viewer)
         return ""
 
-    async def _offer_checkpoints(self) -> None:
-        run, choices = self._dashboard.run, []
-        if (task := self._viewer.selected) is not None:
+    async def _offer_checkpoints(self, run: str, viewer: Viewer) -> None:
+        choices = []
+        if (task := viewer.selected) is not None:
             question = f"Roll back to before {task}? It and all that depends on it are undone."
             label = f"before {task}, which is selected"
             choices.append(Choice(label, Wish(Verb.ROLLBACK, before=task), question))
@@ -181,9 +184,9 @@ class Watch:
             label += f"  {printable(', '.join(each.tasks), 60)}"
             question = f"Roll back to {name}? What completed after it is undone, files too."
             choices.append(Choice(label, Wish(Verb.ROLLBACK, each.checkpoint), question))
-        self._viewer.offer(f"Roll back run {run} to", choices)
+        viewer.offer(f"Roll back run {run} to", choices)
 
-    async def _offer_runs(self) -> None:
+    async def _offer_runs(self, viewer: Viewer) -> None:
         choices = [
             Choice(
                 f"{each.id}  {each.state:12} {printable(each.pipeline or '', 40)}",
@@ -191,7 +194,7 @@ class Watch:
             )
             for each in await self._client.runs()
         ]
-        self._viewer.offer("Open run", choices)
+        viewer.offer("Open run", choices)
 
     # ---- following
 
@@ -204,25 +207,40 @@ class Watch:
     async def _follow(self, dashboard: Dashboard) -> None:
         try:
             while True:
-                await self._catch_up(dashboard)
-                if not dashboard.has_ended and dashboard.is_told:
-                    with contextlib.suppress(ObservationLost):
-                        await self._read_live(dashboard)
-                    if not dashboard.has_ended:
-                        dashboard.lose()
-                await self._wait_for_more(dashboard)
+                try:
+                    await self._follow_once(dashboard)
+                except (UsageError, LocalViolation):
+                    raise
+                except CasemateError:  # whoever is elsewhere is away
+                    dashboard.lose()
+                    await asyncio.sleep(_LOOK_SECONDS)
         except UsageError as error:  # the run is gone: `gc` dropped it
             self._viewer.say(printable(str(error)), is_bad=True)
+
+    async def _follow_once(self, dashboard: Dashboard) -> None:
+        """Until it has ended or nobody tells of it, and there is something new of it. Raises
+        CasemateError where nobody says how it stands."""
+        await self._catch_up(dashboard)
+        if not dashboard.has_ended and dashboard.state is not RunState.INTERRUPTED:
+            with contextlib.suppress(ObservationLost):
+                await self._read_live(dashboard)
+            if not dashboard.has_ended:
+                dashboard.lose()
+        await self._wait_for_more(dashboard)
 
     async def _catch_up(self, dashboard: Dashboard) -> None:
         """The graph, how the run stands, and what led there, as far as it is not known."""
         summary, tasks = await self._client.show(dashboard.run)
         last, since = summary.last_seq, max(dashboard.seen, summary.last_seq - _HISTORY)
         if last:
-            if not dashboard.seen:
-                await self._read(dashboard, 0, 1, whole=True)
+            await self._lay_out(dashboard)
             await self._read(dashboard, since, last, whole=False)
         dashboard.take(summary, tasks)
+
+    async def _lay_out(self, dashboard: Dashboard) -> None:
+        """Once there is a first event, which alone is read whole: the graph is in it."""
+        if not dashboard.is_laid_out:
+            await self._read(dashboard, 0, 1, whole=True)
 
     async def _read(self, dashboard: Dashboard, since: int, until: int, *, whole: bool) -> None:
         if since >= until:
@@ -240,6 +258,13 @@ class Watch:
     async def _read_live(self, dashboard: Dashboard) -> None:
         """Until the run has ended. Raises ObservationLost where nobody tells of it."""
         events = self._client.events(dashboard.run, whole=False, lossy=True, patience=_PATIENCE)
+        finding = asyncio.get_running_loop().create_task(_find(events, dashboard))
+        try:
+            await self._see_live(events, dashboard)
+        finally:
+            finding.cancel()
+
+    async def _see_live(self, events: Observation, dashboard: Dashboard) -> None:
         known, count = None, 0
         async for event in events:
             snapshot = events.snapshot
@@ -247,8 +272,11 @@ class Watch:
                 known = snapshot
                 if snapshot.as_of - dashboard.seen < _AT_ONCE:
                     await self._read(dashboard, dashboard.seen, snapshot.as_of, whole=False)
+                await self._lay_out(dashboard)
                 dashboard.take(snapshot.run, snapshot.tasks)
             dashboard.see(event)
+            if event.seq == 1:
+                await self._lay_out(dashboard)
             count += 1
             if count >= _AT_ONCE:
                 # What comes faster than that nobody reads: it is skipped, not run after.
@@ -266,3 +294,10 @@ class Watch:
             if summary.state in (RunState.RUNNING, RunState.PAUSED):
                 return
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _find(events: Observation, dashboard: Dashboard) -> None:
+    """A run may be silent for long; that its supervisor has answered is enough."""
+    while (told := events.snapshot) is None or told.run.state is RunState.INTERRUPTED:
+        await asyncio.sleep(_FRAME_SECONDS)
+    dashboard.find()

@@ -11,7 +11,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import pytest
 from casemate.protocol.errors import UsageError
 from casemate.protocol.pipeline import CommandEntry, FileEntry, ModuleEntry, PickleEntry
-from casemate.sandbox.loader import explain_missing_module, load, load_file
+from casemate.sandbox.loader import explain_missing_module, load, load_file, preload
 
 
 @pytest.fixture
@@ -68,6 +68,21 @@ def test_a_stem_that_is_taken_takes_nothing_away(sources: Path, stem: str) -> No
     assert module.who() == f"{stem}_"
     assert sys.modules.get(stem) is before
     assert isinstance(pickle.loads(pickle.dumps(module.Here())), module.Here)
+
+
+def test_a_file_that_was_preloaded_is_not_run_again(sources: Path) -> None:
+    write(sources / "mine.py", "def f(): return __name__\n")
+    preload(["mine"], str(sources))
+    before = sys.modules["mine"]
+    assert load_file(str(sources), "mine.py") is before
+    assert load(FileEntry("mine.py", "f"), str(sources))() == "mine"
+
+
+def test_a_module_of_another_place_is_not_taken_for_a_file_of_its_name(sources: Path) -> None:
+    write(sources / "lib/mine.py", "def f(): return 'lib'\n")
+    write(sources / "mine.py", "def f(): return 'mine'\n")
+    preload(["mine"], str(sources / "lib"))
+    assert load(FileEntry("mine.py", "f"), str(sources))() == "mine"
 
 
 def test_a_file_imports_its_neighbours_and_the_root(sources: Path) -> None:

@@ -182,6 +182,41 @@ def test_what_ran_when_its_supervisor_died_is_lost_and_its_clock_stands_still() 
     assert told.states()["a"] == "running" and told.dashboard.is_told
 
 
+def test_a_run_is_told_of_by_events_and_by_its_own_end_not_by_who_else_knows_of_it() -> None:
+    told = Told(CHAIN).start(1, "a")
+    told.dashboard.lose()
+    told.dashboard.take(summary(last_seq=told.seq), [])
+    assert not told.dashboard.is_told, "a journal says the same of a supervisor that is stuck"
+    assert "does not answer" in told.screen()[2]
+    told(2, "task.usage", "a", memory=MIB, cpu=1.0)
+    assert told.dashboard.is_told
+    told.dashboard.lose()
+    told.dashboard.take(summary(RunState.COMPLETED, told.seq + 1), [])
+    assert told.dashboard.is_told
+
+
+def test_a_graph_that_is_too_large_to_come_along_is_laid_out_when_it_comes() -> None:
+    dashboard = Dashboard("1m8m5j2f36rh")
+    when = datetime.fromtimestamp(START, UTC)
+
+    def see(seq: int, kind: str, task: str | None = None, **data: Any) -> None:
+        number = 1 if task else None
+        dashboard.see(PipelineEvent(seq, "1m8m5j2f36rh", task, number, kind, when, data))
+
+    see(1, "run.started", pipeline="nightly", spec=None)
+    see(2, "task.started", "b", pid=1)
+    assert (dashboard.state, dashboard.pipeline) == (RunState.RUNNING, "nightly")
+    assert not dashboard.is_laid_out
+    edges = [{"source": "a", "to": "b", "stream": False}]
+    spec = {"tasks": [{"id": "b"}, {"id": "a"}], "edges": edges}
+    see(1, "run.started", pipeline="nightly", spec=spec)
+    assert dashboard.is_laid_out and dashboard.seen == 2
+    assert [(task.id, task.state) for task in dashboard.tasks.values()] == [
+        ("a", "waiting"),
+        ("b", "running"),
+    ]
+
+
 def test_a_run_that_speaks_for_ever_fills_no_memory() -> None:
     told = Told(CHAIN)
     for number in range(3 * LINES):
@@ -303,6 +338,8 @@ def test_only_q_in_the_table_and_control_c_leave() -> None:
         assert viewer.press("ctrl+c", told.dashboard, 12) == Wish(Verb.LEAVE)
     viewer.page = Page.TABLE
     assert viewer.press("q", told.dashboard, 12) == Wish(Verb.LEAVE)
+    viewer.press("c", told.dashboard, 12)
+    assert viewer.press("ctrl+c", told.dashboard, 12) == Wish(Verb.LEAVE), "whatever is asked"
 
 
 def test_keys_are_read_however_their_bytes_are_cut() -> None:

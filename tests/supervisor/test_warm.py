@@ -84,7 +84,9 @@ class House:
         self.feed(Submit(run, spec, Raw(b"\xc0"), Raw(msgspec.msgpack.encode(spec)), 1))
 
     def feed(self, input: Input) -> None:
-        for command in self.core.step(self.now, input):
+        commands = self.core.step(self.now, input)
+        self.warm.granted(commands)
+        for command in commands:
             if isinstance(command, Record):
                 self.warm.noted(command)
             elif isinstance(command, Spawn):
@@ -278,6 +280,33 @@ async def test_who_needs_the_memory_waits_for_a_death(place: Place) -> None:
     assert not taking.done()
     house.made[1].die()
     assert await taking is None
+
+
+@playing
+async def test_those_that_start_in_one_step_are_not_in_each_others_way(place: Place) -> None:
+    house = House(memory=1280)
+    spec = chain(place, wide=2, limits={"memory": "512MiB"})
+    house.submit(spec)
+    house.begin("a")
+    assert house.keys == [("b0", 1), ("b1", 1)]
+    for made in house.made:
+        made.greet()
+    house.end("a")
+    assert house.started == {"a": False, "b0": True, "b1": True}
+    assert not any(made.is_killed for made in house.made)
+    assert [await house.take("b0"), await house.take("b1")] == house.made
+
+
+@playing
+async def test_one_whose_attempt_never_began_goes(place: Place) -> None:
+    """As where its input turned out to be too large."""
+    house = House(memory=1024)
+    house.submit(chain(place, retry={"attempts": 3, "delay": "1h"}))
+    house.begin("a")
+    house.made[0].greet()
+    house.end("a")
+    house.end("b0", fails=True)
+    assert house.made[0].is_killed
 
 
 @playing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -14,12 +15,21 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from casemate import Client
-from casemate.protocol.control import RunState
+from casemate.protocol.control import RunState, RunSummary, Shown, TaskSummary
+from casemate.protocol.errors import CasemateError
+from casemate.protocol.events import CheckpointCreated
+from casemate.supervisor.cli.viewer import Page
+from casemate.supervisor.cli.watch import Watch
+from casemate.supervisor.client import AsyncClient
+from casemate.supervisor.cursor import PipelineEvent
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
 from runs import Place, serving
@@ -176,6 +186,21 @@ def test_a_supervisor_that_goes_away_and_comes_back_is_noticed(
         assert termios.tcgetattr(screen._theirs) == screen.before
 
 
+def test_a_signal_ends_it_whatever_is_asked(
+    state: Path, place: Place, screens: list[Screen]
+) -> None:
+    with serving(state), Client(state=state) as client:
+        submitted(client, state, place)
+        screen = Screen("watch", "--state", str(state))
+        screens.append(screen)
+        screen.wait('item "here"')
+        screen.press("c")
+        screen.wait("y / n")
+        os.kill(screen.process.pid, signal.SIGTERM)
+        assert screen.process.wait(PATIENCE) == 0
+        assert termios.tcgetattr(screen._theirs) == screen.before
+
+
 def test_what_is_no_terminal_is_told_what_to_use_instead(
     state: Path, screens: list[Screen]
 ) -> None:
@@ -191,3 +216,144 @@ def test_what_is_no_terminal_is_told_what_to_use_instead(
     assert dumb.process.communicate(timeout=PATIENCE)[1].decode() == piped.stderr
     assert dumb.process.returncode == 2
     assert "`casemate events last --follow`" in piped.stderr
+
+
+# ---- without a terminal: what comes of answers that are late, or that nobody gives
+
+
+class Saying:
+    """What somebody says who is there, and then nothing more."""
+
+    def __init__(self, events: list[PipelineEvent]) -> None:
+        self._events = events
+        state = RunSummary(id="a", state=RunState.RUNNING)
+        self.snapshot = Shown(id=None, run=state, tasks=(), as_of=0)
+
+    async def __aiter__(self) -> AsyncIterator[PipelineEvent]:
+        for event in self._events:
+            yield event
+        await asyncio.Event().wait()
+
+
+class Answers:
+    """A client. `runs`: how each stands, None: its supervisor is away. What it is asked to do waits
+    until `released`, and is noted in `done`; nothing happens in its runs."""
+
+    def __init__(self, **runs: RunState | None) -> None:
+        self.states = runs
+        self.released = asyncio.Event()
+        self.done: list[tuple[str, ...]] = []
+        self.said: list[PipelineEvent] = []
+        self.said_whole: list[PipelineEvent] = []
+        self.asked = 0
+
+    async def show(self, run: str) -> tuple[RunSummary, tuple[TaskSummary, ...]]:
+        return await self.summary(run), ()
+
+    async def summary(self, run: str) -> RunSummary:
+        self.asked += 1
+        if (state := self.states[run]) is None:
+            raise CasemateError("no supervisor answers at 10.0.0.5:7601")
+        return RunSummary(id=run, state=state, pipeline="nightly")
+
+    def events(self, *_: object, whole: bool, **more: object) -> Saying:
+        return Saying(self.said_whole if whole else self.said)
+
+    async def runs(self) -> list[RunSummary]:
+        return [await self.summary(run) for run in self.states]
+
+    async def checkpoints(self, run: str) -> list[CheckpointCreated]:
+        await self.released.wait()
+        return [
+            CheckpointCreated(checkpoint="c1", parent=None, tasks=("a",), total=1, files=0, bytes=0)
+        ]
+
+    async def pause(self, run: str) -> None:
+        await self.released.wait()
+        self.done.append(("pause", run))
+
+    async def rollback(self, run: str, checkpoint: str, **_: object) -> None:
+        self.done.append(("rollback", run, checkpoint))
+
+
+def playing(story: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    @wraps(story)
+    def test() -> None:
+        asyncio.run(story())
+
+    return test
+
+
+async def settled(watch: Watch) -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+    watch._raise_bugs()
+
+
+def watching(answers: Answers, run: str = "a") -> Watch:
+    watch = Watch(cast(AsyncClient, answers), run)
+    watch._open(run)
+    return watch
+
+
+@playing
+async def test_a_list_that_comes_late_is_not_laid_over_another_run() -> None:
+    answers = Answers(a=RunState.RUNNING, b=RunState.RUNNING)
+    watch = watching(answers)
+    watch.press("b")
+    watch.press("o")
+    await settled(watch)
+    watch.press("down")
+    watch.press("enter")
+    assert watch._dashboard.run == "b"
+    answers.released.set()
+    await settled(watch)
+    assert watch._viewer.page is Page.TABLE
+    for key in ("enter", "y"):
+        watch.press(key)
+        await settled(watch)
+    assert answers.done == []
+
+
+@playing
+async def test_a_wish_is_for_the_run_that_was_looked_at_when_its_key_was_pressed() -> None:
+    answers = Answers(a=RunState.RUNNING, b=RunState.RUNNING)
+    watch = watching(answers)
+    watch.press("p")
+    watch.press("y")
+    watch._open("b")
+    answers.released.set()
+    await settled(watch)
+    assert answers.done == [("pause", "a")]
+    assert watch._viewer.notice == "", "nor is it said over the other"
+
+
+@playing
+async def test_a_supervisor_elsewhere_that_is_away_is_waited_for() -> None:
+    answers = Answers(a=RunState.RUNNING)
+    watch = watching(answers)
+    await settled(watch)
+    assert watch._dashboard.is_told
+    answers.states["a"] = None
+    watch._open("a")
+    await settled(watch)
+    assert not watch._dashboard.is_told
+    answers.states["a"] = RunState.RUNNING
+    while not watch._dashboard.is_told:
+        await asyncio.sleep(0.01)
+        watch._raise_bugs()
+
+
+@playing
+async def test_a_large_pipeline_is_laid_out_that_is_met_before_its_first_event() -> None:
+    answers = Answers(a=RunState.RUNNING)
+
+    def begun(spec: object) -> PipelineEvent:
+        data = {"pipeline": "nightly", "spec": spec}
+        return PipelineEvent(1, "a", None, None, "run.started", datetime.now(UTC), data)
+
+    answers.said = [begun(None)]  # it is left out of what is published
+    answers.said_whole = [begun({"tasks": [{"id": "first"}], "edges": []})]
+    watch = watching(answers)
+    await settled(watch)
+    assert list(watch._dashboard.tasks) == ["first"]
