@@ -64,7 +64,7 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
         workspace=spec.workspace,
         input=input,
     )
-    packed = msgspec.msgpack.encode(bundle)
+    packed = _encoded(bundle)
     if len(packed) > SUBMISSION_SIZE:
         raise UsageError(
             f"{document.source}: with its sources and input it has {len(packed) // MIB} MiB, of at "
@@ -74,7 +74,7 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
 
 
 def pack_name(name: str, workspace: Path | None, input: Raw) -> bytes:
-    """The bundle of a pipeline that the supervisor knows."""
+    """The bundle of a pipeline that the supervisor knows. Raises UsageError."""
     bundle = _Bundle(
         source=name,
         document=Raw(b"\xc0"),
@@ -83,6 +83,18 @@ def pack_name(name: str, workspace: Path | None, input: Raw) -> bytes:
         input=input,
         name=name,
     )
+    return _encoded(bundle)
+
+
+def _encoded(bundle: _Bundle) -> bytes:
+    for name in (bundle.source, bundle.workspace or "", *bundle.files):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{os.fsencode(name)!r} is not UTF-8, as the name of what is submitted must be; "
+                "rename it"
+            ) from error
     return msgspec.msgpack.encode(bundle)
 
 
