@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ...protocol.errors import CasemateError, UsageError
@@ -64,6 +65,8 @@ class Reloading:
             if not new.allow.env <= self._start.allow.env:
                 later.append("env words of allow")  # the engine has no others of our environment
             _say("the configuration was read again" + _from_next_start(later))
+            # Until then the state directory is where it was, and no task may be shown it.
+            new = replace(new, allow=replace(new.allow, state=self._start.allow.state))
             await supervisor.reconfigure(new)
             self._config = new
             if self.catalogue is not None:  # by what is allowed now

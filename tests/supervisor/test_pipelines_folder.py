@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from casemate import Client, UsageError
@@ -154,6 +155,29 @@ def test_what_was_read_last_is_in_force(
         catalogue.bundle("second")
 
     asyncio.run(main())
+
+
+def test_another_state_directory_in_the_file_leaves_the_present_one_unseen_by_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "casemate.toml"
+    file.write_text(f'state = "{tmp_path}/one"\n')
+    monkeypatch.setenv("CASEMATE_CONFIG", str(file))
+
+    async def main() -> Config:
+        told: asyncio.Queue[Config] = asyncio.Queue()
+        supervisor = Mock(reconfigure=told.put)
+        reloading = Reloading(None)
+        await reloading.begin(load_config())
+        keeping = asyncio.create_task(reloading.keep(supervisor, load_config))
+        file.write_text(f'state = "{tmp_path}/other"\nallow = ["network"]\n')
+        new = await asyncio.wait_for(told.get(), PATIENCE)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        return new
+
+    new = asyncio.run(main())
+    assert new.allow.network and new.allow.state == tmp_path / "one"
 
 
 @contextmanager
