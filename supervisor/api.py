@@ -189,8 +189,8 @@ class Supervisor:
         for submission in await asyncio.to_thread(self._submissions.pending):
             try:
                 await self._start(submission, None)
-            except UsageError as error:
-                problems.append(str(error))
+            except _REFUSALS as error:
+                problems.append(f"submission {submission}: {error}")
         if problems:
             raise UsageError("\n".join(problems))
 
@@ -373,7 +373,7 @@ class Supervisor:
             run, note = await self._start(submitted.submission, submitted.digest)
             notes = tuple(each for each in (note, self._warning) if each is not None)
             answer = hostpipe.Accepted(submitted.number, run=run, notes=notes)
-        except (CasemateError, OSError) as error:
+        except _REFUSALS as error:
             answer = hostpipe.Accepted(submitted.number, refused=str(error))
         await self._ask(answer)
 
@@ -409,14 +409,18 @@ class Supervisor:
         store, note = self._submissions, None
         run = await asyncio.to_thread(store.run_of, submission)
         if run is None:
-            if digest is None:
-                packed = await asyncio.to_thread(store.read, submission)
-            else:
-                packed = await asyncio.to_thread(store.take, submission, digest)
             try:
+                if digest is None:
+                    packed = await asyncio.to_thread(store.read, submission)
+                else:
+                    packed = await asyncio.to_thread(store.take, submission, digest)
                 run, note = await self._submit_bundle(packed, submission)
-            except UsageError:  # it never will be a run
-                await asyncio.to_thread(store.drop, submission)
+            except _REFUSALS as error:
+                # It never will be a run, or a client is told so. Where the engine is gone nobody
+                # is; and what the next `start_submitted` may begin is kept for it.
+                is_over = isinstance(error, UsageError) or digest is not None
+                if is_over and self._gone is None:
+                    await asyncio.to_thread(store.drop, submission)
                 raise
         await asyncio.to_thread(store.drop, submission)
         return run, note
@@ -529,6 +533,9 @@ def _gate(listen: str, config: Config) -> Gate:
 def _refused(answer: hostpipe.Answer, otherwise: type[CasemateError]) -> CasemateError:
     return (UsageError if answer.is_usage else otherwise)(answer.refused)
 
+
+# Why a submission does not become a run: what is wrong with it or with this host.
+_REFUSALS = (CasemateError, OSError, ValueError)
 
 _ENGINE_ENVIRONMENT = frozenset({"HOME", "PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR"})
 

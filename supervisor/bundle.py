@@ -10,9 +10,11 @@ reaches the control socket is the operator. Of a pipeline that the supervisor kn
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ..protocol import codec
-from ..protocol.errors import UsageError
+from ..protocol.errors import RemoteViolation, UsageError
 from ..protocol.limits import MIB, SUBMISSION_SIZE
 from ..protocol.pipeline import PipelineSpec
 from .pipeline import Allow, compile_document
@@ -62,7 +64,7 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
         workspace=spec.workspace,
         input=input,
     )
-    packed = msgspec.msgpack.encode(bundle)
+    packed = _encoded(bundle)
     if len(packed) > SUBMISSION_SIZE:
         raise UsageError(
             f"{document.source}: with its sources and input it has {len(packed) // MIB} MiB, of at "
@@ -72,7 +74,7 @@ def pack(document: Document, spec: PipelineSpec, input: Raw) -> bytes:
 
 
 def pack_name(name: str, workspace: Path | None, input: Raw) -> bytes:
-    """The bundle of a pipeline that the supervisor knows."""
+    """The bundle of a pipeline that the supervisor knows. Raises UsageError."""
     bundle = _Bundle(
         source=name,
         document=Raw(b"\xc0"),
@@ -81,6 +83,18 @@ def pack_name(name: str, workspace: Path | None, input: Raw) -> bytes:
         input=input,
         name=name,
     )
+    return _encoded(bundle)
+
+
+def _encoded(bundle: _Bundle) -> bytes:
+    for name in (bundle.source, bundle.workspace or "", *bundle.files):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"{os.fsencode(name)!r} is not UTF-8, as the name of what is submitted must be; "
+                "rename it"
+            ) from error
     return msgspec.msgpack.encode(bundle)
 
 
@@ -129,15 +143,51 @@ def unpack(packed: bytes, folder: Path, allow: Allow) -> tuple[PipelineSpec, Raw
     everything that is wrong."""
     bundle = _opened(packed)
     for name, content in bundle.files.items():
-        if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-            raise UsageError(f"{bundle.source}: a file cannot be named {name[:200]!r}")
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    spec = compile_document(
-        Document(codec.decode_value(bundle.document), bundle.source),
-        root=folder,
-        allow=allow,
-        workspace=None if bundle.workspace is None else Path(bundle.workspace),
-    )
+        with _possible(f"{bundle.source}: a file cannot be named {name[:200]!r}"):
+            _put(folder, name, content)
+    workspace = None if bundle.workspace is None else Path(bundle.workspace)
+    with _possible(f"{bundle.source}: what was submitted cannot run in workspace {workspace}"):
+        spec = compile_document(
+            Document(_document(bundle), bundle.source),
+            root=folder,
+            allow=allow,
+            workspace=workspace,
+        )
     return spec, bundle.input
+
+
+def _put(folder: Path, name: str, content: bytes) -> None:
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise ValueError("a path in the pipeline's folder is expected")
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _document(bundle: _Bundle) -> Any:  # whatever a client sent
+    try:
+        return codec.decode_value(bundle.document)
+    except RemoteViolation as error:
+        raise UsageError(f"{bundle.source}: {error}") from error
+
+
+# Of a path that is wrong by itself, and not for something that may pass.
+_IMPOSSIBLE = {
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # a folder, where a file is
+    errno.ELOOP,
+}
+
+
+@contextmanager
+def _possible(problem: str) -> Iterator[None]:
+    """UsageError of this `problem` for a path that there cannot be."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # Path.resolve: RuntimeError for a loop
+        if isinstance(error, OSError) and error.errno not in _IMPOSSIBLE:
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{problem}: {reason}") from error

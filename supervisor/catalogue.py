@@ -57,21 +57,24 @@ class Catalogue:
     def load(self, config: Config) -> dict[str, _Kept]:
         """All that is in the folder now, by what `config` allows; `take` puts it in force."""
         found: dict[str, _Kept] = {}
-        size = 0
-        for name, files in sorted(_named(self.folder).items()):
+        named = _named(self.folder)
+        # What is in force has its place: another that is new or has grown does not put it out.
+        size = sum(len(self._old(name) or b"") for name in named)
+        for name, files in sorted(named.items()):
+            old = self._old(name)
             try:
                 if len(files) > 1:
                     several = " and ".join(str(file.relative_to(self.folder)) for file in files)
                     raise UsageError(f"{several} are both {name}: rename one of them")
-                kept = _Kept(_packed(files[0], config))
+                new = _packed(files[0], config)
+                grown = size + len(new) - len(old or b"")
+                if grown > CATALOGUE_SIZE:
+                    most = CATALOGUE_SIZE // MIB
+                    raise UsageError(f"{self.folder} has more than {most} MiB of pipelines")
             except (CasemateError, OSError) as error:
-                old = self._kept.get(name, _Kept(None))
-                kept = _Kept(old.bundle, str(error))
-            size += len(kept.bundle or b"")
-            if size > CATALOGUE_SIZE:
-                problem = f"{self.folder} has more than {CATALOGUE_SIZE // MIB} MiB of pipelines"
-                kept = _Kept(None, problem)
-            found[name] = kept
+                found[name] = _Kept(old, str(error))
+            else:
+                found[name], size = _Kept(new), grown
         return found
 
     def take(self, found: dict[str, _Kept]) -> list[str]:
@@ -102,6 +105,10 @@ class Catalogue:
         if kept.problem is not None:
             return kept.bundle, f"{kept.problem}; this is what it was before"
         return kept.bundle, None
+
+    def _old(self, name: str) -> bytes | None:
+        kept = self._kept.get(name)
+        return None if kept is None else kept.bundle
 
     def _problem(self, name: str) -> str | None:
         kept = self._kept.get(name)

@@ -26,7 +26,7 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,7 +92,8 @@ class _Operator(BaseSettings):
 @dataclass(frozen=True, slots=True)
 class Config:
     """What holds after all of it: every value decided. `listen`: where `serve` can be reached from
-    other hosts. `log`: None where nobody said. `notes`: what a person should be told."""
+    other hosts. `log`: None where nobody said. `notes`: what a person should be told. `said`: the
+    words that it was decided from."""
 
     state: Path
     max_parallel: int
@@ -105,6 +106,16 @@ class Config:
     listen: str | None = None
     log: str | None = None
     notes: tuple[str, ...] = ()
+    said: _Operator = field(default_factory=_Operator.model_construct, compare=False, repr=False)
+
+    def differing(self, other: Config) -> list[str]:
+        """The keys of which both were not told the same. What is decided where nobody said differs
+        from one moment to the next: free memory."""
+        return [
+            key
+            for key in _Operator.model_fields
+            if getattr(self.said, key) != getattr(other.said, key)
+        ]
 
     def settings(self) -> Settings:
         """As an engine gets it."""
@@ -164,6 +175,7 @@ def load_config(
         keys=_absolute(said.keys) if said.keys is not None else default_keys(),
         log=said.log,
         notes=notes,
+        said=said,
     )
 
 
@@ -247,7 +259,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not TOML: {error}") from error
     for key in ("state", "keys"):
         folder = written.get(key)
-        if isinstance(folder, str) and not Path(folder).expanduser().is_absolute():
+        if isinstance(folder, str) and not _expanded(Path(folder)).is_absolute():
             raise UsageError(
                 f"{path}: {key}: {shown(folder)} would be another folder wherever casemate is "
                 "started; write a path that begins with / or ~"
@@ -256,7 +268,16 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    return _expanded(path).absolute()
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{shown(str(path))}: there is no such user, or no home of theirs"
+        ) from error
 
 
 def _xdg(variable: str, default: str) -> Path:

@@ -7,10 +7,9 @@ and what was before stays in force. (Keys of clients are the gate's own, `offhos
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 from ...protocol.errors import CasemateError, UsageError
@@ -21,9 +20,8 @@ from ..reload import Watch
 
 __all__ = ["Reloading"]
 
-# What of a configuration is not for the next start alone: what counts at once, and what is not the
-# engine's.
-_NOT_LATER = {"allow", "max_parallel", "notes", "log"}
+# What of a configuration counts at once, and not from the next start on.
+_AT_ONCE = {"allow", "max_parallel"}
 
 
 class Reloading:
@@ -31,6 +29,7 @@ class Reloading:
 
     def __init__(self, pipelines: Path | None) -> None:
         self._configuration = Watch(config_path())
+        self._reading = asyncio.Lock()  # else what was read first could be taken last
         self.catalogue: Catalogue | None = None
         if pipelines is not None:
             if not pipelines.is_dir():
@@ -39,20 +38,17 @@ class Reloading:
             self._folder = Watch(self.catalogue.folder)
 
     async def begin(self, config: Config) -> None:
-        """Read the pipelines for the first time."""
+        """Read the pipelines for the first time. `config`: what the process starts with."""
+        self._start = self._config = config
         if self.catalogue is not None:
-            await self._read(self.catalogue, config)
+            await self._read(self.catalogue)
 
-    async def keep(
-        self, supervisor: Supervisor, config: Config, load: Callable[[], Config]
-    ) -> None:
-        """For ever."""
-        self._config = config
+    async def keep(self, supervisor: Supervisor, load: Callable[[], Config]) -> None:
+        """For ever. Raises CasemateError where the engine is gone."""
         keeping = [self._keep_configuration(supervisor, load)]
         if self.catalogue is not None:
             keeping.append(self._keep_catalogue(self.catalogue))
-        with contextlib.suppress(CasemateError):  # the engine is gone, which others notice
-            await asyncio.gather(*keeping)
+        await asyncio.gather(*keeping)
 
     async def _keep_configuration(self, supervisor: Supervisor, load: Callable[[], Config]) -> None:
         while True:
@@ -65,33 +61,32 @@ class Reloading:
                 supervisor.warn_submitters(warning)
                 continue
             supervisor.warn_submitters(None)
-            later = [
-                each.name
-                for each in fields(Config)
-                if each.name not in _NOT_LATER
-                and getattr(new, each.name) != getattr(self._config, each.name)
-            ]
-            if not new.allow.env <= self._config.allow.env:
+            later = [key for key in self._start.differing(new) if key not in _AT_ONCE]
+            if not new.allow.env <= self._start.allow.env:
                 later.append("env words of allow")  # the engine has no others of our environment
             _say("the configuration was read again" + _from_next_start(later))
+            # Until then the state directory is where it was, and no task may be shown it.
+            new = replace(new, allow=replace(new.allow, state=self._start.allow.state))
             await supervisor.reconfigure(new)
             self._config = new
             if self.catalogue is not None:  # by what is allowed now
-                await self._read(self.catalogue, new)
+                await self._read(self.catalogue)
 
     async def _keep_catalogue(self, catalogue: Catalogue) -> None:
         while True:
             await self._folder.wait_changed()
-            await self._read(catalogue, self._config)
+            await self._read(catalogue)
 
-    async def _read(self, catalogue: Catalogue, config: Config) -> None:
-        try:
-            found = await asyncio.to_thread(catalogue.load, config)
-        except OSError as error:  # the folder is gone
-            _say(f"{catalogue.folder}: {error.strerror}; its pipelines are what they were before")
-            return
-        for news in catalogue.take(found):
-            _say(news)
+    async def _read(self, catalogue: Catalogue) -> None:
+        async with self._reading:
+            try:
+                found = await asyncio.to_thread(catalogue.load, self._config)
+            except OSError as error:  # the folder is gone
+                problem = f"{catalogue.folder}: {error.strerror}"
+                _say(f"{problem}; its pipelines are what they were before")
+                return
+            for news in catalogue.take(found):
+                _say(news)
 
 
 def _from_next_start(later: list[str]) -> str:

@@ -128,18 +128,21 @@ async def _serve(
         notifier.ready(f"serving {config.state}")
         gone = loop.create_task(supervisor.wait_closed())
         pulse = loop.create_task(_pulse(supervisor, notifier))
-        keeping = loop.create_task(reloading.keep(supervisor, config, load))
-        told = await _first(endings, gone)
+        keeping = loop.create_task(reloading.keep(supervisor, load))
+        told = await _first(endings, gone, keeping)
         if told is not None:
             notifier.stopping("about to end", told.patience + _SUSPENDED)
             if told.patience:
                 _say(as_json, f"{told.by}: what runs may end within {told.patience:g} s")
                 await _drain(supervisor, told.patience, endings, gone)
         has_died = gone.done()
+        broken = keeping.exception() if keeping.done() else None
         for task in (*following, gone, pulse, keeping):
             task.cancel()
         if has_died:
             raise CasemateError("the engine is gone: its runs are interrupted, `serve` goes on")
+        if broken is not None:
+            raise broken
 
 
 async def _first(

@@ -116,6 +116,7 @@ def test_the_operator_may_name_a_file_anywhere(
         ('state = "runs"', '{file}: state: "runs" would be another folder wherever casemate is'),
         ("cpu = 0.0", "{file}: cpu: 0.0 is too little; at least 0.01"),
         ("max_parallel", "{file}: is not TOML:"),
+        ('keys = "~nosuchuser/k"', '"~nosuchuser/k": there is no such user'),
         ('allow = ["all"]', 'allow: "all" means nothing; expected network, proc, env:NAME, '),
         ('allow = ["path:data"]', 'allow: "path:data" means nothing; expected network'),
     ],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from casemate import Client, UsageError
 from casemate.supervisor.catalogue import Catalogue
-from casemate.supervisor.config import load_config
+from casemate.supervisor.cli.reloading import Reloading
+from casemate.supervisor.config import Config, load_config
 from fakes import PATIENCE, wait_until
 from runs import Place
 
@@ -94,6 +98,86 @@ def test_pipelines_have_folders_of_their_own_and_no_two_have_one_name(
     for name in ("never", "review"):
         with pytest.raises(UsageError):
             catalogue.bundle(name)
+
+
+def test_a_pipeline_too_many_puts_out_no_other(
+    tmp_path: Path, folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(folder.path)
+    news(catalogue, tmp_path)
+    whole, _ = catalogue.bundle("review")
+    monkeypatch.setattr("casemate.supervisor.catalogue.CATALOGUE_SIZE", len(whole) * 5 // 2)
+    folder.write("big.yaml", REVIEW)
+    folder.write("more.yaml", REVIEW)
+    folder.write("code.py", CODE.replace("old", "new"))
+    big, more, review = news(catalogue, tmp_path)
+    assert (big, review) == ("pipeline big: read", "pipeline review: read")
+    assert more.startswith("pipeline more: ") and "MiB of pipelines" in more
+    folder.write("code.py", CODE + "#" * len(whole))
+    big, review = news(catalogue, tmp_path)
+    assert big.endswith("stays in force") and review.endswith("stays in force")
+
+
+def test_a_name_that_is_not_utf_8_is_told_of(tmp_path: Path, folder: Place) -> None:
+    (folder.path / "data").mkdir()
+    (folder.path / os.fsdecode(b"data/caf\xe9.txt")).write_text("")
+    folder.write("review.yaml", REVIEW.replace('code.py:one"', 'code.py:one", sources: [data]'))
+    [said] = news(Catalogue(folder.path), tmp_path)
+    assert r"caf\xe9.txt' is not UTF-8" in said
+
+
+def test_what_was_read_last_is_in_force(
+    tmp_path: Path, folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        reloading = Reloading(folder.path)
+        catalogue = reloading.catalogue
+        assert catalogue is not None
+        await reloading.begin(load_config(state=tmp_path / "state"))
+        gates = [asyncio.Event(), asyncio.Event()]
+        waiting = iter(gates)
+
+        async def slowly(load: Callable[[Config], Any], config: Config) -> Any:
+            found = load(config)
+            await next(waiting).wait()
+            return found
+
+        monkeypatch.setattr(asyncio, "to_thread", slowly)
+        readings = [asyncio.create_task(reloading._read(catalogue))]
+        await asyncio.sleep(0)
+        folder.write("second.yaml", REVIEW)
+        readings.append(asyncio.create_task(reloading._read(catalogue)))
+        for gate in reversed(gates):
+            await asyncio.sleep(0)
+            gate.set()
+            await asyncio.sleep(0)
+        await asyncio.gather(*readings)
+        catalogue.bundle("second")
+
+    asyncio.run(main())
+
+
+def test_another_state_directory_in_the_file_leaves_the_present_one_unseen_by_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "casemate.toml"
+    file.write_text(f'state = "{tmp_path}/one"\n')
+    monkeypatch.setenv("CASEMATE_CONFIG", str(file))
+
+    async def main() -> Config:
+        told: asyncio.Queue[Config] = asyncio.Queue()
+        supervisor = Mock(reconfigure=told.put)
+        reloading = Reloading(None)
+        await reloading.begin(load_config())
+        keeping = asyncio.create_task(reloading.keep(supervisor, load_config))
+        file.write_text(f'state = "{tmp_path}/other"\nallow = ["network"]\n')
+        new = await asyncio.wait_for(told.get(), PATIENCE)
+        keeping.cancel()
+        await asyncio.wait([keeping])
+        return new
+
+    new = asyncio.run(main())
+    assert new.allow.network and new.allow.state == tmp_path / "one"
 
 
 @contextmanager
@@ -178,7 +262,7 @@ def test_the_configuration_is_read_again_and_a_broken_one_is_not(
         with pytest.raises(UsageError, match="/usr/share"):
             submit(state, "wants")
         file.write_text('max_parallel = 3\nmemory = "3GiB"\nallow = ["path:/usr/share"]\n')
-        wait_said(log, "read again; memory_budget: from the next start on")
+        wait_said(log, "read again; memory: from the next start on")
         wait_said(log, "pipeline wants: is whole again")
         assert submit(state, "wants", 1) == ([1, "old"], [])
         file.write_text("max_parallel = none\n")
@@ -186,6 +270,10 @@ def test_the_configuration_is_read_again_and_a_broken_one_is_not(
         output, [note] = submit(state, "wants", 2)
         assert output == [2, "old"]
         assert str(file) in note
+        file.write_text('keys = "~nosuchuser/keys"\n')
+        wait_said(log, "no such user")
         file.write_text('max_parallel = 2\nallow = ["path:/usr/share"]\n')
-        wait_said(log, "read again", times=2)
+        wait_said(log, "read again\n")  # all that it says counts, or did when serve began
+        file.write_text('log = "json"\nallow = ["path:/usr/share"]\n')
+        wait_said(log, "read again; log: from the next start on")
         assert submit(state, "wants", 3) == ([3, "old"], [])

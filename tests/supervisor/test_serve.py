@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from casemate import Supervisor
 from casemate.protocol.control import RunState
+from casemate.supervisor.cli.reloading import Reloading
+from casemate.supervisor.cli.serve import _serve
+from casemate.supervisor.config import Config, load_config
+from casemate.supervisor.notify import Notifier
 from casemate.supervisor.overview import summarise
 from casemate.supervisor.state import StateDirectory
 from fakes import wait_until
@@ -92,3 +99,13 @@ def test_what_it_was_doing_when_it_ended_goes_on_with_the_next(
         subprocess.run([*CASEMATE, "resume", paused, "--state", str(state)], check=True)
         wait_until(lambda: stands(state, paused) is RunState.COMPLETED)
     assert_true_story(state, paused, has_ended=True)
+
+
+def test_it_does_not_stay_where_it_reads_nothing_again(tmp_path: Path) -> None:
+    class Broken(Reloading):
+        async def keep(self, supervisor: Supervisor, load: Callable[[], Config]) -> None:
+            raise ZeroDivisionError("a bug")
+
+    config = load_config(state=tmp_path / "state")
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(_serve(config, Notifier(), False, 0.0, Broken(None), lambda: config))

@@ -3,17 +3,19 @@ run there whatever is killed in between."""
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from casemate import UsageError
+from casemate import CasemateError, UsageError
 from casemate.protocol import codec
 from casemate.protocol.control import RunState
 from casemate.protocol.limits import SUBMISSION_SIZE, SUBMISSIONS_KEPT
@@ -282,6 +284,101 @@ def test_a_bundle_writes_nothing_beside_its_folder(tmp_path: Path, name: str) ->
     with pytest.raises(UsageError, match="a file cannot be named"):
         unpack(packed, tmp_path / "in", Allow())
     assert list(tmp_path.iterdir()) == []
+
+
+def made_up(source: str = "x", **parts: Any) -> bytes:
+    """A bundle that `pack` would not make."""
+    whole: dict[str, Any] = {
+        "source": source,
+        "document": Raw(msgspec.msgpack.encode({"name": "x", "tasks": {"a": {"command": ["ls"]}}})),
+        "files": {},
+        "workspace": None,
+        "input": Raw(b"\xc0"),
+    }
+    return msgspec.msgpack.encode(whole | parts)
+
+
+def nowhere(tmp_path: Path) -> str:
+    """A link that leads to itself."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    return str(loop)
+
+
+HOPELESS: dict[str, tuple[dict[str, Any], str]] = {
+    "a name too long": ({"files": {"n" * 300: b""}}, "a file cannot be named 'nnn"),
+    "a file below a file": ({"files": {"a": b"", "a/b": b""}}, "cannot be named 'a/b'"),
+    "a file that is a folder": ({"files": {"a/b": b"", "a": b""}}, "cannot be named 'a'"),
+    "odd keys": ({"document": Raw(b"\x81\x01\xc0")}, "not a value"),
+    "nul in the workspace": ({"workspace": "/a\0b"}, "workspace.*null"),
+    "a workspace too long": ({"workspace": "/" + "a" * 300}, "workspace.*too long"),
+}
+
+
+@pytest.mark.parametrize(("parts", "problem"), HOPELESS.values(), ids=HOPELESS)
+def test_what_can_never_be_a_run_is_the_submitters_to_mend(
+    tmp_path: Path, parts: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UsageError, match=problem):
+        unpack(made_up(**parts), tmp_path / "in", Allow())
+
+
+def test_a_workspace_that_leads_to_itself_is_the_submitters_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="workspace"):
+        unpack(made_up(workspace=nowhere(tmp_path)), tmp_path / "in", Allow())
+
+
+def test_nothing_that_is_submitted_keeps_the_next_serve_from_starting(
+    state: Path, place: Place
+) -> None:
+    with serving(state):
+        wait_ready(state)
+        with Client(StateDirectory(state)) as client:
+            for parts, _ in HOPELESS.values():
+                with pytest.raises(UsageError):
+                    client.submit(made_up(**parts))
+        assert list((state / "submissions").iterdir()) == []
+    with serving(state):
+        wait_ready(state)
+        with Client(StateDirectory(state)) as client:
+            wait_ended(state, client.submit(bundle_of(place, "value"))[0])
+
+
+def full(*_: object, **__: object) -> str:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_refused_while_the_disk_was_full_does_not_run_later(
+    state: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    bundle = bundle_of(place, "value")
+    with Embedded(state, on_submitted=runs.append) as house:
+        with Client(StateDirectory(state)) as client, monkeypatch.context() as patched:
+            patched.setattr(tempfile, "mkdtemp", full)
+            with pytest.raises(CasemateError, match="No space left"):
+                client.submit(bundle)
+        house.call(house.supervisor.start_submitted())
+        assert Submissions(StateDirectory(state)).pending() == runs == []
+
+
+def test_what_nobody_was_told_of_waits_for_a_disk_that_is_not_full(
+    state: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, bundle = "0" * 32, bundle_of(place, "value")
+    store = Submissions(StateDirectory.open(state))
+    store.write(name, 0, bundle)
+    store.take(name, digest_of(bundle))
+    runs: list[str] = []
+    with Embedded(state, on_submitted=runs.append) as house:
+        with monkeypatch.context() as patched:
+            patched.setattr(tempfile, "mkdtemp", full)
+            with pytest.raises(UsageError, match="No space left"):
+                house.call(house.supervisor.start_submitted())
+        assert store.pending() == [name]
+        house.call(house.supervisor.start_submitted())
+        assert [store.run_of(name)] == runs
+    assert store.pending() == []
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
