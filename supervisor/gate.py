@@ -17,8 +17,9 @@ The list holds for the whole life of a gate. When it changes there is another ga
 were struck off are cut off at once, and the others connect again and miss nothing, as when a front
 dies.
 
-Of events the gate asks the front for all, or for none while nobody is subscribed: a subscription
-from outside costs the front nothing. It is answered with the latest heartbeat, as the front does.
+Of events the gate asks the front for none until somebody is subscribed to any, and for all from
+then on: what is said from outside costs the front nothing and takes nothing from anybody else. A
+subscription is answered with the latest heartbeat, as the front does.
 Requests wait their turn: libzmq takes one of each connection in turn, both here and in the front,
 and while the front has enough of ours no more are read.
 """
@@ -208,7 +209,7 @@ class _Gate:
         self._own = orders.own
         self._clients = {each.key: each for each in orders.clients}
         self._by_name = {each.name: each for each in orders.clients}
-        self._topics: set[bytes] = set()  # that somebody is subscribed to
+        self._has_observers = False  # or had any
         self._beat: list[bytes] | None = None
         self._context = zmq.Context()
         # First of all: without it libzmq lets in whoever has any key.
@@ -332,19 +333,19 @@ class _Gate:
                 said = self._events.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            is_new |= self._subscribe(said[:1] == b"\x01", said[1:])
+            # What begins otherwise ends a subscription, or is a message of an XSUB's, which XPUB
+            # passes up too: neither says that nobody listens any more.
+            if said[:1] == b"\x01":
+                is_new = True
+                self._listen_to(said[1:])
         if is_new and self._beat is not None:
             self._events.send_multipart(self._beat, zmq.NOBLOCK)
 
-    def _subscribe(self, wants: bool, topic: bytes) -> bool:
-        """Events are asked for while anybody wants any. Whether this was a subscription."""
-        if HEARTBEAT_TOPIC.startswith(topic) and topic:
-            return wants
-        had = bool(self._topics)
-        (self._topics.add if wants else self._topics.discard)(topic)
-        if bool(self._topics) != had:
-            (self._live.subscribe if wants else self._live.unsubscribe)(b"ev.")
-        return wants
+    def _listen_to(self, topic: bytes) -> None:
+        has_only_beats = HEARTBEAT_TOPIC.startswith(topic) and topic
+        if not self._has_observers and not has_only_beats:
+            self._has_observers = True
+            self._live.subscribe(b"ev.")
 
     def _forward_events(self, most: int = 10 * _TURN) -> None:
         import zmq

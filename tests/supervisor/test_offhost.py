@@ -110,7 +110,8 @@ class Elsewhere:
         made = context.socket(kind)
         made.linger = 0
         remote = Remote.of(self.at, self.keys(name))
-        remote.connect(made, remote.events if kind == zmq.SUB else remote.control)
+        is_observer = kind in (zmq.SUB, zmq.XSUB)
+        remote.connect(made, remote.events if is_observer else remote.control)
         return made
 
     def ask(self, name: str, body: bytes) -> Any:
@@ -371,6 +372,33 @@ def test_a_stranger_hears_no_event(shared: Elsewhere, place: Place, log: Log) ->
         assert not mallory.poll(0) and not plain.poll(0)
         for each in (*listening, plain):
             each.close(0)
+
+
+def test_who_may_only_watch_takes_no_event_from_the_others(
+    elsewhere: Elsewhere, place: Place
+) -> None:
+    with (
+        zmq.Context() as context,
+        elsewhere.socket(context, "ada", zmq.SUB) as ada,
+        elsewhere.socket(context, "eve", zmq.XSUB) as eve,
+    ):
+        ada.subscribe(b"ev.")
+        eve.send(b"\x01hb.")
+        assert eve.poll(PATIENCE_MS)
+        elsewhere.house.run(place.spec(tasks={"greet": {}}))
+        assert ada.poll(PATIENCE_MS)  # the gate asks the front for events
+        # A message of hers, which begins as no subscription does; and one that ends ada's.
+        for said in (b"\x02ev.", b"\x00ev."):
+            eve.send(said)
+            while eve.poll(0):
+                eve.recv_multipart()
+            eve.send(b"\x01hb.")  # is answered after what was said before it
+            eve.send(b"\x00hb.")
+            assert eve.poll(PATIENCE_MS)
+            while ada.poll(0):
+                ada.recv_multipart()
+            elsewhere.house.run(place.spec(tasks={"greet": {}}))
+            assert ada.poll(PATIENCE_MS), said
 
 
 class Cli:
