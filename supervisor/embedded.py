@@ -56,6 +56,7 @@ def _crash(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         return
     traceback.print_exception(error)
     log.critical("a bug of casemate ends the engine: %r", error, exc_info=error)
+    logging.shutdown()  # what waits for its reader
     os._exit(70)  # EX_SOFTWARE
 
 

@@ -85,6 +85,7 @@ from ..protocol.control import (
     Submit,
     Upload,
     Uploaded,
+    Why,
     topic,
 )
 from ..protocol.errors import CasemateError, LocalViolation, UsageError
@@ -568,7 +569,9 @@ class FrontProcess:
         if act is None:
             problem = Problem(ControlError.REFUSED, "this supervisor takes no requests now")
             return Error(id=verb.id, error=problem)
-        if not isinstance(verb.id, str):
+        # Numbers name nothing; and whoever may only ask why takes no place of what is kept for
+        # those who steer.
+        if not isinstance(verb.id, str) or isinstance(verb, Why):
             return await act(verb)
         known = self._replies.get(verb.id)
         if known is not None:
@@ -581,7 +584,11 @@ class FrontProcess:
         reply = asyncio.ensure_future(act(verb))
         self._replies[verb.id] = (verb, reply)
         if len(self._replies) > CONTROL_REPLIES_KEPT:
-            self._replies.popitem(last=False)
+            # One that is not there yet is asked for again above all: those are no more than the
+            # requests under way.
+            done = (name for name, (_, each) in self._replies.items() if each.done())
+            if (oldest := next(done, None)) is not None:
+                del self._replies[oldest]
         return await reply
 
     async def _announce(self, epoch: int) -> None:

@@ -17,8 +17,9 @@ The list holds for the whole life of a gate. When it changes there is another ga
 were struck off are cut off at once, and the others connect again and miss nothing, as when a front
 dies.
 
-Of events the gate asks the front for all, or for none while nobody is subscribed: a subscription
-from outside costs the front nothing. It is answered with the latest heartbeat, as the front does.
+Of events the gate asks the front for none until somebody is subscribed to any, and for all from
+then on: what is said from outside costs the front nothing and takes nothing from anybody else. A
+subscription is answered with the latest heartbeat, as the front does.
 Requests wait their turn: libzmq takes one of each connection in turn, both here and in the front,
 and while the front has enough of ours no more are read.
 """
@@ -44,6 +45,7 @@ from ..protocol.control import (
 )
 from ..protocol.limits import (
     CONTROL_QUEUE,
+    CONTROL_RATE,
     CONTROL_REQUEST_SIZE,
     CONTROL_VERSION,
     FRONT_QUEUE_EVENTS,
@@ -104,6 +106,7 @@ class _Asked(Struct):
     id: RequestId | None = None
     run: str = ""
     key: str = ""
+    submission: str = ""
 
 
 class _Envelope(Struct, frozen=True, array_like=True):
@@ -161,23 +164,21 @@ class _CannotListen(Exception):
 
 
 class _Log:
-    """What refusals make us say is bounded: a burst, then a line a second, and the rest counted."""
+    """What others make us say is bounded: a burst, then so many lines a second, and the rest
+    counted."""
 
-    def __init__(self) -> None:
-        self._allowance = float(GATE_LOG_BURST)
+    def __init__(self, kind: Literal["refused", "asked"], burst: int, rate: float) -> None:
+        self._kind, self._burst, self._rate = kind, float(burst), rate
+        self._allowance = self._burst
         self._at = time.monotonic()
         self._left_out = 0
 
-    def refuse(self, text: str, count: int = 1) -> None:
+    def say(self, text: str, count: int = 1) -> None:
         if self._may_say():
             self._say_left_out()
-            _say(Said(kind="refused", text=text))
+            _say(Said(kind=self._kind, text=text))
         else:
             self._left_out += count
-
-    def note(self, text: str) -> None:
-        """What an allowed client wants done: the engine reads few of these a second."""
-        _say(Said(kind="asked", text=text))
 
     def catch_up(self) -> None:
         if self._left_out and self._may_say():
@@ -185,8 +186,8 @@ class _Log:
 
     def _may_say(self) -> bool:
         now = time.monotonic()
-        earned = (now - self._at) * GATE_LOG_RATE
-        self._allowance = min(float(GATE_LOG_BURST), self._allowance + earned)
+        earned = (now - self._at) * self._rate
+        self._allowance = min(self._burst, self._allowance + earned)
         self._at = now
         if self._allowance < 1:
             return False
@@ -195,7 +196,7 @@ class _Log:
 
     def _say_left_out(self) -> None:
         if self._left_out:
-            _say(Said(kind="refused", text=f"refused {self._left_out} more"))
+            _say(Said(kind=self._kind, text=f"{self._kind} {self._left_out} more"))
             self._left_out = 0
 
 
@@ -204,11 +205,14 @@ class _Gate:
         import zmq
 
         # Strangers who knock all night hide nothing that a client did.
-        self._strangers, self._log = _Log(), _Log()
+        self._strangers = _Log("refused", GATE_LOG_BURST, GATE_LOG_RATE)
+        self._refused = _Log("refused", GATE_LOG_BURST, GATE_LOG_RATE)
+        # As many as the engine reads: a line is missing only where requests come faster than that.
+        self._asked = _Log("asked", CONTROL_RATE, CONTROL_RATE)
         self._own = orders.own
         self._clients = {each.key: each for each in orders.clients}
         self._by_name = {each.name: each for each in orders.clients}
-        self._topics: set[bytes] = set()  # that somebody is subscribed to
+        self._has_observers = False  # or had any
         self._beat: list[bytes] | None = None
         self._context = zmq.Context()
         # First of all: without it libzmq lets in whoever has any key.
@@ -272,8 +276,8 @@ class _Gate:
             self._forward_requests()
             self._forward_replies()
             self._note_failures()
-            self._log.catch_up()
-            self._strangers.catch_up()
+            for log in (self._strangers, self._refused, self._asked):
+                log.catch_up()
         # The front ended before us: what it said last is there.
         self._forward_events(most=FRONT_QUEUE_EVENTS)
         self._events.close(linger=int(_PARTING_SECONDS * 1000))
@@ -299,7 +303,7 @@ class _Gate:
             key = z85.encode(proof[0]).decode() if mechanism == b"CURVE" else ""
             client = self._clients.get(key)
             if client is None:
-                self._strangers.refuse(
+                self._strangers.say(
                     f"refused {_address(address.decode())}: its key {key} is not in clients.toml"
                 )
                 answer = (b"400", b"unknown key", b"")
@@ -319,7 +323,7 @@ class _Gate:
                 count += 1
         if count:
             words = f"refused {count} whose greeting was cut short or not made with our key"
-            self._strangers.refuse(words, count)
+            self._strangers.say(words, count)
 
     # ---- events
 
@@ -332,19 +336,19 @@ class _Gate:
                 said = self._events.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            is_new |= self._subscribe(said[:1] == b"\x01", said[1:])
+            # What begins otherwise ends a subscription, or is a message of an XSUB's, which XPUB
+            # passes up too: neither says that nobody listens any more.
+            if said[:1] == b"\x01":
+                is_new = True
+                self._listen_to(said[1:])
         if is_new and self._beat is not None:
             self._events.send_multipart(self._beat, zmq.NOBLOCK)
 
-    def _subscribe(self, wants: bool, topic: bytes) -> bool:
-        """Events are asked for while anybody wants any. Whether this was a subscription."""
-        if HEARTBEAT_TOPIC.startswith(topic) and topic:
-            return wants
-        had = bool(self._topics)
-        (self._topics.add if wants else self._topics.discard)(topic)
-        if bool(self._topics) != had:
-            (self._live.subscribe if wants else self._live.unsubscribe)(b"ev.")
-        return wants
+    def _listen_to(self, topic: bytes) -> None:
+        has_only_beats = HEARTBEAT_TOPIC.startswith(topic) and topic
+        if not self._has_observers and not has_only_beats:
+            self._has_observers = True
+            self._live.subscribe(b"ev.")
 
     def _forward_events(self, most: int = 10 * _TURN) -> None:
         import zmq
@@ -409,12 +413,12 @@ class _Gate:
             else:
                 problem = _refusal(asked, client)
         if problem is not None:
-            self._log.refuse(f"refused a request of {envelope.who}: {_word(problem.message)}")
+            self._refused.say(f"refused a request of {envelope.who}: {_word(problem.message)}")
             self._answer(envelope, _encoder.encode(Error(id=asked.id, error=problem)))
             return
         if asked.verb not in _READING | {"upload"}:
-            words = f"{_word(asked.verb)} {_word(asked.run or asked.key)}".rstrip()
-            self._log.note(f"{envelope.who} asks: {words}")
+            words = f"{_word(asked.verb)} {_word(asked.run or asked.key or asked.submission)}"
+            self._asked.say(f"{envelope.who} asks: {words.rstrip()}")
         # There was room; an empty part ends the envelope, as everywhere in ZeroMQ.
         self._front.send_multipart([_encoder.encode(envelope), b"", body], zmq.NOBLOCK)
 
@@ -430,7 +434,7 @@ class _Gate:
             with contextlib.suppress(msgspec.ValidationError):  # not an error
                 problem = _replies.decode(reply).error
                 if problem.kind is ControlError.BAD_REQUEST:
-                    self._log.refuse(
+                    self._refused.say(
                         f"refused a request of {envelope.who}: {_word(problem.message)}"
                     )
             self._answer(envelope, reply)

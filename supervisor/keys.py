@@ -193,7 +193,11 @@ def _read(path: Path, *, is_private: bool, remedy: str) -> str:
                     f"{path}: others may {can} it (mode {stat.S_IMODE(seen.st_mode):04o}); "
                     f"chmod {'600' if is_private else 'go-w'} it"
                 )
-            return file.read(KEY_FILE_SIZE).decode("utf-8")
+            text = file.read(KEY_FILE_SIZE + 1)
+            if len(text) > KEY_FILE_SIZE:
+                # What is left of a line that was cut might say more than the line did.
+                raise UsageError(f"{path}: longer than {KEY_FILE_SIZE} bytes")
+            return text.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: does not exist: {remedy}") from None
     except OSError as error:

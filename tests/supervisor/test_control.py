@@ -33,6 +33,7 @@ from casemate.protocol.control import (
     ResetBreaker,
     Rollback,
     Shutdown,
+    Why,
 )
 from casemate.protocol.errors import CasemateError, UsageError
 from casemate.protocol.limits import (
@@ -219,6 +220,42 @@ def test_a_request_that_comes_again_is_carried_out_once(state: StateDirectory) -
         pause = Pause(version=1, id=1, run=it.run)
         await it.ask(pause, pause)
         assert len(it.engine.told) == 3  # numbers name nothing
+
+    run(state, story)
+
+
+def test_a_reply_is_kept_whatever_is_asked_meanwhile(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.supervisor.front.CONTROL_REPLIES_KEPT", 2)
+
+    async def story(it: Bench) -> None:
+        fork = Fork(version=1, id="a-fork", run=it.run, checkpoint="c1")
+        await it.ask(fork)
+        await it.ask(*(Why(version=1, id=f"why-{n}", run=it.run, task="a") for n in range(9)))
+        await it.ask(fork)
+        assert it.engine.told == [("fork", it.run, "c1")]
+
+    run(state, story)
+
+
+def test_a_request_that_is_under_way_is_not_forgotten(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.supervisor.front.CONTROL_REPLIES_KEPT", 2)
+
+    async def story(it: Bench) -> None:
+        rollback = Rollback(version=1, id="a-rollback", run=it.run, checkpoint="c0")
+        first = asyncio.create_task(it.ask(rollback))
+        await it.until(lambda: it.engine.told)
+        for n in range(4):
+            await it.ask(Pause(version=1, id=f"pause-{n}", run=it.run))
+        again = asyncio.create_task(it.ask(rollback))
+        await it.until(lambda: len(it.front._steering) == 2)
+        it.engine.gate.set()
+        assert await first == await again
+        assert [told[0] for told in it.engine.told].count("rollback") == 1
+        assert len(it.front._replies) <= 3
 
     run(state, story)
 

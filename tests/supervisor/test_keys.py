@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from casemate import UsageError
+from casemate.protocol.limits import KEY_FILE_SIZE
 from casemate.supervisor.keys import (
     Allowed,
     Role,
@@ -88,6 +89,17 @@ def test_the_list_names_clients_and_what_they_may(tmp_path: Path) -> None:
 def test_a_list_that_is_not_sound_is_refused_whole(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "clients.toml").write_text(text)
     with pytest.raises(UsageError, match=re.escape(words)):
+        read_clients(tmp_path)
+
+
+def test_a_list_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None:
+    begun = f'[dash]\nkey = "{ADA}"\n'
+    comment = "#" * (KEY_FILE_SIZE - len(begun) - 1)
+    (tmp_path / "clients.toml").write_text(f"{begun}{comment}\n")
+    assert read_clients(tmp_path) == (Allowed("dash", ADA, "steer"),)
+    # A cut at the end of the comment would make a steerer of who may watch.
+    (tmp_path / "clients.toml").write_text(f'{begun}{comment}\nmay = "watch"\n')
+    with pytest.raises(UsageError, match="longer than 262144 bytes"):
         read_clients(tmp_path)
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from casemate import UsageError
 from casemate.supervisor import logs
 from casemate.supervisor.config import load_config
-from fakes import wait_until
+from fakes import PATIENCE, wait_until
 from runs import Embedded, Place, descendants
 
 LOUD = 'def loud(input, ctx):\n    print("the task says")\n    raise ValueError("the task fails")\n'
@@ -81,28 +83,71 @@ def test_words_are_for_people_and_do_nothing_to_a_terminal(
     log: str,
     expected: list[str],
     own_logger: logging.Logger,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     for kind in ("text", log):  # the second replaces the first
         logs.set_up(kind)
     told = logging.getLogger("casemate.x")
     told.info("it goes %s", "on")
     told.warning("it is \x1b[2Jbroken")
-    lines = capsys.readouterr().err.splitlines()
+    logs.set_up("off")  # all is written
+    lines = capfd.readouterr().err.splitlines()
     assert [line.partition(" ")[2] if log == "text" else line for line in lines] == expected
 
 
 def test_json_has_what_was_given_beside_the_words_and_the_exception(
-    own_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    own_logger: logging.Logger, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logs.set_up("json")
     try:
         raise OSError("no\ndisk")
     except OSError:
         logging.getLogger("casemate.x").exception("it failed", extra={"run": "r", "odd": {1}})
-    [line] = capsys.readouterr().err.splitlines()
+    logs.set_up("off")
+    [line] = capfd.readouterr().err.splitlines()
     told = json.loads(line)
     assert (told["level"], told["message"], told["run"], told["odd"]) == (
         "error", "it failed", "r", "{1}",
     )  # fmt: skip
     assert "OSError: no\ndisk" in told["exception"]
+
+
+SAYS_MUCH = """
+import logging, sys
+from casemate.supervisor import logs
+logs.set_up("json")
+for n in range(5000):
+    logging.getLogger("casemate.x").info("line %d", n)
+print("said", flush=True)
+sys.stdin.readline()
+logging.getLogger("casemate.x").info("the last")
+"""
+
+
+def test_a_reader_that_stands_still_holds_up_nobody_and_is_told_what_was_left_out() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SAYS_MUCH],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert process.stdout.readline() == "said\n"
+        process.stdin.close()
+        lines = [json.loads(line)["message"] for line in process.stderr]
+        assert process.wait(PATIENCE) == 0
+    [told] = [line for line in lines if "left out" in line]
+    kept, left_out = lines.index(told), int(told.split()[0])
+    assert lines[:kept] == [f"line {n}" for n in range(kept)] and kept >= 1000
+    assert left_out + len(lines) - 1 == 5001
+
+
+def test_a_reader_that_never_reads_holds_up_no_end() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SAYS_MUCH],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.wait(PATIENCE) == 0

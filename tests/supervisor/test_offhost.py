@@ -25,7 +25,7 @@ import psutil
 import pytest
 import zmq
 from casemate import AsyncClient, CasemateError, Client, PipelineEvent, UsageError, observe
-from casemate.protocol.control import ControlError, Error, List, Pause, RunState
+from casemate.protocol.control import Cancel, ControlError, Error, List, Pause, RunState, Submit
 from casemate.protocol.limits import CONTROL_REQUEST_SIZE, REMOTE_REQUEST_SIZE
 from casemate.supervisor.cli import main
 from casemate.supervisor.keys import make_keys, read_public_key
@@ -110,7 +110,8 @@ class Elsewhere:
         made = context.socket(kind)
         made.linger = 0
         remote = Remote.of(self.at, self.keys(name))
-        remote.connect(made, remote.events if kind == zmq.SUB else remote.control)
+        is_observer = kind in (zmq.SUB, zmq.XSUB)
+        remote.connect(made, remote.events if is_observer else remote.control)
         return made
 
     def ask(self, name: str, body: bytes) -> Any:
@@ -170,12 +171,12 @@ class Log:
         self._caplog = caplog
         caplog.set_level(logging.INFO, GATE)
 
-    def wait(self, *words: str, count: int = 1) -> None:
-        def found() -> list[str]:
-            said = [r.getMessage() for r in self._caplog.records if r.name == GATE]
-            return [line for line in said if all(word in line for word in words)]
+    def found(self, *words: str) -> list[str]:
+        said = [r.getMessage() for r in self._caplog.records if r.name == GATE]
+        return [line for line in said if all(word in line for word in words)]
 
-        wait_until(lambda: len(found()) >= count)
+    def wait(self, *words: str, count: int = 1) -> None:
+        wait_until(lambda: len(self.found(*words)) >= count)
 
 
 @pytest.fixture
@@ -373,6 +374,33 @@ def test_a_stranger_hears_no_event(shared: Elsewhere, place: Place, log: Log) ->
             each.close(0)
 
 
+def test_who_may_only_watch_takes_no_event_from_the_others(
+    elsewhere: Elsewhere, place: Place
+) -> None:
+    with (
+        zmq.Context() as context,
+        elsewhere.socket(context, "ada", zmq.SUB) as ada,
+        elsewhere.socket(context, "eve", zmq.XSUB) as eve,
+    ):
+        ada.subscribe(b"ev.")
+        eve.send(b"\x01hb.")
+        assert eve.poll(PATIENCE_MS)
+        elsewhere.house.run(place.spec(tasks={"greet": {}}))
+        assert ada.poll(PATIENCE_MS)  # the gate asks the front for events
+        # A message of hers, which begins as no subscription does; and one that ends ada's.
+        for said in (b"\x02ev.", b"\x00ev."):
+            eve.send(said)
+            while eve.poll(0):
+                eve.recv_multipart()
+            eve.send(b"\x01hb.")  # is answered after what was said before it
+            eve.send(b"\x00hb.")
+            assert eve.poll(PATIENCE_MS)
+            while ada.poll(0):
+                ada.recv_multipart()
+            elsewhere.house.run(place.spec(tasks={"greet": {}}))
+            assert ada.poll(PATIENCE_MS), said
+
+
 class Cli:
     """The command, in this process."""
 
@@ -530,6 +558,32 @@ def test_the_id_of_an_earlier_request_names_no_other(
     log.wait("refused a request of ada", "has named another request")
     live.cancel()
     assert [event.kind for event in live.finish().events].count("run.paused") == 1
+
+
+def test_what_a_client_asks_is_logged_up_to_a_bound_and_then_counted(
+    shared: Elsewhere, log: Log
+) -> None:
+    many = 1000
+    with zmq.Context() as context, shared.socket(context, "ada") as ada:
+        for number in range(many):
+            ada.send(msgpack.encode(Cancel(version=1, id=number, run="nobody", reason="")))
+            while ada.poll(0):
+                ada.recv()
+
+        def told() -> tuple[int, int]:
+            named = log.found("ada (127.0.0.1) asks: cancel nobody")
+            counted = [int(line.split()[1]) for line in log.found("asked ", " more")]
+            return len(named), sum(counted)
+
+        wait_until(lambda: sum(told()) >= many)
+    named, counted = told()
+    assert named + counted == many and 100 <= named < many
+
+
+def test_what_is_submitted_is_logged_by_its_name(shared: Elsewhere, log: Log) -> None:
+    submit = Submit(version=1, id=1, submission="5ab" + "0" * 29, digest=b"0" * 32)
+    shared.ask("ada", msgpack.encode(submit))
+    log.wait("ada (127.0.0.1) asks: submit 5ab0000")
 
 
 def test_a_recorded_conversation_says_nothing_when_it_is_played_again(
