@@ -20,7 +20,10 @@ the pipeline's author who wrote it.
 from __future__ import annotations
 
 import ast
+import builtins
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -40,7 +43,19 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # What may reach a name without saying it.
 _HIDING = {"eval", "exec", "globals", "locals", "vars", "__import__", "import_module", "modules"}
 # Decorators that do nothing but to what they decorate. Any other may note it down somewhere.
-_HARMLESS = {"asynccontextmanager", "cache", "contextmanager", "dataclass", "lru_cache", "wraps"}
+_DECORATORS = {
+    *("abstractmethod", "asynccontextmanager", "cache", "cached_property", "classmethod"),
+    *("contextmanager", "dataclass", "field_validator", "final", "lru_cache", "model_validator"),
+    *("overload", "override", "property", "setter", "staticmethod", "total_ordering", "wraps"),
+}
+# Classes that do nothing to what is made of them, beside those of the language. Any other may note
+# it down somewhere (`__init_subclass__`, a metaclass).
+_BASES = {
+    *("ABC", "BaseModel", "Enum", "Flag", "Generic", "IntEnum", "IntFlag", "NamedTuple"),
+    *("Protocol", "StrEnum", "Struct", "TypedDict"),
+}
+# Calls that say of a class's field what it is.
+_CALLS = {"Field", "auto", "field"}
 
 
 def unaffected(old: PipelineSpec, code: Path, new: PipelineSpec, new_code: Path) -> frozenset[str]:
@@ -165,11 +180,11 @@ class _Statements:
         self._named: dict[str, list[ast.stmt]] = {}
         self._doing: list[ast.stmt] = []
         self._order = {statement: number for number, statement in enumerate(tree.body)}
-        builders = {name for each in tree.body for name in _builders(each)}
+        known = _Known.of(tree.body)
         for statement in tree.body:
-            names = _defined(statement, builders)
+            names = _defined(statement, known)
             if names is None:
-                if not _is_building(statement, builders):
+                if not _is_building(statement, known.builders):
                     self._doing.append(statement)
                 continue
             for name in names:
@@ -222,54 +237,141 @@ def _is_import(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Import | ast.ImportFrom)
 
 
-def _defined(statement: ast.stmt, builders: set[str]) -> list[str] | None:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Names of which is known what it does to call them, or to make a class of them."""
+
+    builders: frozenset[str]  # pipelines
+    harmless: frozenset[str]
+
+    @classmethod
+    def of(cls, body: list[ast.stmt]) -> _Known:
+        own = {each.name for each in body if isinstance(each, _DEFINITIONS)}
+        names = _DECORATORS | _BASES | _CALLS | _language()
+        return cls(frozenset(_builders(body)), frozenset(names - own))
+
+    def has(self, node: ast.expr, of: set[str]) -> bool:
+        """Is it one of these, by itself or of a module, and no definition of the file's own?"""
+        name = node.attr if isinstance(node, ast.Attribute) else None
+        name = node.id if isinstance(node, ast.Name) else name
+        return name in of and name in self.harmless
+
+
+def _language() -> set[str]:
+    """The classes that Python has without an import."""
+    return {name for name, value in vars(builtins).items() if isinstance(value, type)}
+
+
+def _defined(statement: ast.stmt, known: _Known) -> list[str] | None:
     """The names that a statement gives a meaning and does nothing else; None: it does more."""
     match statement:
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
                 return None
             return [alias.asname or alias.name.partition(".")[0] for alias in names]
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            harmless = all(_is_harmless(each, builders) for each in statement.decorator_list)
-            return [statement.name] if harmless else None
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return [statement.name] if _is_plain_function(statement, known) else None
+        case ast.ClassDef():
+            return [statement.name] if _is_plain_class(statement, known) else None
         case ast.Assign(targets=targets, value=value):
             bound = [each.id for each in targets if isinstance(each, ast.Name)]
-            return bound if len(bound) == len(targets) and _is_value(value) else None
-        case ast.AnnAssign(target=ast.Name(id=name), value=assigned):
-            return [name] if assigned is None or _is_value(assigned) else None
-        case ast.Expr(value=ast.Constant()):
+            return bound if len(bound) == len(targets) and _is_value(value, known) else None
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=assigned):
+            return [name] if _are_values([annotation, assigned], known) else None
+        case ast.Expr(value=ast.Constant()) | ast.Pass():
             return []  # a docstring
     return None
 
 
-def _is_value(node: ast.expr) -> bool:
+def _is_plain_function(node: ast.FunctionDef | ast.AsyncFunctionDef, known: _Known) -> bool:
+    """To define it does nothing: what its head says is worked out then."""
+    said = node.args
+    every = [*said.posonlyargs, *said.args, *said.kwonlyargs, said.vararg, said.kwarg]
+    head = [each.annotation for each in every if each is not None]
+    return _are_values([node.returns, *head, *said.defaults, *said.kw_defaults], known) and all(
+        _is_harmless(each, known) for each in node.decorator_list
+    )
+
+
+def _is_plain_class(node: ast.ClassDef, known: _Known) -> bool:
+    """To define it does nothing: its body is run then."""
+    bases = [each.value if isinstance(each, ast.Subscript) else each for each in node.bases]
+    return (
+        all(known.has(each, _BASES | _language()) for each in bases)
+        and _are_values(node.bases, known)
+        and all(each.arg not in (None, "metaclass") for each in node.keywords)
+        and _are_values([each.value for each in node.keywords], known)
+        and all(_is_harmless(each, known) for each in node.decorator_list)
+        and all(_defined(each, known) is not None for each in node.body)
+    )
+
+
+def _are_values(nodes: Iterable[ast.expr | None], known: _Known) -> bool:
+    return all(each is None or _is_value(each, known) for each in nodes)
+
+
+def _is_value(node: ast.expr, known: _Known) -> bool:
     """To work it out does nothing."""
     return not any(
-        isinstance(each, ast.Call | ast.Await | ast.NamedExpr | ast.Yield | ast.YieldFrom)
+        isinstance(each, ast.Await | ast.NamedExpr | ast.Yield | ast.YieldFrom)
+        or (isinstance(each, ast.Call) and not known.has(each.func, _CALLS))
         for each in ast.walk(node)
     )
 
 
-def _is_harmless(decorator: ast.expr, builders: set[str]) -> bool:
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    if isinstance(called, ast.Attribute):
-        of = called.value
-        return called.attr in _HARMLESS or (isinstance(of, ast.Name) and of.id in builders)
-    return isinstance(called, ast.Name) and called.id in _HARMLESS
+def _is_harmless(decorator: ast.expr, known: _Known) -> bool:
+    called, given = decorator, list[ast.expr]()
+    if isinstance(decorator, ast.Call):
+        called = decorator.func
+        given = [*decorator.args, *(each.value for each in decorator.keywords)]
+    match called:
+        case ast.Attribute(value=ast.Name(id=name)) if name in known.builders:
+            return True
+    return known.has(called, _DECORATORS) and _are_values(given, known)
 
 
-def _builders(statement: ast.stmt) -> list[str]:
-    """Names of pipelines: what is said to one of them is in the spec, and is compared there."""
-    match statement:
-        case ast.Assign(
-            targets=[ast.Name(id=name)],
-            value=ast.Call(func=ast.Name(id="Pipeline") | ast.Attribute(attr="Pipeline")),
-        ):
-            return [name]
-    return []
+def _builders(body: list[ast.stmt]) -> set[str]:
+    """Names of pipelines: what is said to one of them is in the spec, and is compared there. Only
+    what casemate's own `Pipeline` gave is one; others have classes of that name."""
+    bound = Counter(name for statement in body for name in _bound(statement))
+    makers, modules, found = set[str](), set[str](), set[str]()
+    for statement in body:
+        match statement:
+            case ast.ImportFrom(module="casemate", level=0, names=names):
+                makers |= {each.asname or each.name for each in names if each.name == "Pipeline"}
+            case ast.Import(names=names):
+                modules |= {each.asname or each.name for each in names if each.name == "casemate"}
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=func)):
+                maker = _maker(func, makers, modules)
+                if maker is not None and bound[name] == bound[maker] == 1:
+                    found.add(name)
+    return found
 
 
-def _is_building(statement: ast.stmt, builders: set[str]) -> bool:
+def _maker(called: ast.expr, makers: set[str], modules: set[str]) -> str | None:
+    """The name by which casemate's `Pipeline` is called, if it is."""
+    match called:
+        case ast.Name(id=name) if name in makers:
+            return name
+        case ast.Attribute(value=ast.Name(id=name), attr="Pipeline") if name in modules:
+            return name
+    return None
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    """Every name that it gives a meaning in the file."""
+    if isinstance(statement, _DEFINITIONS):
+        yield statement.name
+        return
+    for each in ast.walk(statement):
+        if isinstance(each, ast.Import | ast.ImportFrom):
+            for alias in each.names:
+                yield alias.asname or alias.name.partition(".")[0]
+        elif isinstance(each, ast.Name) and not isinstance(each.ctx, ast.Load):
+            yield each.id
+
+
+def _is_building(statement: ast.stmt, builders: frozenset[str]) -> bool:
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)]):
             return name in builders

@@ -70,7 +70,7 @@ from ..protocol.limits import (
 )
 from .apply import Applied
 from .core.breaker import Forced, Reset
-from .remote import Reach, Remote
+from .remote import CHECK_SECONDS, Reach, Remote
 from .state import RunDirectory, StateDirectory, SupervisorRecord
 
 if TYPE_CHECKING:
@@ -471,13 +471,13 @@ class _Line:
     def wait(self, until: float) -> bool:
         """For a reply. Raises CasemateError where none can come."""
         while True:
-            left = max(0, int((until - time.monotonic()) * 1000))
-            ready = dict(self._poller.poll(left))
+            left = max(0.0, until - time.monotonic())
+            ready = dict(self._poller.poll(int(min(left, CHECK_SECONDS) * 1000)))
             if self._dealer in ready:
                 return True
             if self._reach is not None:
                 self._reach.check()
-            if not ready:
+            if not ready and left <= CHECK_SECONDS:
                 return False
 
 

@@ -35,7 +35,7 @@ from .config import load_config
 from .cursor import PipelineEvent, public
 from .journal import JournalReader, NotBegunError
 from .overview import describe
-from .remote import Reach, Remote
+from .remote import CHECK_SECONDS, Reach, Remote
 from .state import RunDirectory, StateDirectory, is_run_id
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def observe(
 
     Iterating raises ObservationLost where the supervisor is gone before the run has ended,
     UsageError where there is no such run, and CasemateError where what is at that address does not
-    let us in.
+    let us in, or nobody is there.
     """
     if sum(each is not None for each in (endpoints, state, at)) > 1:
         raise UsageError(
@@ -249,6 +249,7 @@ class _Line:
         self._events: zmq.Socket[bytes] | None = None
         self._control: zmq.Socket[bytes] | None = None
         self._reach: Reach | None = None
+        self._was_let_in = False  # ever, where it is on another host
         self._heard = self._connected = time.monotonic()
         self._asked: float | None = None
         self._is_wide = False  # subscribed to all runs, as this one's id is not known yet
@@ -288,11 +289,16 @@ class _Line:
             run = self._follower.run
             raise ObservationLost(
                 f"run {run}: no supervisor tells of it, after event {self._follower.have}; "
-                f"`casemate resume {run}` goes on with it"
+                + self._advice()
             )
         if found.endpoints is not None:
             self._connect(found.endpoints)
         return found.endpoints is not None
+
+    def _advice(self) -> str:
+        if self._remote is not None:
+            return f"nobody answers at {self._remote.address} any more"
+        return f"`casemate resume {self._follower.run}` goes on with it"
 
     def _connect(self, endpoints: Endpoints) -> None:
         import zmq
@@ -305,7 +311,7 @@ class _Line:
         self._control = self._context.socket(zmq.DEALER)
         self._control.linger = 0
         if self._remote is not None:
-            self._reach = Reach(self._remote, self._control)
+            self._reach = Reach(self._remote, self._control, self._patience)
             self._remote.connect(self._events, endpoints.events)
             self._remote.connect(self._control, endpoints.control)
         else:
@@ -427,9 +433,14 @@ class _Line:
     def _check_silence(self) -> float:
         """Seconds to wait at most before this has to be looked at again. Raises CasemateError where
         whoever is at the address does not let us in."""
+        now = time.monotonic()
         if self._reach is not None:
             self._reach.check()
-        now = time.monotonic()
+            self._was_let_in |= self._reach.is_through
+            if not self._was_let_in:  # who is not there yet is not silent: Reach says when to stop
+                self._connected = now
+                self._asked = None if self._asked is None else now
+                return CHECK_SECONDS
         wake = max(self._heard, self._connected) + _SILENCE
         if now > wake:
             self._disconnect()

@@ -22,11 +22,14 @@ from .keys import KeyPair, read_pair, read_public_key
 if TYPE_CHECKING:
     import zmq
 
-__all__ = ["Address", "Reach", "Remote"]
+__all__ = ["CHECK_SECONDS", "Address", "Reach", "Remote"]
 
 # A connection and its handshake are four journeys. Whoever has not come through by now is not
 # there; a satellite link needs three seconds.
 _REACH_SECONDS = 15.0
+
+# How often whoever waits looks whether that is still of use.
+CHECK_SECONDS = 1.0
 
 # A handshake cut short once may be a gate that was just started again; this often, it is no chance.
 _CUT_SHORT = 5
@@ -82,26 +85,32 @@ class Remote:
         return self.address.control
 
     def connect(self, socket: zmq.Socket[Any], endpoint: str) -> None:
-        """To one of its two endpoints."""
+        """To one of its two endpoints. Raises UsageError where that can be no address."""
+        import zmq
+
         socket.ipv6 = True
         socket.curve_publickey = self.own.public.encode()
         socket.curve_secretkey = self.own.secret.encode()
         socket.curve_serverkey = self.server.encode()
         # What a firewall swallowed is noticed, and connected anew.
         socket.heartbeat_ivl, socket.heartbeat_timeout = 10_000, 30_000
-        socket.connect(endpoint)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise UsageError(f"at {self.address}: no such address can be: {error}") from error
 
 
 class Reach:
     """What becomes of the connections of one socket. Make it before the socket connects, poll
-    `news` beside it, and `check` when there is some."""
+    `news` beside it, and `check` when there is some and once a second. `patience`: seconds to wait
+    at least for somebody to be there."""
 
-    def __init__(self, remote: Remote, socket: zmq.Socket[Any]) -> None:
+    def __init__(self, remote: Remote, socket: zmq.Socket[Any], patience: float = 0.0) -> None:
         import zmq
 
         self._remote = remote
         self._socket = socket
-        self._give_up: float | None = time.monotonic() + _REACH_SECONDS
+        self._give_up: float | None = time.monotonic() + max(_REACH_SECONDS, patience)
         self._cut_short = 0
         self.news: zmq.Socket[Any] = socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -109,6 +118,11 @@ class Reach:
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
             | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         )
+
+    @property
+    def is_through(self) -> bool:
+        """As of the last `check`: we were let in."""
+        return self._give_up is None
 
     def check(self) -> None:
         """Raises CasemateError where there is no use in waiting."""

@@ -12,13 +12,14 @@ A signal ends the run, and then the command.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ...protocol.errors import UsageError
+from ...protocol.errors import CasemateError, UsageError
 from ...protocol.pipeline import PipelineSpec
 from ..api import Supervisor
 from ..reload import Watch
@@ -55,11 +56,14 @@ async def run_again(
             await asyncio.wait([left, changed], return_when=asyncio.FIRST_COMPLETED)
             if leaving.is_set():
                 changed.cancel()
+                await asyncio.wait([changed])  # it may give a run all the same, which is to end too
+            if not changed.cancelled():
+                run, spec = changed.result()
+                await following  # to its end, which has come
+                following = loop.create_task(_follow(follow, run, spec))
+            if leaving.is_set():
                 await _end(supervisor, run, following, leaving)
                 return
-            run, spec = changed.result()
-            await following  # to its end, which has come
-            following = loop.create_task(_follow(follow, run, spec))
     finally:
         left.cancel()
         if following is not None:
@@ -99,7 +103,7 @@ async def _revised(
             try:
                 new = await asyncio.to_thread(read_again)
                 watch.look_at(file, *origins(new).values())
-                revised = await supervisor.revise(run, new)
+                revised = await _revise(supervisor, run, new)
             except UsageError as error:
                 # What would mend it may be a file that is not there yet, or has come meanwhile.
                 watch.look_at(file, *origins(spec).values(), Path(spec.root))
@@ -109,3 +113,16 @@ async def _revised(
             if revised is not None:
                 return revised, new
             break
+
+
+async def _revise(supervisor: Supervisor, run: str, new: PipelineSpec) -> str | None:
+    """As `Supervisor.revise`. Cancelled, it still gives the run that comes of it: the engine makes
+    what it was asked for, and whoever takes it up later would run it."""
+    revising = asyncio.ensure_future(supervisor.revise(run, new))
+    try:
+        return await asyncio.shield(revising)
+    except asyncio.CancelledError:
+        with contextlib.suppress(CasemateError, OSError):
+            if (revised := await revising) is not None:
+                return revised
+        raise

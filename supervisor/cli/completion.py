@@ -2,7 +2,8 @@
 
 typer calls these in a process of its own at each tab, with what was typed so far. Words come from
 the state directory that the line names, read as any command reads it; where there is none, or it
-cannot be read, nothing is offered: a tab must never print an error into a line that is being typed.
+cannot be read, or the line is about another host (`--at`), nothing is offered: a tab must never
+print an error into a line that is being typed.
 
 Only the newest runs are offered: more than a screen of them helps nobody, and each is a journal to
 open.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
-from ...protocol.errors import CasemateError
+from ...protocol.errors import CasemateError, UsageError
 
 if TYPE_CHECKING:  # every command imports this file, and a tab alone needs these
     from ..state import RunDirectory, StateDirectory
@@ -66,6 +67,8 @@ def _offer(found: Iterable[tuple[str, str]], incomplete: str) -> Offers:
 def _state(context: typer.Context) -> StateDirectory:
     from .show import open_state
 
+    if context.params.get("at") is not None:
+        raise UsageError("what a supervisor elsewhere has is not in a state directory of this host")
     return open_state(context.params.get("state"))
 
 

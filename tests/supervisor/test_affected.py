@@ -123,6 +123,76 @@ def test_what_a_change_of_code_affects(
     assert affected(tmp_path, changed) == expected
 
 
+ALL_OF_FILE = {"first", "second", "third", "last"}
+NOTED = "\nNOTED = []\ndef note(value):\n    NOTED.append(value)\n    return value\n"
+
+
+@pytest.mark.parametrize(
+    "doing",
+    [
+        "class Other(Second):\n    at = {}",
+        "class Other(metaclass=Second):\n    at = {}",
+        "class Other(Generic[note({})]):\n    pass",
+        "class Other:\n    NOTED.append({})",
+        "class Other:\n    at = note({})",
+        "class Other:\n    NOTED[0] = {}",
+        "class Other:\n    def other(self, at=note({})): pass",
+        "class Other:\n    @note\n    def other(self): return {}",
+        "class Other:\n    class Inner:\n        at = note({})",
+        "def other(at=note({})): pass",
+        "def other(*, at=note({})): pass",
+        "def other(at: note({})): pass",
+        "at: note({}) = 1",
+        "@lru_cache(maxsize=note({}))\ndef other(): pass",
+        "def cache(value): NOTED.append({})\n@cache\ndef other(): pass",
+        # What looks as if it were said to a pipeline.
+        "from sklearn.pipeline import Pipeline\nat = Pipeline([{}])",
+        "from sklearn.pipeline import Pipeline\nat = Pipeline()\nat.set_params({})",
+        "from .casemate import Pipeline\nat = Pipeline()\nat.set_params({})",
+        "from casemate import Pipeline\nfrom other import Pipeline\nat = Pipeline({})",
+        "from casemate import Pipeline\nat = Pipeline('a')\nat = note({})",
+        "import sklearn\nat = sklearn.Pipeline({})",
+    ],
+)
+def test_what_does_something_when_it_is_loaded_is_done_for_all_of_the_file(
+    tmp_path: Path, doing: str
+) -> None:
+    old, new = (
+        Version(tmp_path / text, FILES | {"tasks.py": CODE + NOTED + doing.format(text) + "\n"})
+        for text in ("11", "22")
+    )
+    same = unaffected(old.spec, old.code, new.spec, new.code)
+    assert same == set(TASKS) - ALL_OF_FILE
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "class Other:\n    at = {0}\n    def other(self, more=1): return note({0})",
+        "class Other(ValueError):\n    pass\n    at = {}",
+        "class Other(BaseModel):\n    at: list[int] = Field(default={})",
+        "class Other(Struct, frozen=True):\n    at: int = {}",
+        "@dataclass(slots=True)\nclass Other(Generic[T]):\n    at: int = field(default={})",
+        "class Other(Enum):\n    ONE = auto()\n    TWO = {}",
+        "class Other:\n    @property\n    def other(self) -> list[int]: return [{}]",
+        "class Other:\n    @staticmethod\n    async def other(*a: int, **b: int): return {}",
+        "@lru_cache(maxsize={})\ndef other(): return note(1)",
+        "from casemate import Pipeline\nat = Pipeline('a')\nat.connect({}, 1)",
+        "from casemate import Pipeline as P, Retry\nat = P('a')\n"
+        "@at.task(retry=Retry({}))\ndef other(): pass",
+        "import casemate\nat = casemate.Pipeline('a', timeout={})",
+    ],
+)
+def test_what_does_nothing_when_it_is_loaded_counts_for_who_names_it(
+    tmp_path: Path, harmless: str
+) -> None:
+    old, new = (
+        Version(tmp_path / text, FILES | {"tasks.py": CODE + NOTED + harmless.format(text) + "\n"})
+        for text in ("11", "22")
+    )
+    assert unaffected(old.spec, old.code, new.spec, new.code) == set(TASKS)
+
+
 def test_what_a_change_of_the_pipeline_affects(tmp_path: Path) -> None:
     def tasks(**changed: Any) -> dict[str, Any]:
         return {name: TASKS[name] | changed.get(name, {}) for name in TASKS}

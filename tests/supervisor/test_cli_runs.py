@@ -194,6 +194,15 @@ def test_a_tab_offers_nothing_where_nothing_can_be_read(
     assert tab("breaker reset ") == {}
 
 
+def test_a_tab_offers_nothing_of_this_host_where_another_is_asked(
+    casemate: Desk, tab: Callable[[str], dict[str, str]]
+) -> None:
+    for line in ("show", "show last --why", "pause", "rollback last"):
+        assert tab(f"{line} "), line
+        verb, *more = line.split()
+        assert tab(" ".join((verb, "--at 10.0.0.5:7601", *more, ""))) == {}, line
+
+
 def test_a_shell_is_told_by_the_command_itself(casemate: Desk) -> None:
     asked = {"CASEMATE_STATE": str(casemate.state), **shell_asks("casemate show la")}
     done = subprocess.run(

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -353,6 +354,56 @@ def test_nobody_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         pytest.raises(CasemateError, match=r"no supervisor answers at 127\.0\.0\.1"),
     ):
         client.runs()
+
+
+def test_an_observer_says_too_that_nobody_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.supervisor.remote._REACH_SECONDS", 0.5)
+    # Shorter than it is waited for a connection: silence counts from when there is one.
+    monkeypatch.setattr("casemate.supervisor.observing._SILENCE", 0.1)
+    make_keys(tmp_path / "server", "server")
+    new_client(tmp_path, "ada")
+    at = str(free_ports())
+    with pytest.raises(CasemateError, match="no supervisor answers at " + at):
+        list(observe("last", at=at, keys=tmp_path / "ada", patience=0.2))
+
+    async def in_a_loop() -> None:
+        async for _ in observe("last", at=at, keys=tmp_path / "ada", patience=0.2):
+            pass
+
+    with pytest.raises(CasemateError, match="no supervisor answers at " + at):
+        asyncio.run(in_a_loop())
+
+
+def test_a_client_gives_up_in_its_time_and_not_when_it_asks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("casemate.supervisor.remote._REACH_SECONDS", 0.1)
+    monkeypatch.setattr("casemate.supervisor.control._FIRST_WAIT", 20.0)
+    make_keys(tmp_path / "server", "server")
+    new_client(tmp_path, "ada")
+    began = time.monotonic()
+    with (
+        Client(at=str(free_ports()), keys=tmp_path / "ada") as client,
+        pytest.raises(CasemateError, match="no supervisor answers"),
+    ):
+        client.runs()
+    assert time.monotonic() - began < 10.0
+
+
+@pytest.mark.parametrize("at", ["_x:7601", "*:7601"])
+def test_what_can_be_no_address_is_refused(tmp_path: Path, at: str) -> None:
+    make_keys(tmp_path / "server", "server")
+    new_client(tmp_path, "ada")
+    with (
+        Client(at=at, keys=tmp_path / "ada") as client,
+        pytest.raises(UsageError, match="no such address") as refused,
+    ):
+        client.runs()
+    assert at in str(refused.value)
+    with pytest.raises(UsageError, match="no such address"):
+        list(observe("last", at=at, keys=tmp_path / "ada"))
 
 
 def test_a_stranger_hears_no_event(shared: Elsewhere, place: Place, log: Log) -> None:

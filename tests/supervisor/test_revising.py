@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,12 +12,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from casemate import UsageError
+from casemate import Supervisor, UsageError
 from casemate.protocol.control import RunState
+from casemate.protocol.pipeline import PipelineSpec
+from casemate.supervisor.cli.again import run_again
 from casemate.supervisor.overview import summarise
+from casemate.supervisor.reload import Watch
 from casemate.supervisor.state import StateDirectory
 from fakes import PATIENCE, wait_until
 from runs import Embedded, Live, Place
@@ -284,3 +288,51 @@ def test_a_signal_ends_the_run_and_the_command(tmp_path: Path) -> None:
         house.wait("task.started", 1, "a")
     [run] = {event["run"] for event in house.events}
     wait_until(lambda: summarise(StateDirectory(state).run(run)).state is RunState.CANCELLED)
+
+
+class SlowlyRevised:
+    """A supervisor whose runs last until they are cancelled. So many turns of the loop before it
+    gives the run of a change there is a signal."""
+
+    def __init__(self, turns: int) -> None:
+        self.ended: dict[str, asyncio.Event] = {}
+        self._turns = turns
+
+    async def submit(self, spec: PipelineSpec, value: object) -> str:
+        return self._begin("first")
+
+    async def revise(self, run: str, spec: PipelineSpec) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+        self.ended[run].set()
+        return self._begin("second")
+
+    async def cancel(self, run: str, reason: str) -> None:
+        self.ended[run].set()
+
+    def _begin(self, run: str) -> str:
+        self.ended[run] = asyncio.Event()
+        return run
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 50])
+def test_a_signal_while_a_change_is_taken_over_ends_the_new_run_too(
+    place: Place, turns: int
+) -> None:
+    spec, supervisor = place.spec(**GRAPH), SlowlyRevised(turns)
+
+    async def follow(run: str, spec: PipelineSpec) -> None:
+        await supervisor.ended[run].wait()
+
+    async def main() -> None:
+        watch = Watch(place.path / "tasks.py")
+        edit(place, '"old"', '"new"')
+        again = run_again(cast(Supervisor, supervisor), spec, None, watch, lambda: spec, follow)
+        await asyncio.wait_for(again, PATIENCE)
+
+    asyncio.run(main())
+    assert {run: ended.is_set() for run, ended in supervisor.ended.items()} == {
+        "first": True,
+        "second": True,
+    }
