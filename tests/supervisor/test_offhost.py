@@ -612,10 +612,10 @@ def test_the_id_of_an_earlier_request_names_no_other(
 
 
 def test_what_a_client_asks_is_logged_up_to_a_bound_and_then_counted(
-    shared: Elsewhere, log: Log
+    elsewhere: Elsewhere, log: Log
 ) -> None:
     many = 1000
-    with zmq.Context() as context, shared.socket(context, "ada") as ada:
+    with zmq.Context() as context, elsewhere.socket(context, "ada") as ada:
         for number in range(many):
             ada.send(msgpack.encode(Cancel(version=1, id=number, run="nobody", reason="")))
             while ada.poll(0):
