@@ -7,6 +7,7 @@ What is seen of an attempt is gathered while the run's events come.
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import functools
 import os
 import threading
@@ -169,9 +170,13 @@ def wait_until(holds: Callable[[], object]) -> None:
 
 
 def cgroups_of(engine: int) -> list[Path]:
-    """The folders that an engine has, or left behind; its name holds its pid."""
-    hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
-    return [f for top in hierarchies for f in top.glob(f"**/casemate-*-{engine}-*") if f.is_dir()]
+    """The folders that an engine has, or left behind; its name holds its pid. Those of others come
+    and go meanwhile, which `os.walk` passes over."""
+    return [
+        Path(above, name)
+        for above, names, _ in os.walk("/sys/fs/cgroup")
+        for name in fnmatch.filter(names, f"casemate-*-{engine}-*")
+    ]
 
 
 def is_alive(pid: int) -> bool:
