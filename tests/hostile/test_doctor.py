@@ -106,7 +106,11 @@ def test_lines_tell_of_each_attack_what_stopped_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert say(contained, False) == 0
-    chroot, segfault, last = capsys.readouterr().out.splitlines()
+    chroot, segfault, *noted, last = capsys.readouterr().out.splitlines()
+    sampled = [n for n, kind in sorted(contained.walls["limits"].items()) if kind != "cgroup"]
+    assert [line.split(" here")[0] for line in noted] == (
+        [f"! no cgroup holds {', '.join(sampled)}"] if sampled else []
+    )
     expected = "contained  chroot: chroot, to walk out of it again: EPERM [seccomp, capabilities]"
     assert chroot == expected
     assert segfault.startswith("contained  segfault: ")
