@@ -345,12 +345,18 @@ def test_a_stranger_is_turned_away_and_told_of(
         ada.runs()
 
 
+def adas_keys(folder: Path) -> Path:
+    """Of one whose supervisor is not there."""
+    make_keys(folder / "server", "server")
+    new_client(folder, "ada")
+    return folder / "ada"
+
+
 def test_nobody_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("casemate.supervisor.remote._REACH_SECONDS", 0.1)
-    make_keys(tmp_path / "server", "server")
-    new_client(tmp_path, "ada")
+    ada = adas_keys(tmp_path)
     with (
-        Client(at=str(free_ports()), keys=tmp_path / "ada") as client,
+        Client(at=str(free_ports()), keys=ada) as client,
         pytest.raises(CasemateError, match=r"no supervisor answers at 127\.0\.0\.1"),
     ):
         client.runs()
@@ -362,14 +368,13 @@ def test_an_observer_says_too_that_nobody_is_there(
     monkeypatch.setattr("casemate.supervisor.remote._REACH_SECONDS", 0.5)
     # Shorter than it is waited for a connection: silence counts from when there is one.
     monkeypatch.setattr("casemate.supervisor.observing._SILENCE", 0.1)
-    make_keys(tmp_path / "server", "server")
-    new_client(tmp_path, "ada")
+    ada = adas_keys(tmp_path)
     at = str(free_ports())
     with pytest.raises(CasemateError, match="no supervisor answers at " + at):
-        list(observe("last", at=at, keys=tmp_path / "ada", patience=0.2))
+        list(observe("last", at=at, keys=ada, patience=0.2))
 
     async def in_a_loop() -> None:
-        async for _ in observe("last", at=at, keys=tmp_path / "ada", patience=0.2):
+        async for _ in observe("last", at=at, keys=ada, patience=0.2):
             pass
 
     with pytest.raises(CasemateError, match="no supervisor answers at " + at):
@@ -381,11 +386,10 @@ def test_a_client_gives_up_in_its_time_and_not_when_it_asks_again(
 ) -> None:
     monkeypatch.setattr("casemate.supervisor.remote._REACH_SECONDS", 0.1)
     monkeypatch.setattr("casemate.supervisor.control._FIRST_WAIT", 20.0)
-    make_keys(tmp_path / "server", "server")
-    new_client(tmp_path, "ada")
+    ada = adas_keys(tmp_path)
     began = time.monotonic()
     with (
-        Client(at=str(free_ports()), keys=tmp_path / "ada") as client,
+        Client(at=str(free_ports()), keys=ada) as client,
         pytest.raises(CasemateError, match="no supervisor answers"),
     ):
         client.runs()
@@ -394,16 +398,15 @@ def test_a_client_gives_up_in_its_time_and_not_when_it_asks_again(
 
 @pytest.mark.parametrize("at", ["_x:7601", "*:7601"])
 def test_what_can_be_no_address_is_refused(tmp_path: Path, at: str) -> None:
-    make_keys(tmp_path / "server", "server")
-    new_client(tmp_path, "ada")
+    ada = adas_keys(tmp_path)
     with (
-        Client(at=at, keys=tmp_path / "ada") as client,
+        Client(at=at, keys=ada) as client,
         pytest.raises(UsageError, match="no such address") as refused,
     ):
         client.runs()
     assert at in str(refused.value)
     with pytest.raises(UsageError, match="no such address"):
-        list(observe("last", at=at, keys=tmp_path / "ada"))
+        list(observe("last", at=at, keys=ada))
 
 
 def test_a_stranger_hears_no_event(shared: Elsewhere, place: Place, log: Log) -> None:
