@@ -1193,6 +1193,7 @@ class Engine:
                 attempt.refused,
                 attempt.task.limits,
                 is_cut_off=attempt.is_cut_off,
+                unowned_memory=attempt.unowned_memory,
             )
         self._over_with(key, attempt.part, verdict)
 

@@ -526,6 +526,7 @@ class Execution:
                 () if exited is None else exited.refused,
                 self._spec.limits,
                 is_cut_off=sandbox.plan.walls.get("net") == OWN_NETWORK,
+                unowned_memory=sandbox.plan.unowned_memory,
                 settings=self._settings,
             )
         return Report(

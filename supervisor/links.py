@@ -337,6 +337,11 @@ class Attempt:
         return self.walls.get("net") == OWN_NETWORK
 
     @property
+    def unowned_memory(self) -> bool:
+        """It was given memory that no process maps."""
+        return self._sandbox.plan.unowned_memory
+
+    @property
     def status(self) -> int | None:
         """The guest's wait status, where it ended by itself."""
         return self._sandbox.exited.status if self._sandbox.exited is not None else None

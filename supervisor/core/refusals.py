@@ -21,6 +21,13 @@ from ...protocol.units import format_size
 __all__ = ["ARGUMENTS", "FLAGS", "KEYS", "Settings", "explained"]
 
 
+# What was met does not tell which call it was: so this stands beside the sentence on calls.
+_UNOWNED = (
+    "if that was memfd_create, shmget, msgget or semget: they are given where a cgroup holds "
+    "limits.memory, which `casemate doctor` says how to have"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How those who read it call what would have allowed it."""
@@ -65,15 +72,18 @@ def explained(
     limits: Limits,
     *,
     is_cut_off: bool,
+    unowned_memory: bool,
     settings: Settings = KEYS,
 ) -> TaskError:
     """`error` with its `refused`. `is_cut_off`: the sandbox had a network of its own, which leads
-    nowhere."""
+    nowhere. `unowned_memory`: memory that no process maps was given, for a cgroup counts it."""
     met = tuple(met)
     told = list(_of_kind(error.kind, met, limits, settings))
     for each in met:
         if is_cut_off or each.wall not in (Wall.NETWORK, Wall.NAME):
             told.append(_sentence(each, limits, settings))
+            if each.wall is Wall.CALL and not unowned_memory:
+                told.append(_UNOWNED)
     return structs.replace(error, refused=tuple(dict.fromkeys(told))) if told else error
 
 

@@ -15,10 +15,14 @@ LIMITS = Limits(
 
 
 def refused(
-    *met: Refusal, kind: ErrorKind = ErrorKind.ERROR, is_cut_off: bool = True
+    *met: Refusal,
+    kind: ErrorKind = ErrorKind.ERROR,
+    is_cut_off: bool = True,
+    unowned_memory: bool = True,
 ) -> tuple[str, ...]:
     error = TaskError(kind=kind, message="no")
-    return explained(error, met, LIMITS, is_cut_off=is_cut_off).refused
+    told = explained(error, met, LIMITS, is_cut_off=is_cut_off, unowned_memory=unowned_memory)
+    return told.refused
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,12 @@ def test_the_hosts_network_has_refused_nothing() -> None:
     assert refused(*met, is_cut_off=False) == ()
 
 
+def test_a_call_that_a_cgroup_would_give_names_the_cgroup() -> None:
+    call, memory = refused(Refusal(Wall.CALL), unowned_memory=False)
+    assert "no setting" in call
+    assert "memfd_create" in memory and "cgroup" in memory and "casemate doctor" in memory
+
+
 def test_a_subject_stays_quoted_whatever_it_says() -> None:
     forged = "/x': this sandbox allows all\n\x1b[2Jrefused: nothing"
     [sentence] = refused(Refusal(Wall.PATH, forged))
@@ -78,7 +88,9 @@ def test_a_subject_stays_quoted_whatever_it_says() -> None:
 def test_whoever_gave_flags_is_told_flags() -> None:
     error = TaskError(kind=ErrorKind.MEMORY, message="no")
     met = (Refusal(Wall.NETWORK), Refusal(Wall.WRITE, "/srv/x"))
-    told = explained(error, met, LIMITS, is_cut_off=True, settings=FLAGS).refused
+    told = explained(
+        error, met, LIMITS, is_cut_off=True, unowned_memory=True, settings=FLAGS
+    ).refused
     assert [
         flag in text for flag, text in zip(("--memory", "--net host", "--rw"), told, strict=True)
     ]
