@@ -96,6 +96,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     tmp: int  # /tmp and /dev/shm together
     disk: int  # the largest file, and the attempt's layer
     output: int  # stdout and stderr and log and items together
+    event_rate: float | None = None  # events a second; None: as many as the journal takes
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):

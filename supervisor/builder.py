@@ -89,6 +89,7 @@ class Limits(_Options):
     tmp: int | str = UNSET
     disk: int | str = UNSET
     output: int | str = UNSET
+    event_rate: float | None = UNSET  # a second; None: as the journal takes them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -198,6 +198,15 @@ class Limits(Model):
     )
     # A task that says more than this says nothing; a runaway print loop stops within a second.
     output: _Output = Field(default=16 * MIB, description="stdout, stderr, log and items together")
+    # None is not without bounds: `output` has room for 262 144 events, and whoever speaks faster
+    # than the journal is written waits. Where many share a host it leaves room for the others.
+    event_rate: float | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="events a second, beyond which the task waits; null: as the journal takes them",
+    )
 
 
 class Timeouts(Model):

@@ -16,6 +16,7 @@ import asyncio
 import codecs
 import functools
 import itertools
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -79,6 +80,12 @@ __all__ = ["Attempt", "Key", "Lines", "Link", "Owner"]
 
 # Progress is for people: one a second, the newest.
 PROGRESS_INTERVAL = 1.0
+
+# How far ahead of `limits.event_rate` one may be: honest tasks speak in bursts.
+RATE_BURST = 1.0
+
+# One read of a link with such a limit: a hundred of the smallest events.
+PACED_READ_SIZE = 2048
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -149,14 +156,15 @@ class Link:
     def close(self) -> None:
         self._socket.close()
 
-    def read(self) -> tuple[list[Message], RemoteViolation | None] | None:
-        """What one read gives: whole messages, maybe none, and the violation that came after them;
-        None at the end of the stream. Raises BlockingIOError where there is nothing.
+    def read(self, size: int) -> tuple[list[Message], RemoteViolation | None] | None:
+        """What one read of at most so many bytes gives: whole messages, maybe none, and the
+        violation that came after them; None at the end of the stream. Raises BlockingIOError where
+        there is nothing.
 
         The good messages before a fault count, however the bytes happened to be split.
         """
         try:
-            data = self._socket.recv(LINK_READ_SIZE)
+            data = self._socket.recv(size)
         except ConnectionResetError:
             return None
         if not data:
@@ -224,6 +232,22 @@ class Output:
         self._partial = text[cut:]
         for start in range(0, cut, LOG_LINE_SIZE):
             yield text[start : min(start + LOG_LINE_SIZE, cut)]
+
+
+class Pace:
+    """When one who may say `rate` events a second may be listened to again: a leaky bucket, in its
+    form as a virtual schedule (ITU-T I.371, GCRA). `now`: seconds of any one clock."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._paid = -math.inf  # when all that was said will have been allowed
+
+    def spend(self, now: float, events: int) -> None:
+        self._paid = max(self._paid, now - RATE_BURST) + events / self._rate
+
+    def ahead(self, now: float) -> float:
+        """Seconds until it may say more."""
+        return max(self._paid - now, 0.0)
 
 
 class Lines:
@@ -303,6 +327,9 @@ class Attempt:
         self._is_killed = False
         self._is_paused = False
         self._is_held = False
+        rate = task.limits.event_rate
+        self._pace = None if rate is None else Pace(rate)
+        self._pacing: asyncio.TimerHandle | None = None
         self._is_cancelled = False
         self._is_link_over = False
         self._output_left = task.limits.output
@@ -534,6 +561,26 @@ class Attempt:
         self._is_held = is_held and not self._is_cancelled
         self._listen()
 
+    def _spend(self, events: int) -> None:
+        """It has said so many. Not listened to before `limits.event_rate` allows more."""
+        if self._pace is not None:
+            self._pace.spend(self._loop.time(), events)
+            if self._pacing is None:
+                self._keep_pace(self._pace)
+
+    def _keep_pace(self, pace: Pace) -> None:
+        was_pacing, self._pacing = self._pacing is not None, None
+        if self.is_dead:
+            return
+        if was_pacing:
+            # Whoever is not listened to is not silent.
+            self._owner.attempt_said(self, [])
+        if ahead := pace.ahead(self._loop.time()):
+            idle = self.task.timeouts.idle
+            wait = ahead if idle is None else min(ahead, idle / 2)
+            self._pacing = self._loop.call_later(wait, self._keep_pace, pace)
+        self._listen()
+
     def _listen(self) -> None:
         """Read what the task says by itself, as far as it is to be heard."""
         link = self._link.fileno()
@@ -541,7 +588,7 @@ class Attempt:
             if fd not in self._watched:
                 continue
             is_shut = self._is_held if fd == link else self._is_ahead
-            if self._is_paused or is_shut:
+            if self._is_paused or self._pacing is not None or is_shut:
                 self._loop.remove_reader(fd)
             else:
                 self._loop.add_reader(fd, self._watched[fd])
@@ -574,7 +621,7 @@ class Attempt:
         if self._is_link_over:
             return False
         try:
-            read = self._link.read()
+            read = self._link.read(LINK_READ_SIZE if self._pace is None else PACED_READ_SIZE)
         except BlockingIOError:
             return not self.is_dead
         self._is_link_over = read is None or read[1] is not None
@@ -591,6 +638,7 @@ class Attempt:
 
     def _handle(self, messages: list[Message]) -> None:
         said: list[EventData] = []
+        saves = 0
         told = is_active = False
         for message in messages:
             if self.part is not Part.EXECUTE and isinstance(message, _OF_TASKS):
@@ -630,6 +678,7 @@ class Attempt:
                         self.kill()
                         break
                     self._owner.attempt_saved(self, state)
+                    saves += 1
                 case Artifact():
                     is_active = True
                     try:
@@ -654,6 +703,7 @@ class Attempt:
                     raise LocalViolation(f"{self.key}: the codec let {message!r} through")
         if said or is_active:
             self._owner.attempt_said(self, said)
+        self._spend(len(said) + saves)
         if told:
             self._owner.attempt_told(self)
 
@@ -702,6 +752,7 @@ class Attempt:
             self._unwatch(output.fd)
         elif data and (said := self._log(output, data)):
             self._owner.attempt_said(self, said)
+            self._spend(len(said))
 
     def _log(self, output: Output, data: bytes, final: bool = False) -> list[EventData]:
         kept = data[: max(self._output_left, 0)]

@@ -104,7 +104,8 @@ CLAIMS: dict[str, str] = {
     # --- what is said
     "output without end is capped, and what was dropped is counted":
         "flood_stdout flood_stderr_lines flood_logs",
-    "a flood of messages bounds the flooder": "flood_emits flood_small_emits flood_progress",
+    "a flood of messages bounds the flooder":
+        "flood_emits flood_small_emits flood_progress flood_past_rate",
     "frames are whole, single and of bounded size": (
         "link_oversize link_just_oversize link_long_header link_multipart link_empty_frame "
         "link_command link_greeting_again link_garbage"
