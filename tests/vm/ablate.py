@@ -1,4 +1,5 @@
-"""Which attacks does each wall stop that no other does? One wall off at a time, all attacks each.
+"""Which attacks does each wall stop that no other does? One wall off at a time, all attacks that
+name it.
 
 The product has no switch for this, and shall have none: a wall is taken out of a *copy* of the
 installed package, by lines appended to one of its files, and the attack suite runs by that copy.
@@ -18,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,6 @@ CPUINFO = Path("/proc/cpuinfo")
 
 # The suite takes a minute on an idle host; a wall that is off may make attacks wait for a timeout.
 SUITE_PATIENCE = 1800.0
-
-# The attacks that are tried: all that name one of these. What only the supervisor's own rules stop
-# (the link, the outbox, the clocks) no wall of a sandbox can let through.
-STOPPED_BY = (
-    *("user", "pid", "mount", "net", "ipc", "uts", "cgroup", "proc", "scratch", "seccomp"),
-    *("landlock", "capabilities", "no_new_privs", "rlimits", "descriptors", "session"),
-    *("dumpable", "limits"),
-)
 
 ATTACK = """
 import sys, msgspec
@@ -88,26 +82,27 @@ STEPS[{step!r}] = _without
 
 @dataclass(frozen=True, slots=True)
 class Wall:
-    """`lines`: {file of the package: what is appended}. `reason`: why it stays even if the suite
-    has no attack that it stops alone."""
+    """`called`: by the attacks that it may stop. `lines`: {file of the package: what is appended}.
+    `reason`: why it stays even if the suite has no attack that it stops alone."""
 
     name: str
+    called: str
     lines: dict[str, str]
     reason: str = ""
 
 
-def without_steps(name: str, *steps: str, flags: int = 0, reason: str = "") -> Wall:
+def without_steps(name: str, called: str, *steps: str, flags: int = 0, reason: str = "") -> Wall:
     lines = {
         "sandbox/plan.py": PLAN.replace("{steps!r}", repr(set(steps))).replace(
             "{flags}", str(flags)
         ),
         "sandbox/init.py": INIT,
     }
-    return Wall(name, lines, reason)
+    return Wall(name, called, lines, reason)
 
 
-def with_init(name: str, lines: str, reason: str = "") -> Wall:
-    return Wall(name, {"sandbox/init.py": INIT + lines}, reason)
+def with_init(name: str, called: str, lines: str, reason: str = "") -> Wall:
+    return Wall(name, called, {"sandbox/init.py": INIT + lines}, reason)
 
 
 def without_limits(name: str, prefix: str, reason: str = "") -> Wall:
@@ -120,7 +115,7 @@ _Parent._settings = lambda parent, limits: (
 if {prefix!r} == "cpu":
     _Parent._limit_cpu = lambda parent, name, cores: None
 """
-    return Wall(name, {"sandbox/cgroup.py": lines}, reason)
+    return Wall(name, "limits", {"sandbox/cgroup.py": lines}, reason)
 
 
 _NEW = {"ipc": 0x08000000, "uts": 0x04000000, "pid": 0x20000000, "net": 0x40000000,
@@ -130,22 +125,26 @@ WALLS = (
     without_steps(
         "user namespace",
         "user",
+        "user",
         reason="a capability that a kernel bug gives counts for nothing outside it",
     ),
     with_init(
         "reserved uid",
+        "user",
         # The ids of root, mapped to the task's: what an ordinary user's supervisor has instead.
         SKIP.format(step="identity"),
     ),
-    without_steps("pid namespace", flags=_NEW["pid"]),
+    without_steps("pid namespace", "pid", flags=_NEW["pid"]),
     with_init(
         "private root",
+        "mount",
         # The host's tree stays in view, in a mount namespace of the sandbox's own.
         "def _stay(build):\n    syscalls.unshare(build.plan.unshare_flags)\n"
         "STEPS['root'] = _stay\n",
     ),
     Wall(
         "read-only root",
+        "mount",
         {
             "sandbox/mounts.py": "\n\n_clone_tree = clone_tree\n"
             "def clone_tree(path, *, writable, **named):\n"
@@ -157,21 +156,24 @@ WALLS = (
             "    os.chdir('/')\n",
         },
     ),
-    without_steps("network namespace", "loopback", flags=_NEW["net"]),
-    without_steps("ipc namespace", flags=_NEW["ipc"]),
+    without_steps("network namespace", "net", "loopback", flags=_NEW["net"]),
+    without_steps("ipc namespace", "ipc", flags=_NEW["ipc"]),
     without_steps(
         "uts namespace",
+        "uts",
         "hostname",
         flags=_NEW["uts"],
         reason="hides the host's name, and seccomp refuses to set it",
     ),
     without_steps(
         "cgroup namespace",
+        "cgroup",
         flags=_NEW["cgroup"],
         reason="hides where the supervisor lies; no cgroup file system is in a sandbox's sight",
     ),
     Wall(
         "own /proc: hidepid, subset",
+        "proc",
         {
             "sandbox/mounts.py": "\n\ndef fresh_proc(*, only_pids):\n"
             "    return make_file_system('proc', {}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)\n",
@@ -179,46 +181,54 @@ WALLS = (
     ),
     Wall(
         "tmpfs caps",
+        "scratch",
         {
             "sandbox/mounts.py": "\n\n_capped = scratch\n"
             "def scratch(*, size, inodes, owner):\n"
             "    return _capped(size=1 << 40, inodes=1 << 30, owner=owner)\n",
         },
     ),
-    without_steps("seccomp", "seccomp"),
+    without_steps("seccomp", "seccomp", "seccomp"),
     without_steps(
+        "landlock",
         "landlock",
         "landlock",
         reason="a second line behind mounts and namespaces, of other kernel code",
     ),
     with_init(
         "capabilities dropped",
+        "capabilities",
         SKIP.format(step="capabilities"),
         "those of a namespace that owns nothing reach nothing; seccomp refuses what is theirs",
     ),
     with_init(
         "no_new_privs",
+        "no_new_privs",
         SKIP.format(step="no_new_privs"),
         "the kernel asks it of whoever installs Landlock or a filter without capabilities: without"
         " it no sandbox is built",
     ),
-    with_init("rlimits", SKIP.format(step="rlimits")),
+    with_init("rlimits", "rlimits", SKIP.format(step="rlimits")),
     with_init(
         "descriptors closed",
+        "descriptors",
         SKIP.format(step="descriptors")
         + WITHOUT.format(step="session", owner="syscalls", name="close_all_but"),
     ),
     with_init(
         "session of its own",
+        "session",
         WITHOUT.format(step="session", owner="os", name="setsid"),
     ),
     with_init(
         "not dumpable",
+        "dumpable",
         SKIP.format(step="dumpable"),
         "ptrace is refused by seccomp, and a core is not written",
     ),
     with_init(
         "offered to the OOM killer",
+        "limits",
         SKIP.format(step="oom_score"),
         "decides who dies when the host itself is out of memory, which no suite can stage",
     ),
@@ -248,15 +258,17 @@ def ablate(package: Path, wall: Wall, folder: Path) -> Path:
     return copy
 
 
-def attack(path: Path | None, folder: Path, name: str) -> dict[str, dict[str, Any]]:
-    """What became of each attack, against the package in `path` or the installed one. A suite that
-    does not come to an end is an error of the whole: {"": ...}."""
+def attack(
+    path: Path | None, folder: Path, name: str, walls: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """What became of each attack that names one of these walls, against the package in `path` or
+    the installed one. A suite that does not come to an end is an error of the whole: {"": ...}."""
     report, log = folder / f"ablated-{name}.json", folder / f"ablated-{name}.log"
     environment = {**os.environ, **({} if path is None else {"PYTHONPATH": str(path)})}
     with log.open("wb") as said:
         try:
             subprocess.run(
-                [sys.executable, "-c", ATTACK, str(report), *STOPPED_BY],
+                [sys.executable, "-c", ATTACK, str(report), *walls],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -287,24 +299,24 @@ def main() -> int:
         return 2
     [package] = map(Path, importlib.import_module("casemate").__path__)
     results, wanted = Path(sys.argv[1]), set(sys.argv[2:])
-    whole = attack(None, results, "nothing")
+    chosen = [wall for wall in WALLS if not wanted or wall.name in wanted]
+    whole = attack(None, results, "nothing", {wall.called for wall in chosen})
+    escaped = {name for name, outcome in whole.items() if not outcome["contained"]}
     table: list[dict[str, Any]] = []
 
-    def note(wall: str, reason: str, outcomes: dict[str, dict[str, Any]]) -> None:
-        known = set() if outcomes is whole else {n for n, o in whole.items() if not o["contained"]}
-        changed = {n: o for n, o in outcomes.items() if not o["contained"] and n not in known}
+    def note(name: str, reason: str, changed: dict[str, dict[str, Any]]) -> None:
         through = sorted(name for name, outcome in changed.items() if got_through(outcome))
         other = {n: str(o["why"]) for n, o in changed.items() if n not in through}
-        other |= dict.fromkeys(whole.keys() - outcomes.keys(), "no outcome")
-        print(f"vm: without {wall}: {', '.join(through) or '-'} | {other or ''}", flush=True)
-        table.append({"wall": wall, "through": through, "otherwise": other, "reason": reason})
+        print(f"vm: without {name}: {', '.join(through) or '-'} | {other or ''}", flush=True)
+        table.append({"wall": name, "through": through, "otherwise": other, "reason": reason})
         (results / "ablation.json").write_text(json.dumps(table))
 
-    note("nothing", "every wall stands", whole)
-    for wall in WALLS:
-        if not wanted or wall.name in wanted:
-            path = ablate(package, wall, Path("/srv/ablated"))
-            note(wall.name, wall.reason, attack(path, results, path.name))
+    note("nothing", "every wall stands", {name: whole[name] for name in escaped})
+    for wall in chosen:
+        path = ablate(package, wall, Path("/srv/ablated"))
+        outcomes = attack(path, results, path.name, [wall.called])
+        changed = {n: o for n, o in outcomes.items() if not o["contained"] and n not in escaped}
+        note(wall.name, wall.reason, changed)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import casemate
 import pytest
+from casemate.hostile.attack import every_attack
 
 from vm.ablate import WALLS, ablate, refusal
 
@@ -43,6 +44,11 @@ def test_here_it_refuses_before_anything_else(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--ablate: refused" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_wall_has_attacks_that_name_it() -> None:
+    named = {name for attack in every_attack() for name in attack.walls}
+    assert {wall.called for wall in WALLS} <= named
 
 
 # The copies are imported one after the other: what a wall's lines name must be there to replace.
