@@ -55,7 +55,7 @@ _PARTING = 5.0
 class SandboxResult:
     """How it went. `verdict` is `completed` (exit code 0) or an error kind; `walls` says what was
     in force. stdout and stderr together hold at most `limits.output` bytes, `dropped` counts the
-    rest."""
+    rest. `limits.event_rate` has nothing to bound: there are no events."""
 
     verdict: str
     exit_code: int | None
