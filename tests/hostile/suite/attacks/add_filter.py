@@ -1,6 +1,6 @@
 """Put a filter of its own over the sandbox's.
 
-Source: CVE-2019-2054's kind: filters and tracers that undo one another (seccomp(2)).
+Source: seccomp(2): filters stack, and the strongest answer counts.
 """
 
 from typing import Any

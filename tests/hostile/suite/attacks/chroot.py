@@ -1,6 +1,6 @@
 """chroot, to walk out of it again.
 
-Source: chroot(2), which says itself how to leave one: chroot deeper, and fchdir out.
+Source: chroot(2), which says itself how to leave one: mkdir foo; chroot foo; cd ..
 """
 
 import os

@@ -1,6 +1,6 @@
 """Take a copy of the mount tree as a descriptor.
 
-Source: open_tree(2); CVE-2022-0185's family.
+Source: open_tree(2); flatpak's CVE-2021-41133.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Find a descriptor that nobody meant to give.
 
-Source: CVE-2024-21626: runc leaked a descriptor to its own /sys/fs/cgroup.
+Source: CVE-2024-21626: runc leaked a descriptor to the host's /sys/fs/cgroup.
 """
 
 import os

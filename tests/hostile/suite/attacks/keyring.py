@@ -1,6 +1,6 @@
 """Keep secrets, and find others', in the kernel's keyrings.
 
-Source: CVE-2016-0728; no namespace holds keyrings of one uid.
+Source: CVE-2016-0728; before Linux 5.3 no namespace held keyrings of one uid.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Be told by the supervisor's environment where libraries lie (LD_LIBRARY_PATH).
 
-Source: CVE-2010-3847 and its kin; ld.so(8).
+Source: ld.so(8); CWE-426.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Mount a file system of its own over /tmp.
 
-Source: CVE-2021-41133, flatpak: the mount family left open.
+Source: mount(2); mount_namespaces(7).
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Mount the cgroup file system, to leave the sandbox's limits.
 
-Source: CVE-2022-0492.
+Source: CVE-2022-0492, of cgroup v1.
 """
 
 import ctypes

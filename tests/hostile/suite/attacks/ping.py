@@ -1,6 +1,7 @@
 """Send out secrets as echo requests.
 
-Source: exfiltration by ICMP; socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) needs no capability.
+Source: exfiltration by ICMP; socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) needs no capability
+where net.ipv4.ping_group_range says so.
 """
 
 import socket

@@ -1,6 +1,6 @@
 """Reach a UDP server on the host's loopback, and be answered.
 
-Source: rules that know TCP alone, as Landlock's do before ABI 8.
+Source: rules that know TCP alone, as Landlock's do before ABI 10.
 """
 
 import socket

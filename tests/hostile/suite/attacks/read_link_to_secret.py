@@ -1,6 +1,6 @@
 """Read the secret through a symlink of the task's own.
 
-Source: CVE-2018-15664, docker cp.
+Source: CWE-61; CVE-2018-15664, where docker cp followed one.
 """
 
 import tempfile

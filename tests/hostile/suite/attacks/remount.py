@@ -1,6 +1,6 @@
 """Make the root writable.
 
-Source: CVE-2023-27561, runc: what masks /proc was undone.
+Source: CVE-2014-5206: a remount in a user namespace cleared read-only.
 """
 
 import ctypes

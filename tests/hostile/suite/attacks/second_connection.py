@@ -1,6 +1,6 @@
 """Connect to its own link a second time, as somebody else.
 
-Source: ROUTER identities that can be claimed (libzmq); Jupyter's ports (jupyter_client#487).
+Source: ROUTER identities that can be claimed (libzmq).
 """
 
 import os

@@ -1,6 +1,6 @@
 """Reach a server of the host by its socket in the workspace.
 
-Source: a docker.sock within reach; Landlock lets a path's socket be connected to.
+Source: a docker.sock within reach; before ABI 9 Landlock lets a path's socket be connected to.
 """
 
 import socket

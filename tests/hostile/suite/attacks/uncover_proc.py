@@ -1,6 +1,6 @@
 """Take /proc away, to see what is below.
 
-Source: CVE-2023-27561, runc: /proc uncovered.
+Source: CVE-2014-9717: umount2 with MNT_DETACH showed what lay beneath a locked mount.
 """
 
 import ctypes

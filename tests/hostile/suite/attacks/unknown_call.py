@@ -1,6 +1,7 @@
 """Ask for a system call that the filter's authors never heard of.
 
-Source: new calls pass deny-lists (moby#41562).
+Source: new calls pass deny-lists (flatpak#4462, after CVE-2021-41133); ENOSYS for the unknown:
+runc#2151.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Speak to the hypervisor (AF_VSOCK).
 
-Source: CVE-2021-26708; no namespace holds AF_VSOCK, nor does bwrap --unshare-all.
+Source: CVE-2021-26708; before Linux 7.0 no namespace held AF_VSOCK, nor does bwrap --unshare-
+all.
 """
 
 import socket

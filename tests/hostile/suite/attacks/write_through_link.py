@@ -1,6 +1,6 @@
 """Write to the host through a symlink of the task's own.
 
-Source: CVE-2018-15664; CWE-59.
+Source: CWE-61; CVE-2018-15664, where docker cp followed one.
 """
 
 import tempfile

@@ -1,6 +1,6 @@
 """Run where the filter of system calls cannot be put on.
 
-Source: firejail#2718's kind: a filter that was not there, and a program that ran.
+Source: firejail#2718 (CVE-2019-12589): a filter that was not there, and a program that ran.
 """
 
 from __future__ import annotations

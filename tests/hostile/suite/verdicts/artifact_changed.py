@@ -1,6 +1,6 @@
-"""Change an artifact after it was told.
+"""Hand over an artifact that is not what was told.
 
-Source: check before use; CWE-367.
+Source: CWE-354.
 """
 
 from __future__ import annotations

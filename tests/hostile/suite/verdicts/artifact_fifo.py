@@ -1,6 +1,6 @@
 """Plant a FIFO where an artifact is to lie: reading it would wait for ever.
 
-Source: the same; CWE-367.
+Source: fifo(7): opening one waits for its other end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Plant a folder where an artifact is to lie.
 
-Source: CWE-59.
+Source: what is taken back is a regular file, or nothing.
 """
 
 from __future__ import annotations

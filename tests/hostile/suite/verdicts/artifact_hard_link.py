@@ -1,6 +1,6 @@
 """Hand over a file with two names.
 
-Source: runc and others took back what had a second name; CWE-62.
+Source: what a file holds changes by its other name; CWE-62.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hand over a hole of a terabyte as a small artifact.
+"""Hand over a hole of half a gigabyte as a small artifact.
 
 Source: CWE-400.
 """
@@ -15,5 +15,5 @@ WALLS = ("outbox",)
 
 def attack(input: Any, ctx: Any) -> object:
     with artifact_file().open("wb") as file:
-        file.truncate(4096)
+        file.truncate(512 << 20)
     claim_artifact("sparse", 1)

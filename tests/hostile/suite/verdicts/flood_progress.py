@@ -1,6 +1,6 @@
 """Tell of progress as often as it can.
 
-Source: CWE-400; agents that print without end (SWE-ReX#189).
+Source: CWE-400; agents that print without end (evalscope#1685).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Say a million empty lines on stderr.
 
-Source: CWE-400; agents that print without end (SWE-ReX#189).
+Source: CWE-400; agents that print without end (evalscope#1685).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Say 64 MiB on stdout, without a line end.
 
-Source: CWE-400; agents that print without end (SWE-ReX#189).
+Source: CWE-400; agents that print without end (evalscope#1685).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Call the kernel by another architecture's numbers.
 
-Source: x32's numbers pass a filter that does not look at the architecture (libseccomp's
-manual).
+Source: seccomp(2): x32 has the architecture of x86-64, so a filter that looks at that alone
+lets its numbers pass.
 """
 
 from __future__ import annotations

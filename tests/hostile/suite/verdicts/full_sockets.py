@@ -1,7 +1,7 @@
 """Take memory as what waits in sockets that nobody reads.
 
-Source: kernel memory that a process is charged for (net/unix, since Linux 5.10). Where no cgroup
-counts it, looking does not see it: `casemate doctor` says so.
+Source: kernel memory that a process is charged for (af_unix's buffers, since Linux 4.8). Where no
+cgroup counts it, looking does not see it: `casemate doctor` says so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """End while a child holds stdout and stderr open.
 
-Source: nbclient#88, SWE-ReX#189: a client that hangs on a pipe that a grandchild holds.
+Source: codex#4337: descendants keep the pipe open, and who reads it waits for ever.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Give a FIFO as the output: reading it would wait for ever.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: fifo(7): opening one waits for its other end.
 """
 
 from __future__ import annotations

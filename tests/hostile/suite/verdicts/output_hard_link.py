@@ -1,6 +1,6 @@
 """Give a file with two names as the output.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: what a file holds changes by its other name; CWE-62.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Claim an output of 64 MiB, in a file with a hole.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: CWE-770.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Claim an output that is not there.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: our own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Give bytes that would break whatever they are put into.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: CWE-20.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Give a socket as the output.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: what is taken back is a regular file, or nothing.
 """
 
 from __future__ import annotations

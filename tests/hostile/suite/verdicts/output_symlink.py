@@ -1,6 +1,6 @@
 """Give a symlink to a file of the host as the output.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: results that are links are the classic trap; CWE-59.
 """
 
 from __future__ import annotations

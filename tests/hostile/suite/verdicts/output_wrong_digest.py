@@ -1,6 +1,6 @@
 """Give an output that is not what was told.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: CWE-354.
 """
 
 from __future__ import annotations

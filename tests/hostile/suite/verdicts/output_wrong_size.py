@@ -1,6 +1,6 @@
 """Give an output that is larger than was told.
 
-Source: SandboxFusion joined what it took back unchecked; CWE-59.
+Source: CWE-1284.
 """
 
 from __future__ import annotations
