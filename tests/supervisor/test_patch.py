@@ -78,14 +78,26 @@ def as_git_sees(tree: Tree) -> Tree:
     return seen
 
 
+def is_misread(base: Path, before: Tree, after: Tree) -> bool:
+    """git looks for a link above what a patch makes by the paths that stand there now, so also
+    through a link that the patch takes away; what it finds there is not what will be above, and it
+    refuses its own patches for it (2.39). `base` holds `before`."""
+    parents = (parent for path in after for parent in Path(path).parents)
+    return any((base / parent).is_symlink() and str(parent) not in before for parent in parents)
+
+
 def assert_round_trip(place: Place, before: Tree, after: Tree) -> tuple[bytes, Summary]:
     patch, summary = place.patch(before, after)
     if as_git_sees(before) == as_git_sees(after):
         assert patch == b""
         return patch, summary
+    if is_misread(place.base, before, after):
+        return patch, summary
     place.apply(patch, "--check")
     place.apply(patch)
     assert as_git_sees(read_tree(place.base)) == as_git_sees(after)
+    if is_misread(place.base, after, before):
+        return patch, summary
     place.apply(patch, "--reverse", "--check")
     place.apply(patch, "--reverse")
     assert as_git_sees(read_tree(place.base)) == as_git_sees(before)
@@ -199,6 +211,7 @@ def without_collisions(nodes: Mapping[str, Node]) -> Tree:
 @given(before=TREES, after=TREES)
 @example({}, {"z /a": File(b"")})
 @example({"a": Link("b"), "b/c": File(b"")}, {"a/c": File(b"1"), "b/c": File(b"1")})
+@example({"a/a/a": Link("b")}, {"a": Link("b"), "b/a": Link("b")})
 def test_any_tree_becomes_any_other(place: Place, before: Tree, after: Tree) -> None:
     assert_round_trip(place, before, after)
 

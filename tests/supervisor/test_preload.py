@@ -477,7 +477,8 @@ if os.fork() == 0:
     os.setsid()
     while True:
         pass
-os.fork()
+if child := os.fork():
+    os.waitpid(child, 0)  # or it may stand still with the others
 """,
     )
     live = warm.start()

@@ -33,6 +33,9 @@ __all__ = ["AFTER", "Arena", "wait_until"]
 # Only turns a hang into a failure.
 PATIENCE = 60.0
 
+# Of every task that has none of its own: far above what any takes, on an emulated processor too.
+CLOCKS = {"start": "1m", "wall": "1m"}
+
 AFTER = "-then"
 
 # As many attacks at a time, on small hosts too: most of them wait for something.
@@ -97,12 +100,17 @@ class Arena:
     def add(self, pipeline: Pipeline, attack: Attack) -> None:
         """The attack as a task, and a well-behaved one to come after it."""
         given = {"memory": "128MiB", "pids": 64, **getattr(attack.module, "LIMITS", {})}
-        clocks = {"wall": "20s", **getattr(attack.module, "TIMEOUTS", {})}
+        clocks = CLOCKS | getattr(attack.module, "TIMEOUTS", {})
         pipeline.add_task(
             Task(attack.name, attack.entry, limits=Limits(**given), timeouts=Timeouts(**clocks))
         )
         pipeline.add_task(
-            Task(attack.name + AFTER, attack.good, limits=Limits(memory="64MiB", pids=16))
+            Task(
+                attack.name + AFTER,
+                attack.good,
+                limits=Limits(memory="64MiB", pids=16),
+                timeouts=Timeouts(**CLOCKS),
+            )
         )
 
     def run(
