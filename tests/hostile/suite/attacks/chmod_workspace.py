@@ -12,6 +12,8 @@ RUNS_OUTSIDE = True
 
 
 def attack(target: dict[str, Any]) -> object:
-    here = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    here = Path(target["workspace"])  # as the host knows it, where that is seen
+    if not here.is_dir():
+        here = Path("/workspace")
     (here / "kept").chmod(0o666)
     return "changed"

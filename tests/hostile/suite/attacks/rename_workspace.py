@@ -12,7 +12,9 @@ RUNS_OUTSIDE = True
 
 
 def attack(target: dict[str, Any]) -> object:
-    here = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    here = Path(target["workspace"])  # as the host knows it, where that is seen
+    if not here.is_dir():
+        here = Path("/workspace")
     moved = here.rename(here.with_name("moved"))
     moved.rename(here)
     return "moved"

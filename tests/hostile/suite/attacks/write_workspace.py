@@ -12,6 +12,8 @@ RUNS_OUTSIDE = True
 
 
 def attack(target: dict[str, Any]) -> object:
-    place = Path("/workspace") if Path("/workspace").is_dir() else Path(target["workspace"])
+    place = Path(target["workspace"])  # as the host knows it, where that is seen
+    if not place.is_dir():
+        place = Path("/workspace")
     (place / "planted").write_text("x")
     return "written"
