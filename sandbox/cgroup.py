@@ -171,15 +171,14 @@ def backing(controllers: frozenset[str], limits: Limits) -> dict[str, Backing]:
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The cgroup mounts in proc_pid_mountinfo(5) format:
+    """The cgroup mounts that can be reached; in proc_pid_mountinfo(5) format:
     `31 23 0:28 <root> <point> <options> <optional>... - <type> <source> <super options>`."""
     mounts = []
-    for line in text.splitlines():
-        head, separator, tail = line.partition(" - ")
-        fields, kind = head.split(" "), tail.split(" ")
-        if not separator or len(fields) < 6 or len(kind) < 3:
-            continue
-        if kind[0] not in ("cgroup", "cgroup2"):
+    lines = [line.partition(" - ") for line in text.splitlines()]
+    entries = [(head.split(" "), tail.split(" ")) for head, _, tail in lines]
+    entries = [(head, tail) for head, tail in entries if len(head) >= 6 and len(tail) >= 3]
+    for fields, kind in entries:
+        if kind[0] not in ("cgroup", "cgroup2") or _is_covered(fields, entries):
             continue
         unified = kind[0] == "cgroup2"
         options = set(kind[2].split(","))
@@ -191,6 +190,22 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
             Mount(_unescape(fields[4]), _unescape(fields[3]), unified, controllers, writable)
         )
     return tuple(mounts)
+
+
+def _is_covered(mount: list[str], entries: list[tuple[list[str], list[str]]]) -> bool:
+    """Something was mounted on top of it, or earlier on the way that leads to it."""
+    by_id = {fields[0]: fields for fields, _ in entries}
+    way = [mount]  # up to the root's mount
+    while (above := by_id.get(way[-1][1])) is not None and above not in way:
+        way.append(above)
+    return any(
+        (other[1] == mount[0] and other[4] == mount[4])
+        or any(
+            other[1] == step[1] and step[4].startswith(other[4].rstrip("/") + "/") for step in way
+        )
+        for other, _ in entries
+        if other not in way
+    )
 
 
 def _unescape(path: str) -> str:

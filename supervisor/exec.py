@@ -290,6 +290,7 @@ class Execution:
         if not lease.sandbox.is_dead():
             return False
         if self._phase is not _Phase.ENDING:
+            self._read_status(lease)  # it may be dead before we were told that it stood
             self._end()
         return True
 

@@ -67,7 +67,7 @@ def run_with_bar(
 
         def advance(outcome: Outcome) -> None:
             progress.update(bar, advance=1, description=outcome.name)
-            if not outcome.contained:
+            if outcome.why is not None:
                 progress.console.print(f"✘ {outcome.name}: {why(outcome)}", style="bold red")
 
         return run(advance)
@@ -84,8 +84,8 @@ def why(outcome: Outcome) -> str:
 
 def print_line(outcome: Outcome) -> None:
     """One attack, for pipes and bug reports."""
-    word = "contained" if outcome.contained else "NOT CONTAINED"
-    said = what_stopped_it(outcome) if outcome.contained else why(outcome)
+    word = "contained" if outcome.contained else "not held" if outcome.unheld else "NOT CONTAINED"
+    said = what_stopped_it(outcome) if outcome.why is None else why(outcome)
     print(f"{word:10} {outcome.name}: {outcome.tries}: {said} [{', '.join(outcome.walls)}]")
     sys.stdout.flush()
 
@@ -99,14 +99,17 @@ def print_table(found: Findings, console: Console) -> None:
     for outcome in found.outcomes:
         mark, style = ("✔", "green") if outcome.contained else ("✘", "bold red")
         tries = Text(outcome.tries)
-        if not outcome.contained:
+        if outcome.unheld:
+            mark, style = "!", "yellow"
+            tries.append("\n→ nothing holds it here", style=style)
+        elif not outcome.contained:
             tries.append(f"\n→ {why(outcome)}", style="bold red")
         walls = ", ".join(outcome.walls)
         table.add_row(Text(mark, style=style), tries, what_stopped_it(outcome), walls)
     console.print(table)
     console.print()
     for line in conclusion(found):
-        style = "bold green" if found.ok else "bold red"
+        style = "bold red" if not found.ok else "bold yellow" if found.unheld else "bold green"
         console.print(line, markup=False, highlight=False, style=style)
 
 
@@ -123,7 +126,11 @@ def conclusion(found: Findings) -> Iterator[str]:
     if unproved:
         yield f"{unproved} of them come to nothing on this host without a sandbox, too (--json)"
     total = len(found.outcomes)
-    if found.ok:
+    if unheld := [outcome.name for outcome in found.outcomes if outcome.unheld]:
+        yield f"! nothing holds {len(unheld)} of them here: {', '.join(unheld)}"
+    if found.ok and unheld:
+        yield f"{found.contained} of {total} attacks contained, in {found.seconds:.0f} s."
+    elif found.ok:
         yield f"All {total} attacks contained, in {found.seconds:.0f} s."
     else:
         yield f"NOT CONTAINED: {found.contained} of {total} attacks were, in {found.seconds:.0f} s."

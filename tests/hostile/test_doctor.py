@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
 import pytest
 from casemate.hostile import good, runner
 from casemate.hostile.attack import Attack, Kind, every_attack, find
@@ -129,6 +130,24 @@ def test_an_attack_that_gets_through_is_said_to(
     assert last.startswith("NOT CONTAINED: 0 of 2 attacks were")
     assert say(pierced, True) == NOT_CONTAINED
     assert not json.loads(capsys.readouterr().out)["ok"]
+
+
+def test_what_nothing_holds_here_is_not_said_to_be_contained(
+    contained: Findings,
+    say: Callable[[Findings, bool], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chroot, segfault = contained.outcomes
+    unheld = msgspec.structs.replace(segfault, contained=False, unheld=True)
+    found = msgspec.structs.replace(contained, outcomes=(chroot, unheld), contained=1, unheld=1)
+    assert say(found, False) == 0
+    _, line, *_, named, last = capsys.readouterr().out.splitlines()
+    assert line.startswith("not held   segfault: ")
+    assert named == "! nothing holds 1 of them here: segfault"
+    assert last.startswith("1 of 2 attacks contained, in ")
+    text = io.StringIO()
+    command.print_table(found, Console(file=text, width=200))
+    assert "nothing holds it here" in text.getvalue() and "✘" not in text.getvalue()
 
 
 def test_an_attack_that_fails_for_another_reason_proves_nothing(pierced: Findings) -> None:

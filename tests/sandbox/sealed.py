@@ -139,7 +139,7 @@ class House:
         """Not waited for beyond the zygote's answer; the house kills it at the end."""
         mode = Mode.EXEC if link is None else Mode.GUEST
         plan = plan or self.plan(self.spec(mode, argv=argv, **fields))
-        cgroup = self.cgroups.create(f"t{next(self._slots)}", LIMITS)
+        cgroup = self.cgroups.create(f"t{next(self._slots)}", fields.get("limits", LIMITS))
         spawn = self.zygote.spawn if wait else self.zygote.spawn_nowait
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:

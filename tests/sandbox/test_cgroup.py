@@ -140,6 +140,24 @@ def test_a_hybrid_host_has_both() -> None:
     assert locate(mounts[-1], membership) == "/sys/fs/cgroup/unified/user.slice/user-0.slice"
 
 
+@pytest.mark.parametrize(
+    "over",
+    [
+        "90 35 0:99 / /sys/fs/cgroup rw - tmpfs none rw\n",
+        "90 24 0:99 / /sys/fs rw - tmpfs none rw\n",
+        "90 24 0:99 / /sys rw - tmpfs none rw\n",
+    ],
+)
+def test_a_mount_that_another_covers_is_not_there(over: str) -> None:
+    assert parse_mountinfo(SYSTEMD_V2 + over) == ()
+    [again] = parse_mountinfo(
+        SYSTEMD_V2 + over + "91 90 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    )
+    assert again.point == "/sys/fs/cgroup"
+    beside = "90 24 0:99 / /sys/fs/cgroups rw - tmpfs none rw\n"
+    assert parse_mountinfo(SYSTEMD_V2 + beside) == parse_mountinfo(SYSTEMD_V2)
+
+
 def test_mountinfo_may_escape_repeat_and_leave_out() -> None:
     [mount] = parse_mountinfo(
         "garbage\n\n1 2 0:3 /a\\040b /c\\134d rw shared:1 master:2 propagate_from:3 - cgroup2 x r\n"

@@ -205,8 +205,17 @@ def test_it_says_what_a_program_inside_finds(house: House) -> None:
     assert told["env"] == found["env"]
 
 
+# By whichever version's files: 256 MiB, no swap, all of a tree at once, 64 processes, half a core.
+SAID = {
+    "memory.max": "268435456", "memory.swap.max": "0", "memory.oom.group": "1",
+    "memory.limit_in_bytes": "268435456", "memory.memsw.limit_in_bytes": "268435456",
+    "pids.max": "64",
+    "cpu.max": "50000 100000", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000",
+}  # fmt: skip
+
+
 def test_it_is_in_the_cgroups_that_were_made_for_it(house: House) -> None:
-    sandbox = house.spawn("/bin/sleep", "1000")
+    sandbox = house.spawn("/bin/sleep", "1000", limits=msgspec.structs.replace(LIMITS, cpu=0.5))
     assert isinstance(sandbox.wait_record(PATIENCE), Ready)
     told = sandbox.posture()
     assert sandbox.cgroup is not None
@@ -220,8 +229,9 @@ def test_it_is_in_the_cgroups_that_were_made_for_it(house: House) -> None:
     assert len(joined) >= 1
     for folder in folders:
         assert any(folder.endswith(place) for place in joined), (folder, joined)
-    held = set(told["limits"].values())
-    assert {str(LIMITS.memory), str(LIMITS.pids)} <= held, told["limits"]
+    assert told["limits"] == {file: SAID[file] for file in told["limits"]}
+    for controller in house.probe.cgroup.controllers & {"memory", "pids", "cpu"}:
+        assert any(file.startswith(f"{controller}.") for file in told["limits"]), controller
 
 
 def test_without_cgroups_it_says_so() -> None:

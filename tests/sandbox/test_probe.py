@@ -14,6 +14,7 @@ from casemate.protocol.errors import SetupRefused
 from casemate.sandbox import probe as probing
 from casemate.sandbox import syscalls
 from casemate.sandbox.cgroup import CgroupFacts, Hierarchy
+from casemate.sandbox.plan import make_plan
 from casemate.sandbox.probe import (
     TRIAL,
     Container,
@@ -23,8 +24,8 @@ from casemate.sandbox.probe import (
     has_reserved_ids,
     judge,
 )
-from casemate.sandbox.spec import FIRST_RESERVED_ID
-from sealed import this_host
+from casemate.sandbox.spec import FIRST_RESERVED_ID, Mode, SandboxSpec
+from sealed import LIMITS, this_host
 
 WORKED = {name: Tried() for name in TRIAL}
 DENIED = Tried(errno.EPERM, "unshare: Operation not permitted")
@@ -332,3 +333,49 @@ def test_a_filter_that_refuses_clone3_is_told_from_an_old_kernel() -> None:
     assert "filter of system calls" in judged(tried=tried).facts["pid"].remedy
     docker = judged(tried=tried, container=Container.DOCKER).facts["pid"]
     assert "seccomp=unconfined" in docker.remedy
+
+
+@pytest.mark.parametrize(
+    ("fields", "wall", "detail", "remedy"),
+    [
+        ({"tried": failed("user")}, "user", "Operation not permitted", "CONFIG_USER_NS"),
+        (
+            {
+                "tried": {"user": Tried(), "pid": DENIED},
+                "sysctls": {"kernel/apparmor_restrict_unprivileged_userns": "1"},
+            },
+            "pid", "Operation not permitted", "AppArmor",
+        ),
+        (
+            {"landlock_abi": 0, "landlock_errno": errno.ENOSYS},
+            "landlock", "has no Landlock", "CONFIG_SECURITY_LANDLOCK",
+        ),
+        ({"seccomp_errno": errno.EINVAL}, "seccomp", "no seccomp filters", "CONFIG_SECCOMP_FILTER"),
+        (
+            {"tried": failed("user"), "container": Container.DOCKER},
+            "user", "Operation not permitted", "--security-opt",
+        ),
+        (
+            {"tried": failed("proc"), "container": Container.PODMAN},
+            "proc", "Operation not permitted", "unmask=ALL",
+        ),
+        (
+            {"tried": failed("proc"), "over_proc": ("/proc/acpi", "/proc/kcore")},
+            "proc", "Operation not permitted", "/proc/acpi, /proc/kcore",
+        ),
+        ({"kernel": (5, 12)}, "kernel", "5.12", "5.13"),
+        (
+            {"euid": 0, "reserved_ids": True, "unreadable": "/root/py/bin/python3"},
+            "python", "/root/py/bin/python3", "chmod",
+        ),
+    ],
+)  # fmt: skip
+def test_a_host_that_lacks_a_wall_is_refused_with_its_own_words(
+    fields: dict[str, Any], wall: str, detail: str, remedy: str
+) -> None:
+    asked = SandboxSpec(mode=Mode.EXEC, argv=("true",), limits=LIMITS)
+    with pytest.raises(SetupRefused) as refused:
+        make_plan(asked, judged(**fields), {}, {})
+    words = str(refused.value)
+    assert words.startswith(f"the {wall} wall cannot be built: ")
+    assert detail in words and remedy in words

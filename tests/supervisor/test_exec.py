@@ -161,6 +161,21 @@ def test_a_command_completes(run: Runner) -> None:
     assert posture["is_bare"] and posture["no_new_privs"] and posture["seccomp"] == 2
 
 
+def test_one_that_is_dead_before_it_is_looked_at_is_told_of_like_any_other(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = Sandboxes.receive
+
+    def late(sandboxes: Sandboxes) -> None:
+        receive(sandboxes)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Sandboxes, "receive", late)
+    report, _, _ = run("/bin/true")
+    assert report.verdict == "completed" and report.ran
+    assert report.walls["posture"]["no_new_privs"]
+
+
 def test_its_environment_is_clean(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "42")
     _, out, _ = run("env")

@@ -59,6 +59,9 @@ PROGRAM = ("--", "/bin/sh", "-c", "echo it ran")
         ("net", "net", "CONFIG_NET_NS"),
         ("cgroup", "cgroup", "CONFIG_CGROUPS"),
         ("user", "user", "unshare: Operation not permitted"),
+        ("pid", "pid", "unshare: Operation not permitted"),
+        ("uts", "uts", "CONFIG_UTS_NS"),
+        ("ipc", "ipc", "CONFIG_IPC_NS"),
         ("mount", "mount", "unshare: Operation not permitted"),
         ("clone3", "pid", "clone3: Function not implemented"),
     ],
@@ -91,7 +94,7 @@ def posture_lacks(wall: str, posture: dict[str, Any]) -> bool:
     return wall in posture["shared"]
 
 
-@pytest.mark.parametrize("wall", ["landlock", "seccomp", "net", "cgroup"])
+@pytest.mark.parametrize("wall", ["landlock", "seccomp", "net", "cgroup", "uts", "ipc"])
 def test_what_the_operator_gives_up_is_missing_and_said_to_be(
     cli: Cli, wall: str, tmp_path: Path
 ) -> None:
@@ -111,6 +114,49 @@ def test_what_is_given_up_in_vain_changes_nothing(cli: Cli) -> None:
     done = cli("exec", *PROGRAM, without=("landlock",), degrade="net,seccomp,cgroup,uts,ipc")
     assert (done.returncode, done.stdout) == (125, "")
     assert "the landlock wall" in done.stderr
+
+
+HIDE_CGROUPS = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+PRIVATE_RECURSIVE, REMOUNT_BIND_READ_ONLY = 0x44000, 0x1021
+def done(result):
+    if result: raise OSError(ctypes.get_errno(), "mount")
+NEW_MOUNT_NAMESPACE = 0x20000
+done(libc.unshare(NEW_MOUNT_NAMESPACE))
+done(libc.mount(b"none", b"/", None, PRIVATE_RECURSIVE, None))
+places = [line.split()[4] for line in open("/proc/self/mountinfo")]
+for place in [p for p in places if p.startswith("/sys/fs/cgroup/")] or ["/sys/fs/cgroup"]:
+    if sys.argv[1] == "none":
+        done(libc.mount(b"none", place.encode(), b"tmpfs", 0, None))
+    else:
+        done(libc.mount(None, place.encode(), None, REMOUNT_BIND_READ_ONLY, None))
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the host's cgroups")
+@pytest.mark.parametrize("how", ["none", "read-only"])
+def test_without_cgroups_limits_are_sampled_or_where_told_to_be_strict_it_is_a_refusal(
+    how: str, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    state = str(tmp_path / "state")
+    command = [sys.executable, "-c", HIDE_CGROUPS, how, sys.executable, "-c", CLI, "exec"]
+    command += ["--state", state, "--report", str(report), *PROGRAM]
+
+    def run(**env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env={**os.environ, **env}, cwd="/", stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+
+    done = run()
+    assert (done.returncode, done.stdout) == (0, "it ran\n"), done.stderr
+    assert json.loads(report.read_text())["walls"]["limits"]["memory"] == "sampled"
+    strict = run(CASEMATE_STRICT="cgroup")
+    assert (strict.returncode, strict.stdout) == (125, ""), strict
+    assert "strict" in strict.stderr and "cgroup" in strict.stderr
 
 
 def test_doctor_names_what_is_missing_and_what_to_do(cli: Cli) -> None:

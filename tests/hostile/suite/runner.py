@@ -2,7 +2,9 @@
 
 Contained means: exactly what the attack's file says must become of it, its tree dead at the
 verdict, and a well-behaved task served after it. Anything else is not contained, an attack that
-failed for another reason too: it proved nothing.
+failed for another reason too: it proved nothing. What takes a thing that nothing counts where no
+cgroup holds the limits is said to be unheld there: of such a one the tree must be dead and the next
+task served, and no more is claimed.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     tries: str
     source: str
     contained: bool
+    unheld: bool = False  # nor is it held: no wall of this host counts what it takes
     seen: str  # its verdict, or the error that it met
     errno: str | None = None  # of that error, by name
     walls: tuple[str, ...]  # what may have stopped it, the nearest first
@@ -58,8 +61,9 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 class Findings(Struct, frozen=True, kw_only=True):
-    ok: bool
+    ok: bool  # all that this host can hold is held, and the host is as it was
     contained: int
+    unheld: int
     outcomes: tuple[Outcome, ...]
     host: tuple[str, ...]  # what was found wrong with the host afterwards
     walls: dict[str, Any]  # in force in the first of the sandboxes
@@ -120,9 +124,11 @@ def _run(
         list(told)  # what went wrong in them is raised here
     host += [f"{attack.name}: no verdict" for attack in attacks if attack.name not in outcomes]
     contained = sum(outcome.contained for outcome in outcomes.values())
+    unheld = sum(outcome.unheld for outcome in outcomes.values())
     return Findings(
-        ok=contained == len(attacks) and not host,
+        ok=contained + unheld == len(attacks) and not host,
         contained=contained,
+        unheld=unheld,
         outcomes=tuple(outcomes[name] for name in sorted(outcomes)),
         host=tuple(host),
         walls=walls,
@@ -177,11 +183,11 @@ def _tell(attack: Attack, folder: Path) -> Outcome:
 
 
 def judge(attack: Attack, seen: Seen, after: Seen, outside: str | None = None) -> Outcome:
-    why = None
+    why, unheld = None, False
     try:
         if attack.kind is Kind.REACH:
             _check_reach(attack, seen)
-        else:
+        elif not (unheld := seen.is_sampled and getattr(attack.module, "SAMPLED", "") is None):
             _check_verdict(attack, seen)
         seen.check_ended()
         _check_served(after)
@@ -193,7 +199,8 @@ def judge(attack: Attack, seen: Seen, after: Seen, outside: str | None = None) -
         kind=str(attack.kind),
         tries=attack.tries,
         source=attack.source,
-        contained=why is None,
+        contained=why is None and not unheld,
+        unheld=why is None and unheld,
         seen=said,
         errno=number,
         walls=attack.walls,
@@ -203,7 +210,7 @@ def judge(attack: Attack, seen: Seen, after: Seen, outside: str | None = None) -
 
 
 def _expected(attack: Attack, seen: Seen, ordinarily: str | None) -> str | None:
-    if seen.events and seen.data("task.started") and seen.is_sampled:
+    if seen.is_sampled:
         return getattr(attack.module, "SAMPLED", ordinarily)
     return ordinarily
 

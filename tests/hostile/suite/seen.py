@@ -55,8 +55,8 @@ class Seen:
 
     @property
     def is_sampled(self) -> bool:
-        """No cgroup held its limits."""
-        return "sampled" in self.walls["limits"].values()
+        """It started, and no cgroup held its limits."""
+        return bool(self.data("task.started")) and "sampled" in self.walls["limits"].values()
 
     def data(self, kind: str) -> list[dict[str, Any]]:
         return [event.data for event in self.events if event.kind == kind]

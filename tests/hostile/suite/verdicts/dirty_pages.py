@@ -6,6 +6,7 @@ Source: the memory controller counts page cache (cgroup-v2.rst, memory.current).
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 KIND = "completed"
 WALLS = ("limits",)
+SAMPLED = None
 LIMITS = {"memory": "48MiB", "disk": "256MiB"}
 TIMEOUTS = {"wall": "60s"}
 
@@ -24,9 +26,11 @@ def attack(input: Any, ctx: Any) -> object:
     with Path("large").open("wb") as file:
         for _ in range(96):
             file.write(bytes(1 << 20))
+    time.sleep(2.5)  # the host looks once a second
     return None
 
 
 def check(seen: Seen) -> None:
     used = [told["memory"] or 0 for told in seen.data("task.usage")]
-    require(max(used, default=0) <= 48 << 20, f"{max(used, default=0)} bytes were charged")
+    # Nothing else of it comes to that much, so its cache was counted.
+    require(used and 32 << 20 <= max(used) <= 48 << 20, f"{used} bytes were charged")
