@@ -171,6 +171,7 @@ class Limits(Model):
 
     # Room for numpy and a language model's client; DESIGN's own example.
     memory: _Memory = Field(default=512 * MIB, description="bytes, or a text such as 256MiB")
+    # No ceiling: it would idle cores that nobody else wants.
     cpu: float | None = Field(
         default=None,
         ge=0.01,

@@ -40,6 +40,9 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 # allocator keeps come on top: 65 MiB were seen. One flood alone says 192 MiB.
 ENGINE_MEMORY = 160 << 20
 
+# Where /tmp is a tmpfs, what a task writes to its layer there is memory of its own.
+ON_DISK = "/var/tmp"
+
 # Beside the tasks of the arena, most of which wait for something.
 STORIES_AT_A_TIME = 2
 
@@ -83,7 +86,8 @@ def run_suite(
     `load_config`, as flags. Raises SetupRefused where no sandbox can be built."""
     chosen = every_attack() if attacks is None else list(attacks)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="casemate-attack-") as name:
+    place = ON_DISK if os.access(ON_DISK, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="casemate-attack-", dir=place) as name:
         folder = Path(name)
         target = Target(folder)
         try:
