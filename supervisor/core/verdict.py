@@ -114,8 +114,11 @@ def _died(seen: Seen, when: str) -> TaskError:
         kind = ErrorKind.PIDS if seen.pids_refused and code else ErrorKind.CRASH
         return TaskError(kind=kind, message=f"the process exited with code {code}{when}")
     if number == signals.SIGSYS:
+        # Our filter kills for nothing else; any other call that it refuses fails with an errno.
         return TaskError(
-            kind=ErrorKind.VIOLATION, message="a forbidden system call killed the process (SIGSYS)"
+            kind=ErrorKind.VIOLATION,
+            message="killed for a system call of another architecture's table (32-bit, x32), "
+            "which no setting allows (SIGSYS)",
         )
     if number == signals.SIGXFSZ:
         return TaskError(kind=ErrorKind.DISK, message="a file grew past limits.disk (SIGXFSZ)")
