@@ -31,8 +31,10 @@ CLAIMS: dict[str, str] = {
     "setuid bits, devices, FIFOs and sockets come to nothing":
         "setuid_file leave_special_files file_capabilities make_device",
     "checkpoints are out of reach": "tamper_with_state list_state",
-    "/tmp, /dev/shm and the layer end at their size and their count":
-        "fill_tmp fill_inodes fill_shared_memory fill_layer fill_layer_inodes file_past_limit",
+    "/tmp, /dev/shm and the layer end at their size and their count": (
+        "fill_tmp fill_inodes fill_shared_memory fill_shared_memory_names "
+        "fill_layer fill_layer_inodes file_past_limit"
+    ),
     "what is written is the layer's, and the base is as it was":
         "write_workspace chmod_workspace delete_in_workspace link_workspace_file",
     "a layer says nothing to overlayfs by hand": "forge_whiteout redirect_layer",
