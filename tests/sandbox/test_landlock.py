@@ -102,6 +102,22 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "done"
 
 
+@pytest.mark.parametrize("version", range(1, min(HOST, landlock.ABI) + 1))
+@pytest.mark.parametrize("capable", [True, False])
+def test_whether_it_stands_is_seen(tree: Tree, version: int, capable: bool) -> None:
+    """Not for a want of capabilities: that is another refusal."""
+
+    def look(*, inside: bool) -> bool:
+        if not capable:
+            syscalls.capset(0, 0, 0)
+        if inside:
+            enter(tree, version=version)
+        return landlock.try_what_is_refused(str(tree[1]))
+
+    assert forked(lambda: look(inside=True))
+    assert not forked(lambda: look(inside=False))
+
+
 DENIED = frozenset({"EACCES"})
 DONE = frozenset({"done"})
 # Moving or linking what may not be read into what may be written would give rights to it.
