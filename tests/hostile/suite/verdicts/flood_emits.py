@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KIND = "output_limit"
 WALLS = ("link", "output")
+TIMEOUTS = {"wall": "5m"}  # an emulated processor needs more than one
 LIMITS = {"output": "192MiB"}
 
 

@@ -11,7 +11,7 @@ KIND = "memory"
 WALLS = ("limits", "rlimits")
 SAMPLED = "timeout.wall"
 LIMITS = {"memory": "64MiB"}
-TIMEOUTS = {"wall": "1s"}
+TIMEOUTS = {"wall": "5s"}
 
 
 def attack(input: Any, ctx: Any) -> object:
