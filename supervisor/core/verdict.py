@@ -114,11 +114,12 @@ def _died(seen: Seen, when: str) -> TaskError:
         kind = ErrorKind.PIDS if seen.pids_refused and code else ErrorKind.CRASH
         return TaskError(kind=kind, message=f"the process exited with code {code}{when}")
     if number == signals.SIGSYS:
-        # Our filter kills for nothing else; any other call that it refuses fails with an errno.
+        # Our filter kills for nothing else, and fails what else it refuses; a task may also signal
+        # itself.
         return TaskError(
             kind=ErrorKind.VIOLATION,
-            message="killed for a system call of another architecture's table (32-bit, x32), "
-            "which no setting allows (SIGSYS)",
+            message="killed by SIGSYS, as for a system call of another architecture's table "
+            "(32-bit, x32), which no setting allows",
         )
     if number == signals.SIGXFSZ:
         return TaskError(kind=ErrorKind.DISK, message="a file grew past limits.disk (SIGXFSZ)")
